@@ -1,0 +1,414 @@
+"""Activations: phi and its derivative, each defined once, on scalars.
+
+An entry is a function of ``real`` and ``m`` (see :mod:`gpubackprop.definitions`) that returns ``phi(z)`` and
+``dphi(z, h)``. The derivative takes both the pre-activation z and the output h, and uses the one that the
+decorator names: ``needs="h"`` lets the forward pass overwrite z.
+
+Names, parameters and defaults are PyTorch's where PyTorch has the activation. At a kink the derivative is the
+one from the left (0 for relu), as in PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from gpubackprop.definitions import NUMPY, Array, Definition
+from gpubackprop.registry import Registry
+
+Phi = Callable[[Any], Any]
+DPhi = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Activation(Definition):
+    """An elementwise activation h = phi(z).
+
+    Parameters
+    ----------
+    needs : {"h", "z"}
+        What the derivative is computed from.
+    known_gain : float or None
+        PyTorch's recommended gain where it has one.
+    """
+
+    needs: Literal["h", "z"] = "z"
+    known_gain: Callable[..., float] | float | None = None
+
+    def phi(self, z: Array) -> Array:
+        """Return phi(z), elementwise, in z's dtype."""
+        return self._on_arrays(z)[0](z)
+
+    def dphi(self, z: Array, h: Array | None = None) -> Array:
+        """Return phi'(z), elementwise, in z's dtype."""
+        phi, dphi = self._on_arrays(z)
+        return dphi(z, phi(z) if h is None else h)
+
+    def _on_arrays(self, z: Array) -> tuple[Phi, DPhi]:
+        functions: tuple[Phi, DPhi] = self.scalars(np.dtype(z.dtype), NUMPY)
+        return functions
+
+    @property
+    def gain(self) -> float:
+        """The factor by which initial weights keep the scale of the signal.
+
+        PyTorch's value where it has one (``torch.nn.init.calculate_gain``), else (E phi(z)^2)^(-1/2) for z ~ N(0, 1),
+        by Gauss-Hermite quadrature: He et al. (2015), eq. 10, for any phi; it gives sqrt(2) for relu.
+        """
+        if callable(self.known_gain):
+            return self.known_gain(**dict(self.parameters))
+        if self.known_gain is not None:
+            return self.known_gain
+        z, weight = np.polynomial.hermite_e.hermegauss(101)
+        return float(np.sqrt(weight.sum() / (weight @ self.phi(z) ** 2)))
+
+
+ACTIVATIONS: Registry[Activation] = Registry("activation")
+
+
+def activation(
+    define: Callable[..., tuple[Phi, DPhi]] | None = None,
+    *,
+    needs: Literal["h", "z"] = "z",
+    gain: Callable[..., float] | float | None = None,
+) -> Any:
+    """Register a definition under the name of its function; usable bare or with arguments.
+
+    Parameters
+    ----------
+    define : callable
+        ``define(real, m, **parameters) -> (phi, dphi)``.
+    needs : {"h", "z"}
+        The argument that ``dphi(z, h)`` uses.
+    gain : float or callable, optional
+        The gain for the initializers; a callable is given the parameters.
+
+    Raises
+    ------
+    ValueError
+        ``needs`` is neither "h" nor "z".
+    """
+    if needs not in ("h", "z"):
+        raise ValueError(f"needs is {needs!r}; choose 'h' (the output) or 'z' (the input)")
+
+    def register(function: Callable[..., tuple[Phi, DPhi]]) -> Activation:
+        entry = Activation(function.__name__, function, needs=needs, known_gain=gain)
+        ACTIVATIONS[entry.name] = entry
+        return entry
+
+    return register if define is None else register(define)
+
+
+def _at_least_zero(**parameters: float) -> None:
+    for name, value in parameters.items():
+        if not 0 <= value < np.inf:
+            raise ValueError(f"{name} is {value}; it must be a number >= 0")
+
+
+def _positive(**parameters: float) -> None:
+    for name, value in parameters.items():
+        if not 0 < value < np.inf:
+            raise ValueError(f"{name} is {value}; it must be a number > 0")
+
+
+@activation(needs="h", gain=1.0)
+def identity(real: Any, m: Any) -> tuple[Phi, DPhi]:
+    """phi(z) = z; phi' = 1."""
+    one = real(1)
+
+    def phi(z: Any) -> Any:
+        return z
+
+    def dphi(z: Any, h: Any) -> Any:
+        return one
+
+    return phi, dphi
+
+
+@activation(needs="h", gain=2.0**0.5)
+def relu(real: Any, m: Any) -> tuple[Phi, DPhi]:
+    """phi(z) = max(z, 0), NaN for NaN; phi' = 1 for h > 0, else 0. Source: Nair and Hinton (2010)."""
+    zero, one, where = real(0), real(1), m.where
+
+    def phi(z: Any) -> Any:
+        return where(z < zero, zero, z)
+
+    def dphi(z: Any, h: Any) -> Any:
+        return where(h > zero, one, zero)
+
+    return phi, dphi
+
+
+@activation(needs="h", gain=lambda negative_slope=0.01: float((2 / (1 + negative_slope**2)) ** 0.5))
+def leaky_relu(real: Any, m: Any, negative_slope: float = 0.01) -> tuple[Phi, DPhi]:
+    """phi(z) = z for z > 0, else negative_slope * z. Source: Maas et al. (2013)."""
+    _at_least_zero(negative_slope=negative_slope)
+    zero, one, slope, where = real(0), real(1), real(negative_slope), m.where
+
+    def phi(z: Any) -> Any:
+        return where(z > zero, z, slope * z)
+
+    def dphi(z: Any, h: Any) -> Any:
+        return where(h > zero, one, slope)
+
+    return phi, dphi
+
+
+@activation(needs="h")
+def elu(real: Any, m: Any, alpha: float = 1.0) -> tuple[Phi, DPhi]:
+    """phi(z) = z for z > 0, else alpha (e^z - 1); phi' = 1, else h + alpha. Source: Clevert et al. (2016), eq. 15."""
+    _at_least_zero(alpha=alpha)
+    zero, one, alpha = real(0), real(1), real(alpha)
+    expm1, where = m.expm1, m.where
+
+    def phi(z: Any) -> Any:
+        return where(z > zero, z, alpha * expm1(where(z > zero, zero, z)))
+
+    def dphi(z: Any, h: Any) -> Any:
+        return where(h > zero, one, h + alpha)
+
+    return phi, dphi
+
+
+@activation(needs="h", gain=0.75)
+def selu(real: Any, m: Any) -> tuple[Phi, DPhi]:
+    """phi(z) = scale * elu(z, alpha), scale = 1.0507..., alpha = 1.6732.... Source: Klambauer et al. (2017), eq. 2."""
+    scale_alpha = real(1.0507009873554804934193349852946 * 1.6732632423543772848170429916717)
+    zero, scale = real(0), real(1.0507009873554804934193349852946)
+    expm1, where = m.expm1, m.where
+
+    def phi(z: Any) -> Any:
+        return where(z > zero, scale * z, scale_alpha * expm1(where(z > zero, zero, z)))
+
+    def dphi(z: Any, h: Any) -> Any:
+        return where(h > zero, scale, h + scale_alpha)
+
+    return phi, dphi
+
+
+@activation(needs="h")
+def celu(real: Any, m: Any, alpha: float = 1.0) -> tuple[Phi, DPhi]:
+    """phi(z) = z for z > 0, else alpha (e^(z/alpha) - 1); phi' = 1, else 1 + h/alpha. Source: Barron (2017), eq. 2."""
+    _positive(alpha=alpha)
+    inverse = real(1 / alpha)
+    zero, one, alpha = real(0), real(1), real(alpha)
+    expm1, where = m.expm1, m.where
+
+    def phi(z: Any) -> Any:
+        return where(z > zero, z, alpha * expm1(where(z > zero, zero, z) * inverse))
+
+    def dphi(z: Any, h: Any) -> Any:
+        return where(h > zero, one, one + h * inverse)
+
+    return phi, dphi
+
+
+@activation(needs="h", gain=1.0)
+def sigmoid(real: Any, m: Any) -> tuple[Phi, DPhi]:
+    """phi(z) = 1 / (1 + e^-z), written so that exp never overflows; phi' = h (1 - h)."""
+    zero, one = real(0), real(1)
+    exp, fabs, where = m.exp, m.fabs, m.where
+
+    def phi(z: Any) -> Any:
+        e = exp(-fabs(z))
+        return where(z < zero, e, one) / (one + e)
+
+    def dphi(z: Any, h: Any) -> Any:
+        return h * (one - h)
+
+    return phi, dphi
+
+
+@activation(needs="h", gain=5.0 / 3.0)
+def tanh(real: Any, m: Any) -> tuple[Phi, DPhi]:
+    """phi(z) = tanh(z); phi' = 1 - h^2."""
+    one, tanh = real(1), m.tanh
+
+    def phi(z: Any) -> Any:
+        return tanh(z)
+
+    def dphi(z: Any, h: Any) -> Any:
+        return one - h * h
+
+    return phi, dphi
+
+
+@activation(needs="h")
+def softplus(real: Any, m: Any, beta: float = 1.0) -> tuple[Phi, DPhi]:
+    """phi(z) = log(1 + e^(beta z)) / beta; phi' = sigmoid(beta z) = 1 - e^(-beta h).
+
+    Written as max(z, 0) + log1p(e^-|beta z|) / beta, exact for every z, where PyTorch returns z above a threshold of 20.
+    Source: Dugas et al. (2001).
+    """
+    _positive(beta=beta)
+    zero, inverse, beta = real(0), real(1 / beta), real(beta)
+    exp, expm1, log1p, fabs, where = m.exp, m.expm1, m.log1p, m.fabs, m.where
+
+    def phi(z: Any) -> Any:
+        return where(z < zero, zero, z) + log1p(exp(-fabs(beta * z))) * inverse
+
+    def dphi(z: Any, h: Any) -> Any:
+        return -expm1(-beta * h)
+
+    return phi, dphi
+
+
+@activation(needs="h")
+def softsign(real: Any, m: Any) -> tuple[Phi, DPhi]:
+    """phi(z) = z / (1 + |z|); phi' = (1 - |h|)^2. Source: Bergstra et al. (2009)."""
+    one, fabs = real(1), m.fabs
+
+    def phi(z: Any) -> Any:
+        return z / (one + fabs(z))
+
+    def dphi(z: Any, h: Any) -> Any:
+        u = one - fabs(h)
+        return u * u
+
+    return phi, dphi
+
+
+@activation
+def gelu(real: Any, m: Any) -> tuple[Phi, DPhi]:
+    """phi(z) = z P(Z <= z) = z (1 + erf(z / sqrt 2)) / 2, Z ~ N(0, 1). Source: Hendrycks and Gimpel (2016), section 2."""
+    half, one = real(0.5), real(1)
+    inverse_sqrt_2, inverse_sqrt_2_pi = real(0.5**0.5), real((2 * np.pi) ** -0.5)
+    exp, erf = m.exp, m.erf
+
+    def phi(z: Any) -> Any:
+        return half * z * (one + erf(z * inverse_sqrt_2))
+
+    def dphi(z: Any, h: Any) -> Any:
+        density = inverse_sqrt_2_pi * exp(-half * z * z)
+        return half * (one + erf(z * inverse_sqrt_2)) + z * density
+
+    return phi, dphi
+
+
+@activation
+def gelu_tanh(real: Any, m: Any) -> tuple[Phi, DPhi]:
+    """phi(z) = z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2. Source: Hendrycks and Gimpel (2016), section 2."""
+    half, one = real(0.5), real(1)
+    k, c, c3 = real((2 / np.pi) ** 0.5), real(0.044715), real(3 * 0.044715)
+    tanh = m.tanh
+
+    def phi(z: Any) -> Any:
+        return half * z * (one + tanh(k * z * (one + c * z * z)))
+
+    def dphi(z: Any, h: Any) -> Any:
+        t = tanh(k * z * (one + c * z * z))
+        return half * (one + t) + half * z * (one - t * t) * k * (one + c3 * z * z)
+
+    return phi, dphi
+
+
+@activation
+def silu(real: Any, m: Any) -> tuple[Phi, DPhi]:
+    """phi(z) = z s, s = sigmoid(z); phi' = s (1 + z (1 - s)). Source: Elfwing et al. (2018), eq. 3 and 4."""
+    zero, one = real(0), real(1)
+    exp, fabs, where = m.exp, m.fabs, m.where
+
+    def phi(z: Any) -> Any:
+        e = exp(-fabs(z))
+        return z * where(z < zero, e, one) / (one + e)
+
+    def dphi(z: Any, h: Any) -> Any:
+        e = exp(-fabs(z))
+        s = where(z < zero, e, one) / (one + e)
+        return s * (one + z * (one - s))
+
+    return phi, dphi
+
+
+@activation
+def mish(real: Any, m: Any) -> tuple[Phi, DPhi]:
+    """phi(z) = z t, t = tanh(softplus(z)); phi' = t + z (1 - t^2) sigmoid(z). Source: Misra (2019), eq. 1.
+
+    With u = e^z and w = u (u + 2): t = w / (w + 2) and 1 - t^2 = 4 (w + 1) / (w + 2)^2. Above z = 20, t is 1 to the
+    last bit of a float64, so u is cut there.
+    """
+    one, two, four, cut = real(1), real(2), real(4), real(20)
+    exp, where = m.exp, m.where
+
+    def phi(z: Any) -> Any:
+        u = exp(where(z > cut, cut, z))
+        w = u * (u + two)
+        return z * (w / (w + two))
+
+    def dphi(z: Any, h: Any) -> Any:
+        u = exp(where(z > cut, cut, z))
+        w = u * (u + two)
+        r = one / (w + two)
+        return w * r + z * (four * (w + one) * r * r) * (u / (one + u))
+
+    return phi, dphi
+
+
+@activation(needs="h")
+def hard_sigmoid(real: Any, m: Any) -> tuple[Phi, DPhi]:
+    """phi(z) = min(max(z / 6 + 1/2, 0), 1); phi' = 1/6 for 0 < h < 1, else 0 (PyTorch's; others have slope 1/5)."""
+    zero, half, one, sixth = real(0), real(0.5), real(1), real(1 / 6)
+    fabs, where = m.fabs, m.where
+
+    def phi(z: Any) -> Any:
+        h = z * sixth + half
+        return where(h < zero, zero, where(h > one, one, h))
+
+    def dphi(z: Any, h: Any) -> Any:
+        return where(fabs(h - half) < half, sixth, zero)
+
+    return phi, dphi
+
+
+@activation
+def hard_swish(real: Any, m: Any) -> tuple[Phi, DPhi]:
+    """phi(z) = z hard_sigmoid(z); phi' = 0 for z <= -3, 1 for z >= 3, else (2 z + 3) / 6. Source: Howard et al. (2019)."""
+    zero, half, one, three = real(0), real(0.5), real(1), real(3)
+    sixth, third, where = real(1 / 6), real(1 / 3), m.where
+
+    def phi(z: Any) -> Any:
+        h = z * sixth + half
+        return z * where(h < zero, zero, where(h > one, one, h))
+
+    def dphi(z: Any, h: Any) -> Any:
+        return where(z <= -three, zero, where(z >= three, one, z * third + half))
+
+    return phi, dphi
+
+
+@activation(needs="h")
+def squareplus(real: Any, m: Any, b: float = 4.0) -> tuple[Phi, DPhi]:
+    """phi(z) = (z + sqrt(z^2 + b)) / 2; phi' = h^2 / (h^2 + b/4). Source: Barron (2021), eq. 1; b = 4 as in JAX.
+
+    For z < 0 the sum cancels, so phi is written b / (2 (sqrt(z^2 + b) - z)) there.
+    """
+    _positive(b=b)
+    zero, half, quarter_b, b = real(0), real(0.5), real(b / 4), real(b)
+    sqrt, fabs, where = m.sqrt, m.fabs, m.where
+
+    def phi(z: Any) -> Any:
+        c = half * (fabs(z) + sqrt(z * z + b))
+        return where(z < zero, quarter_b / c, c)
+
+    def dphi(z: Any, h: Any) -> Any:
+        u = h * h
+        return u / (u + quarter_b)
+
+    return phi, dphi
+
+
+@activation
+def sin(real: Any, m: Any) -> tuple[Phi, DPhi]:
+    """phi(z) = sin(z); phi' = cos(z). Source: Sitzmann et al. (2020), eq. 2, without the factor omega_0."""
+    sin, cos = m.sin, m.cos
+
+    def phi(z: Any) -> Any:
+        return sin(z)
+
+    def dphi(z: Any, h: Any) -> Any:
+        return cos(z)
+
+    return phi, dphi

@@ -1,0 +1,94 @@
+"""Backends by name: the one place where a device name becomes a backend."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from gpubackprop.backends.diagnosis import DeviceUnavailableError, cuda_device_count, cuda_problem
+from gpubackprop.registry import Registry
+
+if TYPE_CHECKING:
+    from gpubackprop.backends.base import Backend
+
+__all__ = ["BACKENDS", "DeviceUnavailableError", "available_devices", "get_backend", "register_backend"]
+
+BACKENDS: Registry[str] = Registry("device")
+BACKENDS.update(
+    reference="gpubackprop.backends.reference:ReferenceBackend",
+    cpu="gpubackprop.backends.cpu:CpuBackend",
+    cuda="gpubackprop.backends.cuda:CudaBackend",
+)
+_made: dict[tuple[str, str], Backend] = {}
+
+
+def register_backend(name: str, target: str | Callable[..., Backend]) -> None:
+    """Make ``device=name`` mean a backend of one's own.
+
+    Parameters
+    ----------
+    name : str
+        Letters, digits and underscores.
+    target : str or callable
+        ``"module:Class"``, imported on first use, or the class. It is called without arguments, or with the number after
+        the colon in ``"name:1"``. Installed packages may use the entry-point group ``gpubackprop.backends`` instead.
+
+    Raises
+    ------
+    ValueError
+        The name is not of that form.
+    """
+    if not name.isidentifier():
+        raise ValueError(f"backend name is {name!r}; use letters, digits and underscores")
+    BACKENDS[name] = target  # type: ignore[assignment]
+    for key in [key for key in _made if key[0] == name]:
+        del _made[key]
+
+
+def get_backend(device: str | Any = "cpu") -> Backend:
+    """Return the backend of a device.
+
+    Parameters
+    ----------
+    device : str
+        ``"reference"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"auto"`` (the first GPU, else the CPU) or a registered name;
+        ``"gpu"`` is an alias of ``"cuda"``. A backend is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        The name is unknown.
+    DeviceUnavailableError
+        The device cannot be used; the message names the missing piece and the command that mends it.
+    """
+    if not isinstance(device, str):
+        return device  # type: ignore[no-any-return]
+    if device == "auto":
+        device = next((d for d in available_devices() if d.startswith("cuda")), "cpu")
+    name, _, index = device.partition(":")
+    name = {"gpu": "cuda"}.get(name, name)
+    if name not in BACKENDS:
+        for entry in entry_points(group="gpubackprop.backends"):
+            BACKENDS.setdefault(entry.name, entry.value)
+    target = BACKENDS.resolve(name)
+    if index and not index.isdecimal():
+        raise ValueError(f"unknown device {device!r}; after the colon comes a number, as in 'cuda:0'")
+    if name == "cuda":
+        index = index or "0"
+        if problem := cuda_problem(int(index)):
+            raise DeviceUnavailableError(problem)
+    key = (name, index)
+    if key not in _made:
+        make = pkgutil.resolve_name(target) if isinstance(target, str) else target
+        _made[key] = make(int(index)) if index else make()
+    return _made[key]
+
+
+def available_devices() -> list[str]:
+    """Return the devices that can be used here, as in ``["cpu", "cuda:0"]``; never raises, imports neither CuPy nor Numba."""
+    if os.environ.get("NUMBA_DISABLE_CUDA", "0") not in ("", "0") or cuda_problem(0):
+        return ["cpu"]
+    return ["cpu", *(f"cuda:{i}" for i in range(cuda_device_count()))]

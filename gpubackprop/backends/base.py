@@ -1,0 +1,177 @@
+"""The Backend protocol: the operations of the two passes, documented here and nowhere else.
+
+Every array is C-contiguous, two-dimensional unless said otherwise, of the model's dtype, on the backend's device;
+``matmul`` alone also takes transposed views. Rows are samples. An ``out`` may be left out, and is then allocated;
+nothing else is allocated on the device by a method that is given all its outputs. No method but ``to_numpy``,
+``synchronize`` and ``asarray`` waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy.typing as npt
+
+from gpubackprop.definitions import Array
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gpubackprop.activations import Activation
+    from gpubackprop.losses import Loss
+    from gpubackprop.optimizers import Optimizer
+    from gpubackprop.step import Step
+
+# What changes from step to step lives in four small arrays on the device, so that a step never asks the host:
+#   counters (2,) int64    [steps taken, first row of the next mini-batch in the shuffled order]
+#   rate     (1,) float64  [the base learning rate]
+#   scalars  (5,) real     [this step's learning rate, two constants of the optimizer, factor of the gradient, its norm]
+#   value    (2,) float64  [this batch's loss, sum of the losses since it was last set to 0]
+STEPS, CURSOR = 0, 1
+RATE, C1, C2, FACTOR, NORM = range(5)
+
+
+class Backend(Protocol):
+    """One device, and the operations of forward, loss, backward and update on it."""
+
+    device: str
+    """``"reference"``, ``"cpu"`` or ``"cuda:0"``."""
+    xp: ModuleType
+    """The array module, ``numpy`` or ``cupy``, for what is not hot."""
+
+    def asarray(self, a: Any, dtype: npt.DTypeLike = None) -> Array:
+        """Return ``a`` as a C-contiguous array on this device, copied only if it must be."""
+        ...
+
+    def to_numpy(self, a: Array) -> np.ndarray:
+        """Return ``a`` on the host, after waiting for what computes it."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all work queued so far."""
+        ...
+
+    def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Return a new array of zeros on this device, aligned to 64 bytes."""
+        ...
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """out = a b.
+
+        Shapes
+        ------
+        a : (m, k); b : (k, n); out : (m, n). ``h.T`` and ``W.T`` are views: nothing is copied.
+        """
+        ...
+
+    def bias_activation_forward(
+        self, z: Array, b: Array, activation: Activation, out: Array | None = None
+    ) -> Array:
+        """z <- z + b in place; out = phi(z). ``out`` may be ``z``: then only phi(z) is kept.
+
+        Shapes
+        ------
+        z, out : (n, d); b : (d,)
+        """
+        ...
+
+    def bias_activation_backward(
+        self,
+        dh: Array,
+        z: Array | None,
+        h: Array | None,
+        activation: Activation,
+        out: Array | None = None,
+        db: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """delta = dh * phi'(z) and db = sum over rows of delta, in one pass over memory; the sums in a fixed order.
+
+        ``activation.needs`` says which of ``z`` and ``h`` is read; the other may be None. ``out`` may be ``dh``.
+
+        Shapes
+        ------
+        dh, z, h, out : (n, d); db : (d,); returns (delta, db)
+        """
+        ...
+
+    def bias_loss(
+        self,
+        z: Array,
+        b: Array,
+        y: Array,
+        loss: Loss,
+        weight: Array | None = None,
+        out: Array | None = None,
+        db: Array | None = None,
+        value: Array | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """o = z + b; value = loss(o, y); do = d value / do; db = sum over rows of do, in one pass over the outputs.
+
+        ``z`` becomes o in place, unless ``out`` is ``z``: then only do is kept. Under the reduction ``"mean"``,
+        ``weight`` comes from :meth:`normalize_weights`. The sum in ``value[1]`` grows by n times the mean, or by the sum.
+
+        Shapes
+        ------
+        z, out : (n, d); b, db : (d,); y : (n, d) real, or (n,) int64 class indices; weight : (n,); value : (2,) float64;
+        returns (value, do, db)
+        """
+        ...
+
+    def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
+        """out = weight / sum(weight).
+
+        Shapes
+        ------
+        weight, out : (n,)
+        """
+        ...
+
+    def dropout(
+        self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array | None = None
+    ) -> Array:
+        """out = x / (1 - rate) where a random number of this step keeps the element, else 0. ``out`` may be ``x``.
+
+        The mask depends on seed, layer, ``counters[STEPS]`` and the element's position alone, so the backward pass calls
+        the same method on the gradient, and every device drops the same elements. Source: Srivastava et al. (2014),
+        inverted; see :mod:`gpubackprop.philox`.
+        """
+        ...
+
+    def gather(self, source: Array, order: Array, counters: Array, out: Array | None = None) -> Array:
+        """out[i] = source[order[counters[CURSOR] + i]]: the next mini-batch.
+
+        Shapes
+        ------
+        source : (N, ...); order : (N,) int64; out : (n, ...) (must be given)
+        """
+        ...
+
+    def clip(self, gradients: Array, max_norm: float, scalars: Array) -> None:
+        """scalars[NORM] = |g|, scalars[FACTOR] = min(1, max_norm / (|g| + 1e-6)), as ``torch.nn.utils.clip_grad_norm_``.
+
+        Shapes
+        ------
+        gradients : (size,)
+        """
+        ...
+
+    def advance(self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array) -> None:
+        """Take a step of the schedule: counters += (1, batch); scalars[RATE], [C1], [C2] for the new step count."""
+        ...
+
+    def update(
+        self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array
+    ) -> None:
+        """One step of the optimizer over all parameters at once; the gradient is clipped, not changed.
+
+        Shapes
+        ------
+        parameters, gradients : (size,); states : (optimizer.n_states, size)
+        """
+        ...
+
+    def compile(self, step: Step) -> Callable[[], None]:
+        """Return a function that runs the step's operations; everything that can be decided once is decided here."""
+        ...

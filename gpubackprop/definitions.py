@@ -1,0 +1,176 @@
+"""How a formula is defined once, on scalars, and used on every device.
+
+A definition is a function ``define(real, m, **parameters)`` that returns scalar functions. ``real`` is the
+type of its constants (``numpy.float32`` or ``numpy.float64``) and ``m`` is a :class:`Math`: the functions the
+formula may use. The CPU and CUDA kernels compile the scalar functions; the reference backend calls the very same
+ones on whole arrays, with ``m = NUMPY``.
+
+Two rules keep a formula fast and safe everywhere: every constant goes through ``real(...)`` (a bare ``1.0`` would
+put double-precision instructions into a float32 kernel), and a choice is written ``m.where(condition, a, b)``.
+Comparisons are turned so that NaN stays NaN.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = Any
+"""A NumPy or CuPy array; the docstring gives its shape."""
+
+DTYPES = ("float32", "float64")
+
+
+class Math(NamedTuple):
+    """The functions of one real argument that a definition may use, and a choice without a branch."""
+
+    exp: Callable[[Any], Any]
+    expm1: Callable[[Any], Any]
+    log: Callable[[Any], Any]
+    log1p: Callable[[Any], Any]
+    tanh: Callable[[Any], Any]
+    sin: Callable[[Any], Any]
+    cos: Callable[[Any], Any]
+    sqrt: Callable[[Any], Any]
+    fabs: Callable[[Any], Any]
+    erf: Callable[[Any], Any]
+    where: Callable[[Any, Any, Any], Any]
+
+
+def _erf(x: Any) -> Any:
+    from scipy.special import erf  # SciPy is loaded only where erf is used
+
+    return erf(x)
+
+
+NUMPY = Math(
+    np.exp,
+    np.expm1,
+    np.log,
+    np.log1p,
+    np.tanh,
+    np.sin,
+    np.cos,
+    np.sqrt,
+    np.fabs,
+    _erf,
+    np.where,
+)
+
+
+def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return ``dtype`` as a NumPy dtype if the kernels exist for it.
+
+    Raises
+    ------
+    ValueError
+        It is not one of float32, float64.
+    """
+    try:
+        result = np.dtype(dtype)
+    except TypeError:
+        result = None
+    if result is None or result.name not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
+    return result
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A named formula and the values of its parameters.
+
+    Parameters
+    ----------
+    name : str
+        The registry's name.
+    define : callable
+        ``define(real, m, **parameters)``, see the module's docstring.
+    parameters : tuple of (str, value)
+        Values that differ from the defaults of ``define``.
+    """
+
+    name: str
+    define: Callable[..., Any] = field(repr=False)
+    parameters: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, **parameters: Any) -> Self:
+        """Return this definition with other parameters, as in ``leaky_relu(negative_slope=0.2)``.
+
+        Raises
+        ------
+        TypeError
+            A parameter does not exist.
+        """
+        allowed = list(inspect.signature(self.define).parameters)[2:]
+        for name in parameters:
+            if name not in allowed:
+                raise TypeError(
+                    f"{self.name} has no parameter {name!r}; "
+                    f"it takes {', '.join(allowed) or 'none'}"
+                )
+        changed = dict(self.parameters) | parameters
+        result = replace(self, parameters=tuple(sorted(changed.items())))
+        result.scalars(np.dtype(np.float64), NUMPY)  # a bad value is an error here, not in a kernel
+        return result
+
+    def scalars(self, dtype: np.dtype[Any], m: Math) -> Any:
+        """Return the scalar functions for constants of ``dtype`` and the functions ``m``."""
+        return self.define(dtype.type, m, **dict(self.parameters))
+
+    @property
+    def label(self) -> str:
+        """The name with its parameters, as in ``huber(delta=2.0)``."""
+        values = ", ".join(f"{name}={value}" for name, value in self.parameters)
+        return f"{self.name}({values})" if values else self.name
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the formula's code and parameters: the same in every process, changed by any edit."""
+        return fingerprint(self.define, self.parameters)
+
+
+def fingerprint(*items: Any) -> str:
+    """Return a digest of functions (their code, defaults and closures) and of plain values.
+
+    Kernels on disk are filed under it, so it must not depend on addresses or on the order of sets.
+    """
+    digest = hashlib.sha256()
+    _feed(digest, items, set())
+    return digest.hexdigest()[:24]
+
+
+def _feed(digest: Any, item: Any, seen: set[int]) -> None:
+    code = getattr(item, "__code__", None)
+    if code is not None:
+        if id(item) in seen:
+            return
+        seen.add(id(item))
+        _feed(digest, code, seen)
+        _feed(digest, item.__defaults__, seen)
+        _feed(digest, item.__kwdefaults__, seen)
+        _feed(digest, [cell.cell_contents for cell in item.__closure__ or ()], seen)
+        for name in code.co_names:  # helpers defined beside it in the same module
+            helper = item.__globals__.get(name)
+            if getattr(helper, "__module__", None) == item.__module__ and hasattr(
+                helper, "__code__"
+            ):
+                _feed(digest, helper, seen)
+    elif inspect.iscode(item):
+        digest.update(item.co_code)
+        _feed(digest, [item.co_names, item.co_varnames, item.co_consts], seen)
+    elif isinstance(item, Mapping):
+        _feed(digest, sorted(item.items(), key=repr), seen)
+    elif isinstance(item, list | tuple):
+        digest.update(f"[{len(item)}".encode())
+        for part in item:
+            _feed(digest, part, seen)
+    elif callable(item) or inspect.ismodule(item):
+        digest.update(getattr(item, "__name__", type(item).__name__).encode())
+    else:
+        digest.update(f"{type(item).__name__}:{item!r};".encode())

@@ -1,0 +1,176 @@
+"""Learning-rate schedules: eta as a function of the number of steps taken, defined once, on scalars.
+
+Every optimizer takes a number or one of these as its ``learning_rate``. A schedule is evaluated inside the step, on
+the device, in float64, with t = 0 for the first step. Units: steps, not epochs; ``fit`` takes
+ceil(samples / batch size) steps in an epoch. ``ReduceOnPlateau`` reads the validation loss, so it is a callback
+(:mod:`gpubackprop.callbacks`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.definitions import NUMPY, Math, fingerprint
+from gpubackprop.registry import Registry
+
+SCHEDULES: Registry[type[Schedule]] = Registry("schedule")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """eta(t) = learning_rate: the constant schedule, and the base of the others.
+
+    Parameters
+    ----------
+    learning_rate : float
+        The base rate eta_0; the factor of the schedule multiplies it.
+    """
+
+    learning_rate: float
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        SCHEDULES["".join("_" + c.lower() if c.isupper() else c for c in cls.__name__)[1:]] = cls
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate!r}; it must be a number > 0")
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError where a parameter is out of range."""
+
+    def define(self, m: Math) -> Callable[[float], float]:
+        """Return factor(t), a scalar function of t in float64; eta(t) = learning_rate * factor(t)."""
+
+        def factor(t: float) -> float:
+            return 1.0
+
+        return factor
+
+    def at(self, t: float) -> float:
+        """Return eta(t)."""
+        return self.learning_rate * float(self.define(NUMPY)(float(t)))
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the formula and of all parameters but the base rate, which is data."""
+        values = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "learning_rate"]
+        return fingerprint(type(self).define, values)
+
+
+SCHEDULES["constant"] = Schedule
+
+
+def _steps(**counts: int) -> None:
+    for name, count in counts.items():
+        if not (isinstance(count, int) and count >= 1):
+            raise ValueError(f"{name} is {count!r}; it must be a whole number of steps >= 1")
+
+
+@dataclass(frozen=True)
+class Step(Schedule):
+    """eta(t) = eta_0 gamma^floor(t / step_size); ``torch.optim.lr_scheduler.StepLR`` counted in steps."""
+
+    step_size: int = 1000
+    gamma: float = 0.1
+
+    def check(self) -> None:
+        _steps(step_size=self.step_size)
+
+    def define(self, m: Math) -> Callable[[float], float]:
+        gamma, step_size = float(self.gamma), float(self.step_size)
+
+        def factor(t: float) -> float:
+            return gamma ** (t // step_size)
+
+        return factor
+
+
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """eta(t) = eta_0 gamma^t; ``torch.optim.lr_scheduler.ExponentialLR`` counted in steps."""
+
+    gamma: float = 0.999
+
+    def define(self, m: Math) -> Callable[[float], float]:
+        gamma = float(self.gamma)
+
+        def factor(t: float) -> float:
+            return gamma**t
+
+        return factor
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """eta(t) = eta_0 (f + (1 - f) (1 + cos(pi min(t, T) / T)) / 2), f = final. Source: Loshchilov and Hutter (2017), eq. 5."""
+
+    steps: int = 1000
+    final: float = 0.0
+
+    def check(self) -> None:
+        _steps(steps=self.steps)
+
+    def define(self, m: Math) -> Callable[[float], float]:
+        cos, steps, final, pi = m.cos, float(self.steps), float(self.final), math.pi
+
+        def factor(t: float) -> float:
+            return final + (1.0 - final) * 0.5 * (1.0 + cos(pi * min(t, steps) / steps))
+
+        return factor
+
+
+@dataclass(frozen=True)
+class LinearWarmup(Schedule):
+    """eta(t) = eta_0 min((t + 1) / steps, 1): the first step already moves. Source: Goyal et al. (2017), section 2.2."""
+
+    steps: int = 100
+
+    def check(self) -> None:
+        _steps(steps=self.steps)
+
+    def define(self, m: Math) -> Callable[[float], float]:
+        steps = float(self.steps)
+
+        def factor(t: float) -> float:
+            return min((t + 1.0) / steps, 1.0)
+
+        return factor
+
+
+@dataclass(frozen=True)
+class OneCycle(Schedule):
+    """Cosine from eta_0 / div up to eta_0 over the first ``warmup`` of the steps, then down to eta_0 / (div final_div).
+
+    Defaults are those of ``torch.optim.lr_scheduler.OneCycleLR``; ``learning_rate`` is its ``max_lr``.
+    Source: Smith and Topin (2018).
+    """
+
+    steps: int = 1000
+    warmup: float = 0.3
+    div: float = 25.0
+    final_div: float = 1e4
+
+    def check(self) -> None:
+        _steps(steps=self.steps)
+        if not 0 < self.warmup < 1:
+            raise ValueError(f"warmup is {self.warmup!r}; it must be a fraction in (0, 1)")
+
+    def define(self, m: Math) -> Callable[[float], float]:
+        cos, pi = m.cos, math.pi
+        peak = float(np.maximum(self.warmup * self.steps - 1.0, 1.0))
+        last = float(np.maximum(self.steps - 1.0, peak + 1.0))
+        low, final = 1.0 / self.div, 1.0 / (self.div * self.final_div)
+
+        def factor(t: float) -> float:
+            if t <= peak:
+                return low + (1.0 - low) * 0.5 * (1.0 - cos(pi * t / peak))
+            return final + (1.0 - final) * 0.5 * (1.0 + cos(pi * (min(t, last) - peak) / (last - peak)))
+
+        return factor
