@@ -1,3 +1,34 @@
-"""Backpropagation through multilayer perceptrons, on the CPU and on CUDA GPUs."""
+"""Backpropagation through multilayer perceptrons, on the CPU (NumPy + Numba) and on CUDA GPUs (CuPy + Numba-CUDA).
 
-__version__ = "0.1.0"
+    import gpubackprop as gb
+
+    model = gb.MLP([784, 256, 128, 10], device="cpu")          # or "cuda", "cuda:1", "auto"
+    history = model.fit(X, y, epochs=20, optimizer=gb.Adam(1e-3))
+    labels = model.predict(X)
+
+``DESIGN`` in the README says where each equation of backpropagation lives in the code.
+"""
+
+from gpubackprop import activations, initializers, losses, optimizers, schedules
+from gpubackprop._version import __version__
+from gpubackprop.activations import Activation
+from gpubackprop.backends import DeviceUnavailableError, available_devices, get_backend, register_backend
+from gpubackprop.callbacks import Callback, EarlyStopping, ReduceOnPlateau
+from gpubackprop.checkpoint import load
+from gpubackprop.explain import explain
+from gpubackprop.gradcheck import check_gradients
+from gpubackprop.losses import Loss
+from gpubackprop.mlp import MLP
+from gpubackprop.optimizers import LBFGS, SGD, Adagrad, Adam, AdamW, Lion, Optimizer, RMSprop
+from gpubackprop.parity import parity
+from gpubackprop.schedules import Cosine, Exponential, LinearWarmup, OneCycle, Schedule, Step
+from gpubackprop.step import Step as TrainingStep
+from gpubackprop.training import History
+
+__all__ = [
+    "LBFGS", "MLP", "SGD", "Activation", "Adagrad", "Adam", "AdamW", "Callback", "Cosine", "DeviceUnavailableError",
+    "EarlyStopping", "Exponential", "History", "LinearWarmup", "Lion", "Loss", "OneCycle", "Optimizer", "RMSprop",
+    "ReduceOnPlateau", "Schedule", "Step", "TrainingStep", "__version__", "activations", "available_devices",
+    "check_gradients", "explain", "get_backend", "initializers", "load", "losses", "optimizers", "parity",
+    "register_backend", "schedules",
+]  # fmt: skip

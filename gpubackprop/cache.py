@@ -14,7 +14,7 @@ from pathlib import Path
 
 import platformdirs
 
-import gpubackprop
+from gpubackprop._version import __version__
 from gpubackprop.definitions import fingerprint
 
 
@@ -52,7 +52,7 @@ def source_digest(*modules: str) -> str:
     """Return a digest of the source text of modules of this package and of its version."""
     import importlib.util
 
-    texts = [gpubackprop.__version__]
+    texts = [__version__]
     for module in modules:
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.origin is not None:

@@ -269,8 +269,10 @@ class Step:
             if other is operation:
                 break
             earlier.update(other.writes)
-        base = {name.removesuffix("ᵀ") for name in earlier}
-        return tuple(name for name in operation.reads if name.removesuffix("ᵀ") in base)
+        needed = [name.removesuffix("ᵀ") for name in operation.reads]
+        if "∇" in needed:  # the flat array of all gradients
+            needed += [name for name in sorted(earlier) if name.startswith(("dW_", "db_"))]
+        return tuple(name for name in needed if name in earlier)
 
     def __str__(self) -> str:
         lines = []

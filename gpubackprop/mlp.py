@@ -1,0 +1,516 @@
+"""The multilayer perceptron: forward, loss, backward and update, written once, in the order of the mathematics.
+
+The passes are written against the methods of a backend. ``ops`` is the backend itself, and then they compute, or a
+:class:`gpubackprop.step.Recorder`, and then they leave the list of operations that a step compiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpubackprop.activations import ACTIVATIONS, Activation, identity
+from gpubackprop.backends import get_backend
+from gpubackprop.backends.base import FACTOR, Backend
+from gpubackprop.definitions import Array, check_dtype
+from gpubackprop.initializers import INITIALIZERS, Initializer
+from gpubackprop.interop import like
+from gpubackprop.losses import LOSSES, Loss
+from gpubackprop.optimizers import OPTIMIZERS, Optimizer
+from gpubackprop.parameters import Parameters
+from gpubackprop.step import Names, Recorder, Step
+from gpubackprop.validation import check_count, check_features, check_layer_sizes, check_targets, check_weight
+from gpubackprop.workspace import Layer, Workspace, make_layers
+
+EVALUATION_BATCH = 1024  # rows of a pass without an update: large enough for the products, small enough for the caches
+
+
+@dataclass
+class OptimizerState:
+    """What changes during training, beside the parameters; all of it on the device (see ``backends/base.py``)."""
+
+    optimizer: Optimizer
+    states: Array
+    counters: Array
+    rate: Array
+    scalars: Array
+
+
+@dataclass
+class Data:
+    """A data set on the device, with the order in which ``gather`` takes its rows."""
+
+    X: Array
+    y: Array
+    weight: Array | None
+    order: Array
+
+
+@dataclass
+class Trace:
+    """Every intermediate of one forward and backward pass.
+
+    Attributes
+    ----------
+    layers : list of LayerArrays
+        ``layers[i]`` has h_in, z, h, dh, delta, dW and db; i = 0 is the first layer, the last is the output layer.
+    X, o, do : array
+    loss : array of shape ()
+    """
+
+    layers: list[Any]
+    X: Array
+    o: Array
+    do: Array
+    loss: Array
+
+
+@dataclass
+class TracedLayer:
+    """One layer of a :class:`Trace`; the output layer has z = h = o and dh = delta = do."""
+
+    h_in: Array
+    z: Array
+    h: Array
+    dh: Array
+    delta: Array
+    dW: Array
+    db: Array
+
+
+class MLP:
+    """A multilayer perceptron h_l = phi_l(h_{l-1} W_l + b_l), o = h_L W_o + b_o, trained by backpropagation.
+
+    Parameters
+    ----------
+    layer_sizes : sequence of int
+        Inputs, hidden layers, outputs: ``[784, 256, 128, 10]``.
+    activation : str, Activation or a sequence of them
+        One for all hidden layers, or one per hidden layer.
+    loss : str or Loss
+    device : str
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"auto"`` or ``"reference"``.
+    dtype : {"float32", "float64"}
+    seed : int
+        Of the initial weights, the order of the mini-batches and the dropout masks; the same on every device.
+    initializer : str or callable
+        ``"he_normal"`` and the others of :mod:`gpubackprop.initializers`; the gain is that of the activation.
+    dropout : float
+        The share of hidden units dropped in training, in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or a size out of range.
+    DeviceUnavailableError
+        The device cannot be used.
+
+    Attributes
+    ----------
+    parameters, gradients : Parameters
+        W_l, b_l and dW_l, db_l as views into one flat array each.
+    """
+
+    def __init__(
+        self,
+        layer_sizes: Sequence[int],
+        activation: str | Activation | Sequence[str | Activation] = "relu",
+        loss: str | Loss = "softmax_cross_entropy",
+        device: str | Backend = "cpu",
+        dtype: npt.DTypeLike = "float32",
+        seed: int = 0,
+        initializer: str | Initializer = "he_normal",
+        dropout: float = 0.0,
+    ) -> None:
+        self.loss: Loss = LOSSES.resolve(loss)
+        self.layer_sizes = check_layer_sizes(layer_sizes, self.loss)
+        self.dtype = check_dtype(dtype)
+        self.activations = _per_hidden_layer(activation, len(self.layer_sizes) - 2)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout!r}; it must be in [0, 1)")
+        self.dropout = float(dropout)
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed is {seed}; it must be in [0, 2^64)")
+        self.seed = int(seed)
+        self.initializer: Initializer = INITIALIZERS.resolve(initializer)
+        self.backend: Backend = get_backend(device)
+        self.device = self.backend.device
+        self.optimizer_state: OptimizerState | None = None
+        self._attach(self.backend, self._initial_parameters())
+
+    def __repr__(self) -> str:
+        sizes, hidden = "-".join(map(str, self.layer_sizes)), ", ".join(dict.fromkeys(a.label for a in self.activations))
+        return f"MLP({sizes}, {hidden or 'no hidden layer'}, {self.loss.label}, {self.dtype}, device={self.device!r})"
+
+    # ------------------------------------------------------------------ the passes
+
+    def forward_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
+        """h_l = phi_l(h_{l-1} W_l + b_l) for l = 1 ... L, then h_L W_o; b_o is added where o is next read."""
+        *hidden, output = self.layers
+        for number, (layer, a) in enumerate(zip(hidden, ws.layers, strict=False)):
+            # z_l = h_{l-1} W_l
+            ops.matmul(a.h_in, layer.W, out=a.z)
+            # h_l = phi_l(z_l + b_l)
+            ops.bias_activation_forward(a.z, layer.b, layer.activation, out=a.h)
+            if training and self.dropout:
+                ops.dropout(a.h, self.dropout, self.seed, number, self._counters, out=a.dropped)
+        # o = h_L W_o
+        ops.matmul(ws.layers[-1].h_in, output.W, out=ws.o)
+
+    def loss_pass(self, ops: Any, ws: Workspace) -> None:
+        """loss = ell(o + b_o, y), do = d loss / d o and db_o = sum over rows of do, in one pass over the outputs."""
+        weight = ws.weight
+        if weight is not None and self.loss.reduction == "mean":
+            weight = ops.normalize_weights(weight, out=ws.normalized)
+        output = self.layers[-1]
+        ops.bias_loss(ws.o, output.b, ws.y, self.loss, weight, out=ws.do, db=output.db, value=ws.value)
+
+    def backward_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
+        """dW_o, then for l = L ... 1: dh_l, delta_l, db_l, dW_l; do and db_o are there already."""
+        for i in reversed(range(len(self.layers))):
+            layer, a = self.layers[i], ws.layers[i]
+            # dW_l = h_{l-1}^T delta_l        (delta_o = do)
+            ops.matmul(a.h_in_T, a.delta, out=layer.dW)
+            if i == 0:
+                return  # l = 1: terminate; nobody needs dh_0
+            below, b = self.layers[i - 1], ws.layers[i - 1]
+            # dh_{l-1} = delta_l W_l^T
+            ops.matmul(a.delta, layer.W_T, out=b.ddropped)
+            if training and self.dropout:
+                ops.dropout(b.ddropped, self.dropout, self.seed, i - 1, self._counters, out=b.dh)
+            # delta_{l-1} = dh_{l-1} * phi'(z_{l-1}),  db_{l-1} = sum over rows of delta_{l-1}
+            ops.bias_activation_backward(b.dh, b.z, b.h, below.activation, out=b.delta, db=below.db)
+
+    def update_pass(self, ops: Any, ws: Workspace, state: OptimizerState) -> None:
+        """theta <- theta - eta * gradient, and the other optimizers, over all parameters at once."""
+        clip_norm, _ = state.optimizer.clipping
+        if clip_norm is not None:
+            ops.clip(self._named_gradients, clip_norm, state.scalars)
+        ops.advance(state.optimizer, state.rate, ws.n, state.counters, state.scalars)
+        ops.update(state.optimizer, self._named_parameters, self._named_gradients, state.states, state.scalars)
+
+    # ------------------------------------------------------------------ for experiments
+
+    def forward(self, X: Any) -> Any:
+        """Return the outputs o = h_L W_o + b_o, of the kind of array that X is.
+
+        Shapes
+        ------
+        X : (n, d_0); returns (n, d_o)
+        """
+        X_here = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
+        self._last = ws = self._workspace("forward", len(X_here))
+        _feed(ws, X_here)
+        self.forward_pass(self.backend, ws)
+        self.backend.bias_activation_forward(ws.o, self.layers[-1].b, identity, out=ws.o)
+        return like(self.backend, ws.o.copy(), X)
+
+    def backward(self, do: Any) -> Parameters:
+        """Return the gradients dW_l, db_l given do = d loss / d o of one's own loss, for the X of the last ``forward``.
+
+        Shapes
+        ------
+        do : (n, d_o)
+
+        Raises
+        ------
+        ValueError
+            ``forward`` has not been called, or for another number of samples.
+        """
+        if self._last is None:
+            raise ValueError("backward needs the intermediates of a forward pass; call forward(X) first")
+        ws, output = self._last, self.layers[-1]
+        given = check_features(self.backend, do, self.layer_sizes[-1], self.dtype, finite=False)
+        if len(given) != ws.n:
+            raise ValueError(f"do has {len(given)} rows; the last forward(X) had {ws.n}")
+        self.backend.bias_activation_backward(given, None, given, identity, out=ws.do, db=output.db)
+        self.backward_pass(self.backend, ws)
+        return self._gradients_like(do)
+
+    def loss_and_gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[Array, Parameters]:
+        """Return the loss and d loss / d W_l, d loss / d b_l, without dropout.
+
+        Returns
+        -------
+        loss : array of shape (), float64
+            On the device: ``float(loss)`` waits for it.
+        gradients : Parameters
+            ``gradients.W[l]``, ``gradients.b[l]``, l = 0 the first layer; a copy, of the kind of array that X is.
+        """
+        ws = self._prepare(X, y, sample_weight)
+        self._loss_and_gradients(ws)
+        return ws.value[0].copy(), self._gradients_like(X)
+
+    def trace(self, X: Any, y: Any, sample_weight: Any = None) -> Trace:
+        """Return every intermediate of a forward and a backward pass, as arrays of their own.
+
+        The kernels are those of a step; only the memory is not shared.
+        """
+        ws = self._prepare(X, y, sample_weight, keep=True)
+        self._loss_and_gradients(ws)
+        layers = []
+        for layer, a in zip(self.layers, ws.layers, strict=True):
+            arrays = (a.h_in, a.z, a.h, a.dh if layer.name != "o" else a.delta, a.delta, layer.dW, layer.db)
+            layers.append(TracedLayer(*(like(self.backend, array.copy(), X) for array in arrays)))
+        last = layers[-1]
+        return Trace(layers, layers[0].h_in, last.h, last.delta, ws.value[0].copy())
+
+    def _loss_and_gradients(self, ws: Workspace) -> None:
+        self.forward_pass(self.backend, ws)
+        self.loss_pass(self.backend, ws)
+        self.backward_pass(self.backend, ws)
+
+    def _prepare(self, X: Any, y: Any, sample_weight: Any = None, *, keep: bool = False) -> Workspace:
+        X = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
+        y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.dtype)
+        weight = check_weight(self.backend, sample_weight, len(X), self.dtype)
+        ws = self._workspace("gradients", len(X), y, weighted=weight is not None, keep=keep)
+        _feed(ws, X, y, weight)
+        return ws
+
+    # ------------------------------------------------------------------ the step
+
+    def step(
+        self,
+        batch_size: int,
+        optimizer: str | Optimizer | None = None,
+        *,
+        data: Data | None = None,
+        class_indices: bool = True,
+        keep: bool = False,
+    ) -> Step:
+        """Return one training step as data: the list of its operations.
+
+        Parameters
+        ----------
+        batch_size : int
+        optimizer : str or Optimizer, optional
+            Without one, the step ends with the gradients.
+        data : Data, optional
+            A data set on the device; the step then begins by gathering its next mini-batch. Without one, the caller fills
+            ``step.names.array("X")`` and ``("y")``.
+        class_indices : bool
+            Without ``data``: y of a classification holds class indices (n,), not rows of probabilities.
+        keep : bool
+            Give every intermediate memory of its own.
+        """
+        n = check_count("batch_size", batch_size)
+        indices = self.loss.targets == "classes" and (data.y.ndim == 1 if data else class_indices)
+        y = (n,) if indices else (n, self.layer_sizes[-1])
+        weighted = data is not None and data.weight is not None
+        ws = Workspace(
+            self.backend, self.layers, n, y, np.dtype(np.int64) if indices else self.dtype,
+            dropout=self.dropout, weighted=weighted, keep=keep,
+        )  # fmt: skip
+        state = None if optimizer is None else self.state_of(optimizer)
+        names = Names()
+        names.update(self._names)
+        names.update(ws.names)
+        recorder = Recorder(names)
+        recorder.phase = "input"
+        if data is not None:
+            assert state is not None
+            order = names("order", data.order)
+            recorder.gather(names("X_all", data.X), order, self._counters, out=ws.X)
+            recorder.gather(names("y_all", data.y), order, self._counters, out=ws.y)
+            if data.weight is not None:
+                recorder.gather(names("w_all", data.weight), order, self._counters, out=ws.weight)
+        recorder.phase = "forward"
+        self.forward_pass(recorder, ws, training=True)
+        recorder.phase = "loss"
+        self.loss_pass(recorder, ws)
+        recorder.phase = "backward"
+        self.backward_pass(recorder, ws, training=True)
+        if state is not None:
+            recorder.phase = "update"
+            state.states, state.rate, state.scalars = (
+                names("states", state.states), names("η_0", state.rate), names("η", state.scalars)
+            )  # fmt: skip
+            self.update_pass(recorder, ws, state)
+        return Step(self.backend, recorder.operations, names)
+
+    def state_of(self, optimizer: str | Optimizer) -> OptimizerState:
+        """Return the optimizer's arrays: those of the last ``fit`` if it had an equal optimizer, else new ones."""
+        optimizer = OPTIMIZERS[optimizer]() if optimizer in OPTIMIZERS else OPTIMIZERS.resolve(optimizer)  # type: ignore[assignment]
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(f"optimizer is {optimizer!r}; give a name or an optimizer, as in Adam(1e-3)")
+        if self.optimizer_state is None or self.optimizer_state.optimizer != optimizer:
+            zeros = self.backend.zeros
+            size = self.parameters.flat.size
+            self._counters[...] = 0
+            scalars = zeros((5,), self.dtype)
+            scalars[FACTOR] = 1
+            rate = zeros((1,), np.dtype(np.float64))
+            rate[0] = optimizer.schedule.learning_rate
+            states = zeros((optimizer.n_states, size), self.dtype)
+            self.optimizer_state = OptimizerState(optimizer, states, self._counters, rate, scalars)
+        return self.optimizer_state
+
+    # ------------------------------------------------------------------ training and use
+
+    def fit(self, X: Any, y: Any, epochs: int = 10, batch_size: int = 128, **options: Any) -> Any:
+        """Train; see :func:`gpubackprop.training.fit` for all options. Returns the history."""
+        from gpubackprop.training import fit
+
+        return fit(self, X, y, epochs=epochs, batch_size=batch_size, **options)
+
+    def predict(self, X: Any) -> Any:
+        """Return what the loss makes of the outputs: class indices (n,); 0 or 1; -1 or +1; the rate e^o; or o itself."""
+        here, xp = self._outputs(X), self.backend.xp
+        if self.loss.mean_function == "softmax":
+            here = here.argmax(axis=1)
+        elif self.loss.mean_function == "sigmoid":
+            here = (here > 0).astype(np.int64)
+        elif self.loss.targets == "signs":
+            here = xp.where(here > 0, 1, -1)
+        elif self.loss.mean_function == "exp":
+            here = xp.exp(here)
+        return like(self.backend, here, X)
+
+    def predict_proba(self, X: Any) -> Any:
+        """Return softmax(o), or sigmoid(o) for sigmoid_cross_entropy.
+
+        Raises
+        ------
+        ValueError
+            The loss gives no probabilities.
+        """
+        if self.loss.mean_function not in ("softmax", "sigmoid"):
+            raise ValueError(f"{self.loss.name} gives no probabilities; predict(X) gives its predictions")
+        o, xp = self._outputs(X), self.backend.xp
+        if self.loss.mean_function == "softmax":
+            e = xp.exp(o - o.max(axis=1, keepdims=True))
+            return like(self.backend, e / e.sum(axis=1, keepdims=True), X)
+        e = xp.exp(-xp.abs(o))
+        return like(self.backend, xp.where(o < 0, e, xp.ones_like(e)) / (1 + e), X)
+
+    def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, float]:
+        """Return the loss on a data set, and ``"accuracy"`` of a classification or ``"r2"`` of a regression."""
+        from gpubackprop.evaluation import evaluate
+
+        X = check_features(self.backend, X, self.layer_sizes[0], self.dtype)
+        y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.dtype)
+        return evaluate(self, X, y, check_weight(self.backend, sample_weight, len(X), self.dtype))
+
+    def outputs_in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
+        """Yield (rows, o) for consecutive batches of X; o is overwritten by the next."""
+        for first in range(0, len(X), EVALUATION_BATCH):
+            rows = slice(first, min(first + EVALUATION_BATCH, len(X)))
+            ws = self._workspace("evaluate", rows.stop - rows.start)
+            _feed(ws, X[rows])
+            self.forward_pass(self.backend, ws)
+            yield rows, self.backend.bias_activation_forward(ws.o, self.layers[-1].b, identity, out=ws.o)
+
+    def _outputs(self, X: Any) -> Array:
+        here = check_features(self.backend, X, self.layer_sizes[0], self.dtype)
+        result = self.backend.zeros((len(here), self.layer_sizes[-1]), self.dtype)
+        for rows, o in self.outputs_in_batches(here):
+            result[rows] = o
+        return result
+
+    # ------------------------------------------------------------------ parameters, devices, files
+
+    def to(self, device: str) -> MLP:
+        """Return this network on another device: the same parameters, the state of the optimizer starts anew."""
+        other = MLP(
+            self.layer_sizes, self.activations, self.loss, device, self.dtype, self.seed, self.initializer, self.dropout
+        )
+        other.parameters.flat[...] = other.backend.asarray(self.backend.to_numpy(self.parameters.flat))
+        return other
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return copies on the host under torch's names: ``layers.0.weight``, shape (d_out, d_in), and ``layers.0.bias``."""
+        result = {}
+        for i, (W, b) in enumerate(zip(self.parameters.W, self.parameters.b, strict=True)):
+            result[f"layers.{i}.weight"] = np.ascontiguousarray(self.backend.to_numpy(W).T)
+            result[f"layers.{i}.bias"] = self.backend.to_numpy(b).copy()
+        return result
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over parameters under the names of :meth:`state_dict`; all of them or none.
+
+        Raises
+        ------
+        ValueError
+            A name is missing or too many, a shape differs, or a value is not finite.
+        """
+        expected = self.state_dict()
+        if set(state) != set(expected):
+            missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+            raise ValueError(f"state_dict does not fit: missing {missing or 'none'}, not expected {extra or 'none'}")
+        arrays = {name: np.asarray(value) for name, value in state.items()}
+        for name, array in arrays.items():
+            if array.shape != expected[name].shape:
+                raise ValueError(f"{name} has shape {array.shape}; this network has {expected[name].shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds NaN or infinity")
+        for i, (W, b) in enumerate(zip(self.parameters.W, self.parameters.b, strict=True)):
+            W[...] = self.backend.asarray(arrays[f"layers.{i}.weight"].T, self.dtype)
+            b[...] = self.backend.asarray(arrays[f"layers.{i}.bias"], self.dtype)
+
+    def save(self, path: Any) -> None:
+        """Write the network to a safetensors file; see :mod:`gpubackprop.checkpoint`."""
+        from gpubackprop.checkpoint import save
+
+        save(self, path)
+
+    def _initial_parameters(self) -> Parameters:
+        rng = np.random.Generator(np.random.Philox(key=self.seed))
+        host = Parameters.zeros(get_backend("reference"), self.layer_sizes, self.dtype)
+        gains = [a.gain for a in self.activations] + [1.0]
+        for W, gain in zip(host.W, gains, strict=True):
+            W[...] = self.initializer(rng, *W.shape, gain)
+        return host
+
+    def _attach(self, backend: Backend, host: Parameters) -> None:
+        """Put the parameters on the device, and make the layers, which are views."""
+        self.parameters = Parameters.zeros(backend, self.layer_sizes, self.dtype)
+        self.parameters.flat[...] = backend.asarray(host.flat)
+        self.gradients = Parameters.zeros(backend, self.layer_sizes, self.dtype)
+        self._names = names = Names()
+        self._named_parameters = names("θ", self.parameters.flat)
+        self._named_gradients = names("∇", self.gradients.flat)
+        self._counters = names("t", backend.zeros((2,), np.dtype(np.int64)))
+        self.layers: list[Layer] = make_layers(self.parameters, self.gradients, [*self.activations, identity], names)
+        self._workspaces: dict[tuple[Any, ...], Workspace] = {}
+        self._last: Workspace | None = None
+
+    def _workspace(
+        self, purpose: str, n: int, y: Array | None = None, *, weighted: bool = False, keep: bool = False
+    ) -> Workspace:
+        """Return the workspace of an eager pass; the last few are kept."""
+        shape, dtype = ((n,), np.dtype(np.int64)) if y is None else (y.shape, y.dtype)
+        key = (purpose, n, shape, str(dtype), weighted, keep)
+        ws = self._workspaces.pop(key, None)
+        if ws is None:
+            ws = Workspace(self.backend, self.layers, n, shape, dtype, weighted=weighted, keep=keep)
+        self._workspaces[key] = ws
+        if len(self._workspaces) > 6:
+            del self._workspaces[next(iter(self._workspaces))]
+        return ws
+
+    def _gradients_like(self, given: Any) -> Parameters:
+        return Parameters(self.layer_sizes, like(self.backend, self.gradients.flat.copy(), given))
+
+
+def _feed(ws: Workspace, X: Array, y: Array | None = None, weight: Array | None = None) -> None:
+    """Let a workspace read the caller's arrays, without a copy."""
+    ws.X = ws.layers[0].h_in = X
+    ws.layers[0].h_in_T = X.T
+    if y is not None:
+        ws.y = y
+    if weight is not None:
+        ws.weight = weight
+
+
+def _per_hidden_layer(activation: Any, n: int) -> list[Activation]:
+    if isinstance(activation, list | tuple):
+        if len(activation) != n:
+            raise ValueError(f"activation has {len(activation)} entries; there are {n} hidden layers: give one or {n}")
+        return [ACTIVATIONS.resolve(a) for a in activation]
+    return [ACTIVATIONS.resolve(activation)] * n
+

@@ -1,0 +1,225 @@
+"""Training: the loop over epochs and mini-batches around a compiled step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpubackprop.backends.base import CURSOR
+from gpubackprop.callbacks import call
+from gpubackprop.definitions import Array
+from gpubackprop.evaluation import evaluate
+from gpubackprop.optimizers import LBFGS, Adam, Optimizer
+from gpubackprop.progress import show_progress
+from gpubackprop.validation import check_count, check_features, check_targets, check_weight
+
+if TYPE_CHECKING:
+    from gpubackprop.mlp import MLP, Data
+
+
+class History(dict[str, list[float]]):
+    """One list per column, one entry per epoch: loss, val_loss, val_accuracy or val_r2, learning_rate, seconds."""
+
+    interrupted: bool = False
+    """True if Ctrl-C ended the training."""
+
+    def add(self, **row: float) -> None:
+        """Append one epoch."""
+        for name, value in row.items():
+            self.setdefault(name, []).append(float(value))
+
+
+@dataclass
+class Training:
+    """A training as callbacks see it."""
+
+    model: MLP
+    history: History
+    epochs: int
+    epoch: int = 0
+    stop: bool = False
+
+    @property
+    def learning_rate(self) -> float:
+        """The base learning rate; a schedule multiplies it."""
+        state = self.model.optimizer_state
+        return float(state.rate[0]) if state is not None else 1.0
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        if self.model.optimizer_state is not None:
+            self.model.optimizer_state.rate[0] = value
+
+
+def fit(
+    model: MLP,
+    X: Any,
+    y: Any,
+    *,
+    epochs: int = 10,
+    batch_size: int = 128,
+    optimizer: str | Optimizer | None = None,
+    validation_data: tuple[Any, Any] | None = None,
+    sample_weight: Any = None,
+    callbacks: Iterable[Any] = (),
+    progress: bool = True,
+    shuffle: bool = True,
+) -> History:
+    """Train a network by mini-batches.
+
+    Calling it again with an equal optimizer goes on where it ended: moments, step count and learning rate are kept.
+
+    Parameters
+    ----------
+    model : MLP
+    X : array, shape (N, d_0)
+    y : array
+        As the loss takes it; see :mod:`gpubackprop.losses`.
+    epochs, batch_size : int
+        The last batch of an epoch may be shorter. Its gradient is the mean over its own samples.
+    optimizer : str or Optimizer
+        Adam() by default. LBFGS uses the whole data set at once; an epoch is then an iteration.
+    validation_data : (X, y), optional
+        Evaluated after each epoch.
+    sample_weight : array, shape (N,), optional
+    callbacks : iterable of Callback
+        :class:`EarlyStopping`, :class:`ReduceOnPlateau` or one's own.
+    progress : bool
+        Show loss, metric, samples per second and time left in the terminal.
+    shuffle : bool
+        A new order of the samples in each epoch; it depends on the seed and the number of the epoch alone.
+
+    Returns
+    -------
+    History
+        After Ctrl-C it holds the finished epochs, the network keeps what it has learned, and ``interrupted`` is True.
+
+    Raises
+    ------
+    ValueError
+        For data of a wrong shape, with NaN or infinity, with labels out of range or of one class only.
+    """
+    check_count("epochs", epochs)
+    check_count("batch_size", batch_size)
+    optimizer = Adam() if optimizer is None else optimizer
+    data = _prepare(model, X, y, sample_weight)
+    validation = None if validation_data is None else _prepare(model, *validation_data, None, "validation_data: ")
+    training = Training(model, History(), epochs)
+    state = model.state_of(optimizer)
+    callbacks = list(callbacks)
+    run = _lbfgs_epochs if isinstance(state.optimizer, LBFGS) else _epochs
+    with show_progress(progress, model, epochs, len(data.X)) as report:
+        call(callbacks, "on_train_begin", training)
+        try:
+            for loss in run(training, data, batch_size, shuffle, report):
+                started = report.epoch_started
+                metrics = {} if validation is None else evaluate(model, validation.X, validation.y)
+                training.history.add(
+                    loss=loss,
+                    **{f"val_{name}": value for name, value in metrics.items()},
+                    learning_rate=float(state.scalars[0]) if state.scalars.size else 1.0,
+                    seconds=time.perf_counter() - started,
+                )
+                call(callbacks, "on_epoch_end", training)
+                report.epoch_done(training.history)
+                if training.stop:
+                    break
+        except KeyboardInterrupt:
+            training.history.interrupted = True
+        call(callbacks, "on_train_end", training)
+    return training.history
+
+
+def _prepare(model: MLP, X: Any, y: Any, weight: Any, name: str = "") -> Data:
+    from gpubackprop.mlp import Data
+
+    backend, loss = model.backend, model.loss
+    try:
+        X = check_features(backend, X, model.layer_sizes[0], model.dtype)
+        y = check_targets(backend, y, len(X), model.layer_sizes[-1], loss, model.dtype)
+        weight = check_weight(backend, weight, len(X), model.dtype)
+        labels = y if y.ndim == 1 else y.argmax(axis=1) if loss.family == "softmax" else None
+        if not name and loss.targets == "classes" and labels is not None and int(labels.min()) == int(labels.max()):
+            raise ValueError(f"y has one class only ({int(labels[0])}); a classification needs at least two")
+    except ValueError as error:
+        raise ValueError(f"{name}{error}") from None
+    return Data(X, y, weight, backend.asarray(np.arange(len(X), dtype=np.int64)))
+
+
+def _epochs(
+    training: Training, data: Data, batch_size: int, shuffle: bool, report: Any
+) -> Iterator[float]:
+    """Train an epoch at a time; yield the mean loss of its batches."""
+    model, backend = training.model, training.model.backend
+    state = model.state_of(model.optimizer_state.optimizer)  # type: ignore[union-attr]
+    N = len(data.X)
+    n_full, rest = divmod(N, batch_size)
+    parts: list[tuple[int, int, Callable[[], None], Array]] = []
+    for n, times in ((batch_size, n_full), (rest, 1)):
+        if n and times:
+            step = model.step(n, state.optimizer, data=data)
+            parts.append((n, times, step.compile(), step.names.array("loss")))
+    for training.epoch in range(training.epochs):
+        report.epoch_begins()
+        if shuffle:
+            data.order[...] = backend.asarray(_order(model.seed, int(state.counters[0]), N))
+        state.counters[CURSOR] = 0
+        for n, times, run, value in parts:
+            value[...] = 0
+            for _ in range(times):
+                run()
+                report.batch_done(n, value)
+        total = sum(float(value[1]) for _, _, _, value in parts)
+        yield total / N if model.loss.reduction == "mean" else total
+
+
+def _order(seed: int, steps: int, n: int) -> np.ndarray:
+    """Return the order of the samples in the epoch that begins after ``steps`` steps: the same on every device."""
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, 0x6F72646572], np.uint64), counter=steps))
+    return rng.permutation(n)
+
+
+def _lbfgs_epochs(training: Training, data: Data, batch_size: int, shuffle: bool, report: Any) -> Iterator[float]:
+    """Minimize the loss of the whole data set; an epoch is an iteration of SciPy's L-BFGS-B."""
+    from scipy.optimize import minimize
+
+    model, backend = training.model, training.model.backend
+    optimizer = model.optimizer_state.optimizer  # type: ignore[union-attr]
+    assert isinstance(optimizer, LBFGS)
+    step = model.step(len(data.X), class_indices=data.y.ndim == 1, weighted=data.weight is not None)
+    step.names.array("X")[...] = data.X
+    step.names.array("y")[...] = data.y
+    if data.weight is not None:
+        step.names.array("w")[...] = data.weight
+    run, value = step.compile(), step.names.array("loss")
+
+    def loss_and_gradient(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        model.parameters.flat[...] = backend.asarray(theta.astype(model.dtype))
+        run()
+        report.batch_done(0, value)
+        return float(value[0]), backend.to_numpy(model.gradients.flat).astype(np.float64)
+
+    theta = backend.to_numpy(model.parameters.flat).astype(np.float64)
+    for training.epoch in range(training.epochs):
+        report.epoch_begins()
+        # one call of SciPy per chunk of iterations would forget the curvature, so the iterations run in one thread of control:
+        # all of them at once, reported one by one afterwards
+        losses: list[float] = []
+        best = {"theta": theta}
+
+        def keep(intermediate_result: Any, losses: list[float] = losses, best: dict[str, Any] = best) -> None:
+            losses.append(float(intermediate_result.fun))
+            best["theta"] = intermediate_result.x.copy()
+
+        options = {"maxiter": training.epochs, "maxcor": optimizer.history_size, "ftol": 1e-12, "gtol": optimizer.tolerance}
+        try:
+            minimize(loss_and_gradient, theta, jac=True, method="L-BFGS-B", callback=keep, options=options)
+        finally:
+            model.parameters.flat[...] = backend.asarray(best["theta"].astype(model.dtype))
+        for training.epoch, loss in enumerate(losses):
+            yield loss
+        return

@@ -1,0 +1,127 @@
+"""Checks at the public edge: what was given, what is allowed. Everything behind them may trust its arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.base import Backend
+from gpubackprop.definitions import Array
+from gpubackprop.interop import to_backend
+from gpubackprop.losses import Loss
+
+
+def check_layer_sizes(layer_sizes: Sequence[int], loss: Loss) -> tuple[int, ...]:
+    """Return the layer sizes as a tuple of at least two positive whole numbers."""
+    sizes = tuple(layer_sizes)
+    if len(sizes) < 2 or not all(isinstance(d, int | np.integer) and d >= 1 for d in sizes):
+        raise ValueError(
+            f"layer_sizes is {list(sizes)!r}; give at least two whole numbers >= 1, inputs first, as in [784, 128, 10]"
+        )
+    if loss.family == "softmax" and sizes[-1] < 2:
+        raise ValueError(f"{loss.name} needs at least 2 outputs, one per class; layer_sizes ends with {sizes[-1]}")
+    return tuple(int(d) for d in sizes)
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return a whole number >= 1."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number >= 1")
+    return int(value)
+
+
+def check_features(backend: Backend, X: Any, d: int, dtype: np.dtype[Any], *, finite: bool = True) -> Array:
+    """Return X on the backend's device, shape (n, d), n >= 1, of the model's dtype, without NaN or infinity.
+
+    Raises
+    ------
+    ValueError
+        For another shape, no samples, values that are not numbers, or (``finite``) NaN and infinity.
+    """
+    X = _numbers(backend, "X", X, dtype)
+    if X.ndim != 2 or X.shape[1] != d:
+        raise ValueError(f"X has shape {_shape(X)}; the network takes (samples, {d})")
+    if X.shape[0] == 0:
+        raise ValueError(f"X has shape {_shape(X)}: there are no samples")
+    if finite:
+        _check_finite(backend, "X", X)
+    return X
+
+
+def check_targets(backend: Backend, y: Any, n: int, d: int, loss: Loss, dtype: np.dtype[Any]) -> Array:
+    """Return y on the backend's device: (n,) int64 class indices, or (n, d) of the model's dtype.
+
+    Raises
+    ------
+    ValueError
+        For another shape, labels out of range, or values that the loss has no meaning for.
+    """
+    given = y if hasattr(y, "ndim") and hasattr(y, "dtype") else np.asarray(y)
+    shape = tuple(int(s) for s in given.shape)
+    indices = loss.targets == "classes" and shape in ((n,), (n, 1))
+    expected = f"({n}, {d})" + (f" or class indices ({n},)" if loss.targets == "classes" else "")
+    if not indices and shape != (n, d) and not (d == 1 and shape == (n,)):
+        raise ValueError(f"y has shape {_shape(given)}; {loss.name} with {d} outputs and {n} samples takes {expected}")
+    if indices:
+        return _check_labels(backend, given, n, d)
+    y = _numbers(backend, "y", given, dtype).reshape(n, d)
+    _check_finite(backend, "y", y)
+    low, high = float(y.min()), float(y.max())
+    if loss.targets in ("binary", "classes", "distribution") and (low < 0 or high > 1):
+        raise ValueError(f"y holds values from {low:g} to {high:g}; {loss.name} takes values in [0, 1]")
+    if loss.targets == "counts" and low < 0:
+        raise ValueError(f"y holds {low:g}; {loss.name} takes counts >= 0")
+    if loss.targets == "signs" and not bool((abs(y) == 1).all()):
+        raise ValueError(f"y holds values from {low:g} to {high:g}; {loss.name} takes -1 and +1")
+    if loss.family == "softmax" and float(abs(y.sum(axis=1) - 1).max()) > 1e-3:
+        raise ValueError(f"the rows of y are not probabilities: they must sum to 1 for {loss.name}")
+    return y
+
+
+def check_weight(backend: Backend, weight: Any, n: int, dtype: np.dtype[Any]) -> Array | None:
+    """Return sample weights (n,), finite, >= 0 and not all 0, or None."""
+    if weight is None:
+        return None
+    weight = _numbers(backend, "sample_weight", weight, dtype)
+    if weight.shape != (n,):
+        raise ValueError(f"sample_weight has shape {_shape(weight)}; there are {n} samples: it must be ({n},)")
+    _check_finite(backend, "sample_weight", weight)
+    if float(weight.min()) < 0 or float(weight.sum()) <= 0:
+        raise ValueError("sample_weight must be >= 0, and not all 0")
+    return weight
+
+
+def _check_labels(backend: Backend, y: Any, n: int, classes: int) -> Array:
+    labels = _numbers(backend, "y", y, None).reshape(n)
+    if labels.dtype.kind == "f":
+        _check_finite(backend, "y", labels)
+        if not bool((labels == backend.xp.rint(labels)).all()):
+            raise ValueError("y holds labels that are not whole numbers; class indices are 0, 1, 2, ...")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"y holds labels from {low} to {high}; with {classes} outputs they must be 0 to {classes - 1}")
+    return backend.asarray(labels, np.int64)
+
+
+def _numbers(backend: Backend, name: str, a: Any, dtype: Any) -> Array:
+    try:
+        array = to_backend(backend, a if hasattr(a, "dtype") else np.asarray(a))
+        if array.dtype.kind not in "biuf":
+            raise TypeError
+        return backend.asarray(array, dtype)
+    except (TypeError, ValueError) as error:
+        kind = getattr(a, "dtype", type(a).__name__)
+        raise ValueError(f"{name} is not an array of real numbers: {kind}") from error
+
+
+def _check_finite(backend: Backend, name: str, a: Array) -> None:
+    # a sum is finite only if every term is (or it overflows: then look at every element)
+    if not np.isfinite(float(a.sum(dtype=np.float64))) and not bool(backend.xp.isfinite(a).all()):
+        bad = int((~backend.xp.isfinite(a)).sum())
+        raise ValueError(f"{name} holds NaN or infinity ({bad} of {a.size} values); remove or replace them")
+
+
+def _shape(a: Any) -> str:
+    return str(tuple(int(s) for s in a.shape))

@@ -1,0 +1,273 @@
+"""CPU kernels: one pass over memory each, compiled by Numba from the definitions.
+
+They know no activation, loss or optimizer by name. Loops run over rows, the inner one over columns, so that every array is
+read in the order it lies in memory and the inner loop is vectorized; a column sum adds its rows in their order. Where an
+output may share memory with an input there are two variants (``in_place``), since the compiler must know.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.activations import Activation
+from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
+from gpubackprop.kernels.cpu_compile import SCALAR, compiled, inlined
+from gpubackprop.losses import Loss
+from gpubackprop.optimizers import Optimizer
+from gpubackprop.philox import define_philox
+
+
+@cache
+def compile_bias_activation_forward(activation: Activation, dtype: np.dtype[Any], in_place: bool) -> Any:
+    """Return kernel(z, b, h): z <- z + b, h = phi(z); in place: kernel(z, b), z <- phi(z + b)."""
+    phi = inlined(activation.scalars(dtype, SCALAR)[0])
+
+    def forward_in_place(z, b):  # type: ignore[no-untyped-def]
+        for i in range(z.shape[0]):
+            for j in range(z.shape[1]):
+                z[i, j] = phi(z[i, j] + b[j])
+
+    def forward(z, b, h):  # type: ignore[no-untyped-def]
+        for i in range(z.shape[0]):
+            for j in range(z.shape[1]):
+                z_ij = z[i, j] + b[j]
+                z[i, j] = z_ij
+                h[i, j] = phi(z_ij)
+
+    return compiled(forward_in_place if in_place else forward, activation.fingerprint, dtype.name)
+
+
+@cache
+def compile_bias_activation_backward(activation: Activation, dtype: np.dtype[Any], in_place: bool) -> Any:
+    """Return kernel(dh, s, delta, db), s = h or z as phi' needs; in place: kernel(dh, s, db), dh <- delta."""
+    dphi = inlined(activation.scalars(dtype, SCALAR)[1])
+    zero = dtype.type(0)
+
+    def backward_in_place(dh, s, db):  # type: ignore[no-untyped-def]
+        db[:] = zero
+        for i in range(dh.shape[0]):
+            for j in range(dh.shape[1]):
+                delta_ij = dh[i, j] * dphi(s[i, j], s[i, j])
+                dh[i, j] = delta_ij
+                db[j] += delta_ij
+
+    def backward(dh, s, delta, db):  # type: ignore[no-untyped-def]
+        db[:] = zero
+        for i in range(dh.shape[0]):
+            for j in range(dh.shape[1]):
+                delta_ij = dh[i, j] * dphi(s[i, j], s[i, j])
+                delta[i, j] = delta_ij
+                db[j] += delta_ij
+
+    return compiled(backward_in_place if in_place else backward, activation.fingerprint, dtype.name)
+
+
+@cache
+def compile_bias_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:
+    """Return kernel(z, b, y, weight, scale, count, out, db, value, scratch).
+
+    ``count`` is what the sum in value[1] grows by, times the loss; ``scratch`` is (2, d). In place, ``out`` is ``z``.
+    """
+    make = _elementwise_loss if loss.family == "elementwise" else _softmax_loss
+    return compiled(make(loss, dtype, indices, weighted, in_place), loss.fingerprint, dtype.name, weighted, indices)
+
+
+def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:
+    ell, dell = map(inlined, loss.scalars(dtype, SCALAR))
+    zero, one = dtype.type(0), dtype.type(1)
+
+    def elementwise_loss(z, b, y, weight, scale, count, out, db, value, scratch):  # type: ignore[no-untyped-def]
+        db[:] = zero
+        total = 0.0
+        for i in range(z.shape[0]):
+            w = weight[i] if weighted else one
+            row = zero
+            for j in range(z.shape[1]):
+                o = z[i, j] + b[j]
+                row += ell(o, y[i, j])
+                do = dell(o, y[i, j]) * (w * scale)
+                if not in_place:
+                    z[i, j] = o
+                out[i, j] = do
+                db[j] += do
+            total += row * w
+        value[0] = total * scale
+        value[1] += total * scale * count
+
+    return elementwise_loss
+
+
+def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:
+    target, ell, dell = map(inlined, loss.scalars(dtype, SCALAR))
+    zero, one = dtype.type(0), dtype.type(1)
+    exp, log = SCALAR.exp, SCALAR.log
+
+    def read_index(y, i, j):  # type: ignore[no-untyped-def]
+        return one if y[i] == j else zero
+
+    def read_dense(y, i, j):  # type: ignore[no-untyped-def]
+        return y[i, j]
+
+    read = inlined(read_index if indices else read_dense)
+
+    def softmax_loss(z, b, y, weight, scale, count, out, db, value, scratch):  # type: ignore[no-untyped-def]
+        n, d = z.shape
+        q, e = scratch[0], scratch[1]
+        u = one / dtype_of(d)
+        db[:] = zero
+        total = 0.0
+        for i in range(n):
+            w = weight[i] if weighted else one
+            top = z[i, 0] + b[0]
+            for j in range(d):
+                o = z[i, j] + b[j]
+                q[j] = o
+                if not in_place:
+                    z[i, j] = o
+                top = o if o > top else top
+            s = zero
+            for j in range(d):
+                q[j] -= top
+                e[j] = exp(q[j])
+                s += e[j]
+            log_s = log(s)
+            row, sum_g = zero, zero
+            for j in range(d):
+                t = target(read(y, i, j), u)
+                row += ell(q[j] - log_s, t)
+                q[j] = dell(q[j] - log_s, t)
+                sum_g += q[j]
+            for j in range(d):
+                do = (q[j] - e[j] / s * sum_g) * (w * scale)
+                out[i, j] = do
+                db[j] += do
+            total += row * w
+        value[0] = total * scale
+        value[1] += total * scale * count
+
+    dtype_of = dtype.type
+    return softmax_loss
+
+
+@cache
+def compile_normalize_weights(dtype: np.dtype[Any]) -> Any:
+    """Return kernel(weight, out): out = weight / sum(weight)."""
+
+    def normalize_weights(weight, out):  # type: ignore[no-untyped-def]
+        total = 0.0
+        for i in range(weight.size):
+            total += weight[i]
+        for i in range(weight.size):
+            out[i] = weight[i] / total
+
+    return compiled(normalize_weights, dtype.name)
+
+
+@cache
+def compile_dropout(dtype: np.dtype[Any]) -> Any:
+    """Return kernel(x, threshold, scale, seed_low, seed_high, layer, counters, out) on flat arrays."""
+    philox = inlined(define_philox(np.uint32, np.uint64))
+    zero, u32, u64, high = dtype.type(0), np.uint32, np.uint64, np.uint64(32)
+
+    def dropout(x, threshold, scale, seed_low, seed_high, layer, counters, out):  # type: ignore[no-untyped-def]
+        step = u32(counters[STEPS])
+        words = np.empty(4, np.uint32)
+        for first in range(0, x.size, 4):
+            block = u64(first // 4)
+            words[0], words[1], words[2], words[3] = philox(
+                u32(block), u32(block >> high), step, u32(layer), u32(seed_low), u32(seed_high)
+            )
+            for k in range(min(4, x.size - first)):
+                out[first + k] = x[first + k] * scale if words[k] < threshold else zero
+
+    return compiled(dropout, dtype.name)
+
+
+@cache
+def compile_gather(dtype: np.dtype[Any], ndim: int) -> Any:
+    """Return kernel(source, order, counters, out): the rows of the next mini-batch."""
+
+    def gather_rows(source, order, counters, out):  # type: ignore[no-untyped-def]
+        first = counters[CURSOR]
+        for i in range(out.shape[0]):
+            k = order[first + i]
+            for j in range(out.shape[1]):
+                out[i, j] = source[k, j]
+
+    def gather_values(source, order, counters, out):  # type: ignore[no-untyped-def]
+        first = counters[CURSOR]
+        for i in range(out.shape[0]):
+            out[i] = source[order[first + i]]
+
+    return compiled(gather_rows if ndim == 2 else gather_values, dtype.name)
+
+
+@cache
+def compile_clip(dtype: np.dtype[Any]) -> Any:
+    """Return kernel(gradients, max_norm, scalars)."""
+
+    def clip(gradients, max_norm, scalars):  # type: ignore[no-untyped-def]
+        sums = np.zeros(16, gradients.dtype)  # 16 sums side by side, so that the loop is vectorized
+        whole = gradients.size // 16 * 16
+        for i in range(0, whole, 16):
+            for k in range(16):
+                sums[k] += gradients[i + k] * gradients[i + k]
+        total = 0.0
+        for k in range(16):
+            total += sums[k]
+        for i in range(whole, gradients.size):
+            total += gradients[i] * gradients[i]
+        norm = np.sqrt(total)
+        scalars[NORM] = norm
+        factor = max_norm / (norm + 1e-6)
+        scalars[FACTOR] = 1.0 if factor > 1.0 else factor
+
+    return compiled(clip, dtype.name)
+
+
+@cache
+def compile_advance(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
+    """Return kernel(rate, batch, counters, scalars)."""
+    constants = inlined(optimizer.define(np.float64, SCALAR)[0])
+    factor = inlined(optimizer.schedule.define(SCALAR))
+
+    def advance(rate, batch, counters, scalars):  # type: ignore[no-untyped-def]
+        t = float(counters[STEPS])
+        lr, c1, c2 = constants(t + 1.0, rate[0] * factor(t))
+        scalars[RATE], scalars[C1], scalars[C2] = lr, c1, c2
+        counters[STEPS] += 1
+        counters[CURSOR] += batch
+
+    return compiled(advance, optimizer.fingerprint, dtype.name)
+
+
+@cache
+def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
+    """Return kernel(parameters, gradients, states, scalars)."""
+    update = inlined(optimizer.define(dtype.type, SCALAR)[1])
+    _, clip_value = optimizer.clipping
+    clipped, limit = clip_value is not None, dtype.type(clip_value or 0)
+    has0, has1, has2 = (optimizer.n_states > k for k in range(3))
+    zero, where = dtype.type(0), SCALAR.where
+
+    def update_all(p, gradients, states, scalars):  # type: ignore[no-untyped-def]
+        factor, lr, c1, c2 = scalars[FACTOR], scalars[RATE], scalars[C1], scalars[C2]
+        for i in range(p.size):
+            g = gradients[i] * factor
+            if clipped:
+                g = where(g > limit, limit, where(g < -limit, -limit, g))
+            s0 = states[0, i] if has0 else zero
+            s1 = states[1, i] if has1 else zero
+            s2 = states[2, i] if has2 else zero
+            p[i], s0, s1, s2 = update(p[i], g, s0, s1, s2, lr, c1, c2)
+            if has0:
+                states[0, i] = s0
+            if has1:
+                states[1, i] = s1
+            if has2:
+                states[2, i] = s2
+
+    return compiled(update_all, optimizer.fingerprint, dtype.name)
