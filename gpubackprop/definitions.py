@@ -146,6 +146,7 @@ def fingerprint(*items: Any) -> str:
 
 
 def _feed(digest: Any, item: Any, seen: set[int]) -> None:
+    item = getattr(item, "py_func", item)  # what Numba has wrapped
     code = getattr(item, "__code__", None)
     if code is not None:
         if id(item) in seen:

@@ -281,6 +281,7 @@ class MLP:
         *,
         data: Data | None = None,
         class_indices: bool = True,
+        weighted: bool = False,
         keep: bool = False,
     ) -> Step:
         """Return one training step as data: the list of its operations.
@@ -295,13 +296,15 @@ class MLP:
             ``step.names.array("X")`` and ``("y")``.
         class_indices : bool
             Without ``data``: y of a classification holds class indices (n,), not rows of probabilities.
+        weighted : bool
+            Without ``data``: there are sample weights, in ``step.names.array("w")``.
         keep : bool
             Give every intermediate memory of its own.
         """
         n = check_count("batch_size", batch_size)
         indices = self.loss.targets == "classes" and (data.y.ndim == 1 if data else class_indices)
         y = (n,) if indices else (n, self.layer_sizes[-1])
-        weighted = data is not None and data.weight is not None
+        weighted = weighted if data is None else data.weight is not None
         ws = Workspace(
             self.backend, self.layers, n, y, np.dtype(np.int64) if indices else self.dtype,
             dropout=self.dropout, weighted=weighted, keep=keep,

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.backends.base import CURSOR
+from gpubackprop.backends.base import CURSOR, RATE, STEPS
 from gpubackprop.callbacks import call
 from gpubackprop.definitions import Array
 from gpubackprop.evaluation import evaluate
 from gpubackprop.optimizers import LBFGS, Adam, Optimizer
-from gpubackprop.progress import show_progress
+from gpubackprop.progress import Progress, show_progress
 from gpubackprop.validation import check_count, check_features, check_targets, check_weight
 
 if TYPE_CHECKING:
@@ -111,23 +110,25 @@ def fit(
     training = Training(model, History(), epochs)
     state = model.state_of(optimizer)
     callbacks = list(callbacks)
-    run = _lbfgs_epochs if isinstance(state.optimizer, LBFGS) else _epochs
-    with show_progress(progress, model, epochs, len(data.X)) as report:
+    run = _minimize if isinstance(state.optimizer, LBFGS) else _descend
+
+    def end_epoch(loss: float) -> bool:
+        """Write the epoch's row, call the callbacks, and return whether to go on."""
+        metrics = {} if validation is None else evaluate(model, validation.X, validation.y)
+        training.history.add(
+            loss=loss,
+            **{f"val_{name}": value for name, value in metrics.items()},
+            learning_rate=float(state.scalars[RATE]),
+            seconds=report.seconds(),
+        )
+        call(callbacks, "on_epoch_end", training)
+        report.epoch_done(training.history)
+        return not training.stop
+
+    with show_progress(progress, epochs, len(data.X)) as report:
         call(callbacks, "on_train_begin", training)
         try:
-            for loss in run(training, data, batch_size, shuffle, report):
-                started = report.epoch_started
-                metrics = {} if validation is None else evaluate(model, validation.X, validation.y)
-                training.history.add(
-                    loss=loss,
-                    **{f"val_{name}": value for name, value in metrics.items()},
-                    learning_rate=float(state.scalars[0]) if state.scalars.size else 1.0,
-                    seconds=time.perf_counter() - started,
-                )
-                call(callbacks, "on_epoch_end", training)
-                report.epoch_done(training.history)
-                if training.stop:
-                    break
+            run(training, data, batch_size, shuffle, report, end_epoch)
         except KeyboardInterrupt:
             training.history.interrupted = True
         call(callbacks, "on_train_end", training)
@@ -150,12 +151,13 @@ def _prepare(model: MLP, X: Any, y: Any, weight: Any, name: str = "") -> Data:
     return Data(X, y, weight, backend.asarray(np.arange(len(X), dtype=np.int64)))
 
 
-def _epochs(
-    training: Training, data: Data, batch_size: int, shuffle: bool, report: Any
-) -> Iterator[float]:
-    """Train an epoch at a time; yield the mean loss of its batches."""
+def _descend(
+    training: Training, data: Data, batch_size: int, shuffle: bool, report: Progress, end_epoch: Callable[[float], bool]
+) -> None:
+    """Train by mini-batches; the loss of an epoch is the mean over its batches, as they were met."""
     model, backend = training.model, training.model.backend
-    state = model.state_of(model.optimizer_state.optimizer)  # type: ignore[union-attr]
+    state = model.optimizer_state
+    assert state is not None
     N = len(data.X)
     n_full, rest = divmod(N, batch_size)
     parts: list[tuple[int, int, Callable[[], None], Array]] = []
@@ -166,7 +168,7 @@ def _epochs(
     for training.epoch in range(training.epochs):
         report.epoch_begins()
         if shuffle:
-            data.order[...] = backend.asarray(_order(model.seed, int(state.counters[0]), N))
+            data.order[...] = backend.asarray(_order(model.seed, int(state.counters[STEPS]), N))
         state.counters[CURSOR] = 0
         for n, times, run, value in parts:
             value[...] = 0
@@ -174,52 +176,55 @@ def _epochs(
                 run()
                 report.batch_done(n, value)
         total = sum(float(value[1]) for _, _, _, value in parts)
-        yield total / N if model.loss.reduction == "mean" else total
+        if not end_epoch(total / N if model.loss.reduction == "mean" else total):
+            return
 
 
 def _order(seed: int, steps: int, n: int) -> np.ndarray:
     """Return the order of the samples in the epoch that begins after ``steps`` steps: the same on every device."""
-    rng = np.random.Generator(np.random.Philox(key=np.array([seed, 0x6F72646572], np.uint64), counter=steps))
-    return rng.permutation(n)
+    key = np.array([seed, 0x6F72646572], np.uint64)  # a stream of its own, apart from the initial weights
+    return np.random.Generator(np.random.Philox(key=key, counter=steps)).permutation(n)
 
 
-def _lbfgs_epochs(training: Training, data: Data, batch_size: int, shuffle: bool, report: Any) -> Iterator[float]:
+def _minimize(
+    training: Training, data: Data, batch_size: int, shuffle: bool, report: Progress, end_epoch: Callable[[float], bool]
+) -> None:
     """Minimize the loss of the whole data set; an epoch is an iteration of SciPy's L-BFGS-B."""
     from scipy.optimize import minimize
 
     model, backend = training.model, training.model.backend
-    optimizer = model.optimizer_state.optimizer  # type: ignore[union-attr]
+    optimizer = model.optimizer_state.optimizer if model.optimizer_state else None
     assert isinstance(optimizer, LBFGS)
+    if model.dropout:
+        raise ValueError(f"LBFGS minimizes one fixed function; dropout is {model.dropout}: set it to 0")
     step = model.step(len(data.X), class_indices=data.y.ndim == 1, weighted=data.weight is not None)
     step.names.array("X")[...] = data.X
     step.names.array("y")[...] = data.y
     if data.weight is not None:
         step.names.array("w")[...] = data.weight
-    run, value = step.compile(), step.names.array("loss")
+    run, value, theta = step.compile(), step.names.array("loss"), model.parameters.flat
 
-    def loss_and_gradient(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        model.parameters.flat[...] = backend.asarray(theta.astype(model.dtype))
+    def loss_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
+        theta[...] = backend.asarray(x.astype(model.dtype))
         run()
         report.batch_done(0, value)
         return float(value[0]), backend.to_numpy(model.gradients.flat).astype(np.float64)
 
-    theta = backend.to_numpy(model.parameters.flat).astype(np.float64)
-    for training.epoch in range(training.epochs):
+    last = start = backend.to_numpy(theta).astype(np.float64)
+
+    def end_iteration(intermediate_result: Any) -> None:
+        nonlocal last
+        last = intermediate_result.x.copy()
+        theta[...] = backend.asarray(last.astype(model.dtype))
+        go_on = end_epoch(float(intermediate_result.fun))
+        training.epoch += 1
         report.epoch_begins()
-        # one call of SciPy per chunk of iterations would forget the curvature, so the iterations run in one thread of control:
-        # all of them at once, reported one by one afterwards
-        losses: list[float] = []
-        best = {"theta": theta}
+        if not go_on:
+            raise StopIteration
 
-        def keep(intermediate_result: Any, losses: list[float] = losses, best: dict[str, Any] = best) -> None:
-            losses.append(float(intermediate_result.fun))
-            best["theta"] = intermediate_result.x.copy()
-
-        options = {"maxiter": training.epochs, "maxcor": optimizer.history_size, "ftol": 1e-12, "gtol": optimizer.tolerance}
-        try:
-            minimize(loss_and_gradient, theta, jac=True, method="L-BFGS-B", callback=keep, options=options)
-        finally:
-            model.parameters.flat[...] = backend.asarray(best["theta"].astype(model.dtype))
-        for training.epoch, loss in enumerate(losses):
-            yield loss
-        return
+    options = {"maxiter": training.epochs, "maxcor": optimizer.history_size, "ftol": 1e-12, "gtol": optimizer.tolerance}
+    report.epoch_begins()
+    try:
+        minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", callback=end_iteration, options=options)
+    finally:  # the line search may have been interrupted anywhere
+        theta[...] = backend.asarray(last.astype(model.dtype))

@@ -72,7 +72,7 @@ def compile_bias_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
     ``count`` is what the sum in value[1] grows by, times the loss; ``scratch`` is (2, d). In place, ``out`` is ``z``.
     """
     make = _elementwise_loss if loss.family == "elementwise" else _softmax_loss
-    return compiled(make(loss, dtype, indices, weighted, in_place), loss.fingerprint, dtype.name, weighted, indices)
+    return compiled(make(loss, dtype, indices, weighted, in_place), loss.fingerprint, dtype.name)
 
 
 def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:

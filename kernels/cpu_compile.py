@@ -54,9 +54,10 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 
 def compiled(function: Callable[..., Any], *key: Any) -> Any:
-    """Compile a kernel; ``key`` is what shapes it beside its source: fingerprints, dtype, variant."""
+    """Compile a kernel; ``key`` is what shapes it beside its own code and constants: fingerprints of definitions, dtype."""
     kernel = numba.njit(**_OPTIONS)(function)
     digest = fingerprint(
+        function,
         source_digest("gpubackprop.kernels.cpu", "gpubackprop.kernels.cpu_compile", "gpubackprop.philox"),
         numba.__version__,
         llvmlite.__version__,

@@ -1,0 +1,159 @@
+"""Gradients against finite differences, in float64, by walking through the operations of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpubackprop.definitions import Array
+from gpubackprop.step import Step
+
+if TYPE_CHECKING:
+    from gpubackprop.mlp import MLP
+
+STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
+
+
+@dataclass(frozen=True)
+class GradientCheck:
+    """One gradient against finite differences along one random direction.
+
+    Attributes
+    ----------
+    name : str
+        Of the gradient: dW_1, db_o, dh_2, ....
+    computed, expected : float
+        <gradient, v> by backpropagation, and (loss(x + e v) - loss(x - e v)) / 2 e.
+    error : float
+        |computed - expected| / max(|computed|, |expected|, floor), where floor is what the rounding of the loss allows to see.
+    """
+
+    name: str
+    computed: float
+    expected: float
+    error: float
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """The checks of all gradients of a network, in the order of the backward pass."""
+
+    checks: list[GradientCheck]
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """True if every relative error is below the tolerance."""
+        return all(check.error <= self.tolerance for check in self.checks)
+
+    @property
+    def worst(self) -> float:
+        """The largest relative error."""
+        return max((check.error for check in self.checks), default=0.0)
+
+    def __str__(self) -> str:
+        lines = [f"{'gradient':8s} {'backprop':>14s} {'differences':>14s} {'error':>9s}"]
+        for c in self.checks:
+            mark = "ok" if c.error <= self.tolerance else "WRONG"
+            lines.append(f"{c.name:8s} {c.computed:14.6e} {c.expected:14.6e} {c.error:9.1e}  {mark}")
+        return "\n".join(lines)
+
+
+def check_gradients(
+    model: MLP, X: Any, y: Any, sample_weight: Any = None, *, tolerance: float = 1e-6, seed: int = 0
+) -> GradientReport:
+    """Check do and every dh_l, delta_l, dW_l, db_l of a network against central differences of its loss.
+
+    The network is copied to the reference backend in float64. Each gradient is compared along one random direction v:
+    <gradient, v> = (loss(x + e v) - loss(x - e v)) / 2 e, extrapolated once (Richardson), the best of a few e. A gradient
+    with respect to an intermediate is checked by adding e v to it in the middle of the forward pass.
+
+    Parameters
+    ----------
+    model : MLP
+    X, y, sample_weight : array
+    tolerance : float
+        Relative. A kink (relu, hinge, ...) between x - e v and x + e v may exceed it.
+    seed : int
+        Of the directions.
+
+    Returns
+    -------
+    GradientReport
+        ``print(report)`` shows every gradient; ``report.ok``.
+    """
+    step, run = gradient_step(model, X, y, sample_weight)
+    for operation in step.operations:
+        run(operation)
+    rng = np.random.default_rng(seed)
+    names = [name for operation in step.operations for name in gradients_of(operation.writes)]
+    computed = {name: step.names.array(name).copy() for name in names}
+    return GradientReport([check_gradient(step, run, name, computed[name], rng) for name in names], tolerance)
+
+
+def gradient_step(model: MLP, X: Any, y: Any, sample_weight: Any = None) -> tuple[Step, Any]:
+    """Return (step, run): forward, loss and backward of a float64 copy on the reference backend, fed, and a function that runs one operation."""
+    from gpubackprop.mlp import MLP
+
+    copy = MLP(model.layer_sizes, model.activations, model.loss, "reference", "float64", model.seed)
+    copy.load_state_dict(model.state_dict())
+    ws = copy._prepare(X, y, sample_weight)
+    step = copy.step(ws.n, class_indices=ws.y.ndim == 1, weighted=ws.weight is not None, keep=True)
+    step.names.array("X")[...] = ws.X
+    step.names.array("y")[...] = ws.y
+    if ws.weight is not None:
+        step.names.array("w")[...] = ws.weight
+
+    def run(operation: Any) -> None:
+        getattr(copy.backend, operation.name)(**operation.arguments)
+
+    return step, run
+
+
+def gradients_of(names: tuple[str, ...]) -> list[str]:
+    """Return those names that are gradients: do, dW_1, db_1, dh_1, δ_1, ...."""
+    return [name for name in names if name == "do" or name.startswith(("dW_", "db_", "dh_", "δ_"))]
+
+
+def check_gradient(step: Step, run: Any, name: str, gradient: Array, rng: np.random.Generator) -> GradientCheck:
+    """Check one gradient of a step along a random direction."""
+    v = rng.normal(size=gradient.shape)
+    v /= np.linalg.norm(v)
+    # along the gradient too, or a random direction in many dimensions would see little of it
+    size = np.linalg.norm(gradient)
+    if size > 0:
+        v += gradient / size
+    computed = float(np.sum(gradient * v))
+    source = "o" if name == "do" else "z" + name[1:] if name.startswith("δ") else name.removeprefix("d")
+    scale = max(1.0, float(np.abs(step.names.array(source)).max()))
+    best = GradientCheck(name, computed, np.nan, np.inf)
+    for e in STEPS:
+        e *= scale
+        values = [_loss_at(step, run, source, k * e * v) for k in (-2, -1, 1, 2)]
+        expected = (8 * (values[2] - values[1]) - (values[3] - values[0])) / (12 * e)
+        floor = 64 * np.finfo(np.float64).eps * max(map(abs, values)) / e  # rounding of the loss, as a slope
+        error = abs(computed - expected) / max(abs(computed), abs(expected), floor, 1e-300)
+        if error < best.error:
+            best = GradientCheck(name, computed, float(expected), float(error))
+    return best
+
+
+def _loss_at(step: Step, run: Any, source: str, change: Array) -> float:
+    """Return the loss with ``change`` added to a parameter, or to an intermediate right after it is computed."""
+    array = step.names.array(source)
+    parameter = source[0] in "Wb"
+    if parameter:
+        array += change
+    todo = not parameter
+    for operation in step.operations:
+        if operation.phase == "backward":
+            break
+        run(operation)
+        if todo and source in operation.writes:
+            array += change
+            todo = False
+    if parameter:
+        array -= change
+    return float(step.names.array("loss")[0])
