@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -69,12 +69,25 @@ class Activation(Definition):
 ACTIVATIONS: Registry[Activation] = Registry("activation")
 
 
+Define = Callable[..., tuple[Phi, DPhi]]
+
+
+@overload
+def activation(define: Define) -> Activation: ...
+
+
+@overload
 def activation(
-    define: Callable[..., tuple[Phi, DPhi]] | None = None,
+    *, needs: Literal["h", "z"] = "z", gain: Callable[..., float] | float | None = None
+) -> Callable[[Define], Activation]: ...
+
+
+def activation(
+    define: Define | None = None,
     *,
     needs: Literal["h", "z"] = "z",
     gain: Callable[..., float] | float | None = None,
-) -> Any:
+) -> Activation | Callable[[Define], Activation]:
     """Register a definition under the name of its function; usable bare or with arguments.
 
     Parameters
@@ -94,7 +107,7 @@ def activation(
     if needs not in ("h", "z"):
         raise ValueError(f"needs is {needs!r}; choose 'h' (the output) or 'z' (the input)")
 
-    def register(function: Callable[..., tuple[Phi, DPhi]]) -> Activation:
+    def register(function: Define) -> Activation:
         entry = Activation(function.__name__, function, needs=needs, known_gain=gain)
         ACTIVATIONS[entry.name] = entry
         return entry

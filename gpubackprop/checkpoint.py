@@ -5,21 +5,28 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.definitions import Definition
 from gpubackprop.losses import LOSSES
+from gpubackprop.optimizers import OPTIMIZERS, Optimizer
+from gpubackprop.schedules import SCHEDULES, Schedule
 
 if TYPE_CHECKING:
     from gpubackprop.mlp import MLP
+    from gpubackprop.training import History
 
 FORMAT = "gpubackprop-mlp-1"
+STATE_ARRAYS = ("states", "counters", "rate", "scalars")
 
 
-def save(model: MLP, path: str | Path) -> None:
-    """Write a network: all of the file or nothing.
+def save(model: MLP, path: str | Path, history: dict[str, list[float]] | None = None) -> None:
+    """Write a network, and with a history also the state of its training: all of the file or nothing.
 
     Raises
     ------
@@ -36,8 +43,15 @@ def save(model: MLP, path: str | Path) -> None:
         "seed": model.seed,
         "dropout": model.dropout,
     }
-    content = to_bytes(model.state_dict(), metadata={"format": FORMAT, "mlp": json.dumps(description)})
-    write_whole(Path(path), content)
+    metadata = {"format": FORMAT, "mlp": json.dumps(description)}
+    tensors = model.state_dict()
+    state = model.optimizer_state
+    if history is not None and state is not None:
+        metadata["optimizer"] = json.dumps(_describe_dataclass(state.optimizer))
+        metadata["history"] = json.dumps(history)
+        for name in STATE_ARRAYS:
+            tensors[f"optimizer.{name}"] = np.ascontiguousarray(model.backend.to_numpy(getattr(state, name)))
+    write_whole(Path(path), to_bytes(tensors, metadata=metadata))
 
 
 def load(path: str | Path, device: str = "cpu") -> MLP:
@@ -50,9 +64,21 @@ def load(path: str | Path, device: str = "cpu") -> MLP:
     ValueError
         The file is truncated, of another format, or names an activation or loss that is not registered.
     """
+    return load_training(path, device)[0]
+
+
+def load_training(path: str | Path, device: str = "cpu") -> tuple[MLP, History]:
+    """Return the network and the history of its training; ``fit`` with the same optimizer goes on where it ended.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`load`.
+    """
     from safetensors import SafetensorError, safe_open
 
     from gpubackprop.mlp import MLP
+    from gpubackprop.training import History
 
     path = Path(path)
     if not path.is_file():
@@ -60,11 +86,12 @@ def load(path: str | Path, device: str = "cpu") -> MLP:
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a dict)
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} is not a whole safetensors file: {error}") from None
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{str(path)!r} holds format {metadata.get('format')!r}; this version reads {FORMAT!r}")
+    saved = {name: tensors.pop(f"optimizer.{name}", None) for name in STATE_ARRAYS}
     try:
         description = json.loads(metadata["mlp"])
         loss = description["loss"]
@@ -77,10 +104,14 @@ def load(path: str | Path, device: str = "cpu") -> MLP:
             description["seed"],
             dropout=description["dropout"],
         )
-    except (KeyError, TypeError) as error:
+        model.load_state_dict(tensors)
+        if "optimizer" in metadata:
+            state = model.state_of(_optimizer(json.loads(metadata["optimizer"])))
+            for name, array in saved.items():
+                getattr(state, name)[...] = model.backend.asarray(array)
+        return model, History(json.loads(metadata.get("history", "{}")))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{str(path)!r} has a damaged description: {error}") from None
-    model.load_state_dict(state)
-    return model
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -110,3 +141,18 @@ def _describe(definition: Definition) -> dict[str, Any]:
 def _definition(registry: Any, description: dict[str, Any]) -> Any:
     entry = registry.resolve(description["name"])
     return entry(**description["parameters"]) if description["parameters"] else entry
+
+
+def _describe_dataclass(item: Optimizer | Schedule) -> dict[str, Any]:
+    values = {f.name: getattr(item, f.name) for f in fields(item)}
+    values = {k: _describe_dataclass(v) if isinstance(v, Schedule) else v for k, v in values.items()}
+    registry: Any = OPTIMIZERS if isinstance(item, Optimizer) else SCHEDULES
+    return {"name": next(name for name, kind in registry.items() if kind is type(item)), "values": values}
+
+
+def _optimizer(description: dict[str, Any]) -> Optimizer:
+    values = dict(description["values"])
+    rate = values["learning_rate"]
+    if isinstance(rate, dict):
+        values["learning_rate"] = SCHEDULES.resolve(rate["name"])(**rate["values"])
+    return OPTIMIZERS.resolve(description["name"])(**values)

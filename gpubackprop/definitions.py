@@ -27,6 +27,11 @@ Array: TypeAlias = Any
 DTYPES = ("float32", "float64")
 
 
+def address(a: Array) -> int:
+    """Return where an array's memory begins: two arrays with the same address share it."""
+    return int(a.ctypes.data) if isinstance(a, np.ndarray) else int(a.data.ptr)
+
+
 class Math(NamedTuple):
     """The functions of one real argument that a definition may use, and a choice without a branch."""
 
@@ -110,10 +115,7 @@ class Definition:
         allowed = list(inspect.signature(self.define).parameters)[2:]
         for name in parameters:
             if name not in allowed:
-                raise TypeError(
-                    f"{self.name} has no parameter {name!r}; "
-                    f"it takes {', '.join(allowed) or 'none'}"
-                )
+                raise TypeError(f"{self.name} has no parameter {name!r}; it takes {', '.join(allowed) or 'none'}")
         changed = dict(self.parameters) | parameters
         result = replace(self, parameters=tuple(sorted(changed.items())))
         result.scalars(np.dtype(np.float64), NUMPY)  # a bad value is an error here, not in a kernel
@@ -158,9 +160,7 @@ def _feed(digest: Any, item: Any, seen: set[int]) -> None:
         _feed(digest, [cell.cell_contents for cell in item.__closure__ or ()], seen)
         for name in code.co_names:  # helpers defined beside it in the same module
             helper = item.__globals__.get(name)
-            if getattr(helper, "__module__", None) == item.__module__ and hasattr(
-                helper, "__code__"
-            ):
+            if getattr(helper, "__module__", None) == item.__module__ and hasattr(helper, "__code__"):
                 _feed(digest, helper, seen)
     elif inspect.iscode(item):
         digest.update(item.co_code)

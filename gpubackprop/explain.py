@@ -1,4 +1,4 @@
-"""The steps of backpropagation for a network of one's own: equations, shapes, FLOP, what needs what, and a check of each gradient."""
+"""Backpropagation in a network of one's own, step by step: equations, shapes, FLOP, what needs what, checked gradients."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ class Explanation:
             for check in e.checks:
                 verdict = "agrees with" if check.error <= self.tolerance else "DIFFERS FROM"
                 lines.append(f"       {check.name} {verdict} finite differences: relative error {check.error:.1e}")
-        lines += ["", f"one step: {self.step.flops:,} FLOP, {self.step.bytes:,} bytes, {len(self.operations)} operations"]
+        lines += [
+            "",
+            f"one step: {self.step.flops:,} FLOP, {self.step.bytes:,} bytes, {len(self.operations)} operations",
+        ]
         return "\n".join(lines)
 
 

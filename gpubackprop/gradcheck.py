@@ -94,7 +94,7 @@ def check_gradients(
 
 
 def gradient_step(model: MLP, X: Any, y: Any, sample_weight: Any = None) -> tuple[Step, Any]:
-    """Return (step, run): forward, loss and backward of a float64 copy on the reference backend, fed, and a function that runs one operation."""
+    """Return (step, run): the fed step of a float64 copy on the reference backend, and a function that runs one operation."""
     from gpubackprop.mlp import MLP
 
     copy = MLP(model.layer_sizes, model.activations, model.loss, "reference", "float64", model.seed)

@@ -19,7 +19,7 @@ INITIALIZERS: Registry[Initializer] = Registry("initializer")
 
 def initializer(function: Initializer) -> Initializer:
     """Register an initializer under the name of its function."""
-    INITIALIZERS[function.__name__] = function  # type: ignore[attr-defined]
+    INITIALIZERS[function.__name__] = function
     return function
 
 

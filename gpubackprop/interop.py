@@ -18,7 +18,7 @@ def kind_of(a: Any) -> str:
     return {"jaxlib": "jax"}.get(module, module if module in ("cupy", "torch", "jax") else "numpy")
 
 
-def to_backend(backend: Backend, a: Any, dtype: npt.DTypeLike = None) -> Array:
+def to_backend(backend: Backend, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
     """Return ``a`` on the backend's device: without a copy where the device and dtype are already right."""
     here = "cupy" if backend.xp.__name__ == "cupy" else "numpy"
     kind = kind_of(a)

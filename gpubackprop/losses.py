@@ -49,7 +49,7 @@ class Loss(Definition):
     targets: Literal["real", "counts", "binary", "signs", "classes", "distribution"] = "real"
     reduction: Literal["mean", "sum"] = "mean"
 
-    def __call__(self, *, reduction: str | None = None, **parameters: Any) -> Self:
+    def __call__(self, *, reduction: Literal["mean", "sum"] | None = None, **parameters: Any) -> Self:
         """Return this loss with another reduction or other parameters, as in ``huber(delta=2.0, reduction="sum")``."""
         if reduction is not None and reduction not in REDUCTIONS:
             raise ValueError(f"unknown reduction {reduction!r}; choose from {', '.join(REDUCTIONS)}")

@@ -140,10 +140,14 @@ class MLP:
         self.backend: Backend = get_backend(device)
         self.device = self.backend.device
         self.optimizer_state: OptimizerState | None = None
+        self._last: Workspace | None = None
         self._attach(self.backend, self._initial_parameters())
 
     def __repr__(self) -> str:
-        sizes, hidden = "-".join(map(str, self.layer_sizes)), ", ".join(dict.fromkeys(a.label for a in self.activations))
+        sizes, hidden = (
+            "-".join(map(str, self.layer_sizes)),
+            ", ".join(dict.fromkeys(a.label for a in self.activations)),
+        )
         return f"MLP({sizes}, {hidden or 'no hidden layer'}, {self.loss.label}, {self.dtype}, device={self.device!r})"
 
     # ------------------------------------------------------------------ the passes
@@ -338,7 +342,8 @@ class MLP:
 
     def state_of(self, optimizer: str | Optimizer) -> OptimizerState:
         """Return the optimizer's arrays: those of the last ``fit`` if it had an equal optimizer, else new ones."""
-        optimizer = OPTIMIZERS[optimizer]() if optimizer in OPTIMIZERS else OPTIMIZERS.resolve(optimizer)  # type: ignore[assignment]
+        if isinstance(optimizer, str):
+            optimizer = OPTIMIZERS.resolve(optimizer)()
         if not isinstance(optimizer, Optimizer):
             raise ValueError(f"optimizer is {optimizer!r}; give a name or an optimizer, as in Adam(1e-3)")
         if self.optimizer_state is None or self.optimizer_state.optimizer != optimizer:
@@ -466,7 +471,7 @@ class MLP:
         host = Parameters.zeros(get_backend("reference"), self.layer_sizes, self.dtype)
         gains = [a.gain for a in self.activations] + [1.0]
         for W, gain in zip(host.W, gains, strict=True):
-            W[...] = self.initializer(rng, *W.shape, gain)
+            W[...] = self.initializer(rng, W.shape[0], W.shape[1], gain)
         return host
 
     def _attach(self, backend: Backend, host: Parameters) -> None:
@@ -480,7 +485,6 @@ class MLP:
         self._counters = names("t", backend.zeros((2,), np.dtype(np.int64)))
         self.layers: list[Layer] = make_layers(self.parameters, self.gradients, [*self.activations, identity], names)
         self._workspaces: dict[tuple[Any, ...], Workspace] = {}
-        self._last: Workspace | None = None
 
     def _workspace(
         self, purpose: str, n: int, y: Array | None = None, *, weighted: bool = False, keep: bool = False
@@ -516,4 +520,3 @@ def _per_hidden_layer(activation: Any, n: int) -> list[Activation]:
             raise ValueError(f"activation has {len(activation)} entries; there are {n} hidden layers: give one or {n}")
         return [ACTIVATIONS.resolve(a) for a in activation]
     return [ACTIVATIONS.resolve(activation)] * n
-

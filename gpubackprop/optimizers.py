@@ -50,7 +50,7 @@ class Optimizer:
     def __post_init__(self) -> None:
         if not isinstance(self.learning_rate, Schedule):
             object.__setattr__(self, "learning_rate", float(self.learning_rate))
-            Schedule(self.learning_rate)  # type: ignore[arg-type]  # raises for a bad rate
+            Schedule(self.learning_rate)  # raises for a bad rate
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name in ("clip_norm", "clip_value"):
@@ -189,9 +189,10 @@ class AdamW(Adam):
 
 @dataclass(frozen=True)
 class RMSprop(Optimizer):
-    """v <- alpha v + (1 - alpha) g^2; p <- p - eta g / (sqrt(v) + eps), v - mean^2 if centered. Source: ``torch.optim.RMSprop``.
+    """v <- alpha v + (1 - alpha) g^2; p <- p - eta g / (sqrt(v) + eps), v - mean^2 if centered.
 
-    eps stands outside the root (as in PyTorch; TensorFlow has it inside). Hinton (2012), lecture 6e; centered: Graves (2013), eq. 38.
+    eps stands outside the root, as in ``torch.optim.RMSprop`` (TensorFlow has it inside).
+    Source: Hinton (2012), lecture 6e; centered: Graves (2013), eq. 38.
     """
 
     learning_rate: float | Schedule = 1e-2
@@ -230,7 +231,10 @@ class RMSprop(Optimizer):
 
 @dataclass(frozen=True)
 class Adagrad(Optimizer):
-    """v <- v + g^2; p <- p - eta_t g / (sqrt(v) + eps), eta_t = eta / (1 + (t - 1) lr_decay). Source: Duchi et al. (2011); ``torch.optim.Adagrad``."""
+    """v <- v + g^2; p <- p - eta_t g / (sqrt(v) + eps), eta_t = eta / (1 + (t - 1) lr_decay).
+
+    Source: Duchi et al. (2011), figure 1; ``torch.optim.Adagrad``.
+    """
 
     learning_rate: float | Schedule = 1e-2
     lr_decay: float = 0.0
@@ -256,7 +260,10 @@ class Adagrad(Optimizer):
 
 @dataclass(frozen=True)
 class Lion(Optimizer):
-    """p <- (1 - eta weight_decay) p - eta sign(b1 m + (1 - b1) g); m <- b2 m + (1 - b2) g. Source: Chen et al. (2023), algorithm 2."""
+    """p <- (1 - eta weight_decay) p - eta sign(b1 m + (1 - b1) g); m <- b2 m + (1 - b2) g.
+
+    Source: Chen et al. (2023), algorithm 2.
+    """
 
     learning_rate: float | Schedule = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ class Parameters:
         self.b: list[Array] = []
         first = 0
         step = ALIGNMENT // flat.dtype.itemsize
-        for d_in, d_out in zip(layer_sizes, layer_sizes[1:], strict=False):
+        for d_in, d_out in pairwise(layer_sizes):
             self.W.append(flat[first : first + d_in * d_out].reshape(d_in, d_out))
             first += -(-d_in * d_out // step) * step
             self.b.append(flat[first : first + d_out])
@@ -62,5 +63,4 @@ class Parameters:
 def flat_size(layer_sizes: Sequence[int], dtype: np.dtype[Any]) -> int:
     """Return the length of the flat array, padding included."""
     step = ALIGNMENT // dtype.itemsize
-    pairs = list(zip(layer_sizes, layer_sizes[1:], strict=False))
-    return sum(-(-d_in * d_out // step) * step + -(-d_out // step) * step for d_in, d_out in pairs)
+    return sum(-(-d_in * d_out // step) * step + -(-d_out // step) * step for d_in, d_out in pairwise(layer_sizes))

@@ -33,15 +33,32 @@ class Progress:
         """Note an epoch, whose row is the last of the history."""
 
 
-class TerminalProgress(Progress):
-    """A bar over all epochs, or a few lines where the output is not a terminal."""
+class LineProgress(Progress):
+    """About ten lines, for an output that is not a terminal."""
 
-    def __init__(self, bar: Any, task: Any, epochs: int, samples: int) -> None:
+    def __init__(self, epochs: int) -> None:
         super().__init__()
-        self.bar, self.task, self.epochs, self.samples = bar, task, epochs, samples
-        self.done = self.seen = 0
-        self.epoch = 0
-        self.started = self.next_look = time.perf_counter()
+        self.epoch, self.epochs = 0, epochs
+
+    def epoch_done(self, history: dict[str, list[float]]) -> None:
+        self.epoch += 1
+        if self.epoch % max(1, self.epochs // 10) == 0:
+            print(f"epoch {self.epoch}/{self.epochs}  {_columns(history)}", flush=True)
+
+
+class TerminalProgress(Progress):
+    """A bar over all epochs."""
+
+    def __init__(self, bar: Any, epochs: int, samples: int) -> None:
+        super().__init__()
+        self.bar, self.epochs, self.samples = bar, epochs, samples
+        self.task = bar.add_task("", total=epochs * samples, epoch=f"1/{epochs}", line="compiling", rate="")
+        self.done = self.epoch = 0
+        self.started = self.next_look = 0.0
+
+    def epoch_begins(self) -> None:
+        super().epoch_begins()
+        self.started = self.started or time.perf_counter()
 
     def batch_done(self, n: int, value: Array) -> None:
         self.done += n
@@ -53,11 +70,7 @@ class TerminalProgress(Progress):
     def epoch_done(self, history: dict[str, list[float]]) -> None:
         self.epoch += 1
         self.done = self.epoch * self.samples
-        columns = [f"{name} {history[name][-1]:.4f}" for name in history if name not in ("learning_rate", "seconds")]
-        line = "  ".join(columns)
-        self._show(line, time.perf_counter())
-        if not self.bar.console.is_terminal and self.epoch % max(1, self.epochs // 10) == 0:
-            self.bar.console.print(f"epoch {self.epoch}/{self.epochs}  {line}", highlight=False)
+        self._show(_columns(history), time.perf_counter())
 
     def _show(self, line: str, now: float) -> None:
         rate = self.done / max(now - self.started, 1e-9)
@@ -65,6 +78,11 @@ class TerminalProgress(Progress):
             self.task, completed=self.done, epoch=f"{min(self.epoch + 1, self.epochs)}/{self.epochs}",
             line=line, rate=f"{rate:,.0f} samples/s",
         )  # fmt: skip
+
+
+def _columns(history: dict[str, list[float]]) -> str:
+    shown = [name for name in history if name not in ("learning_rate", "seconds")]
+    return "  ".join(f"{name} {history[name][-1]:.4f}" for name in shown)
 
 
 @contextmanager
@@ -77,11 +95,14 @@ def show_progress(show: bool, epochs: int, samples: int) -> Iterator[Progress]:
 
     columns = (
         progress.TextColumn("epoch {task.fields[epoch]}"),
-        progress.BarColumn(bar_width=12),
+        progress.BarColumn(bar_width=10),
         progress.TextColumn("{task.fields[line]}"),
         progress.TextColumn("{task.fields[rate]}", style="dim"),
         progress.TimeRemainingColumn(compact=True),
     )
-    with progress.Progress(*columns, refresh_per_second=8) as bar:
-        task = bar.add_task("", total=epochs * samples, epoch=f"1/{epochs}", line="", rate="")
-        yield TerminalProgress(bar, task, epochs, samples)
+    bar = progress.Progress(*columns, refresh_per_second=8)
+    if not bar.console.is_terminal:
+        yield LineProgress(epochs)
+        return
+    with bar:
+        yield TerminalProgress(bar, epochs, samples)

@@ -45,10 +45,10 @@ class Schedule:
     def check(self) -> None:
         """Raise ValueError where a parameter is out of range."""
 
-    def define(self, m: Math) -> Callable[[float], float]:
+    def define(self, m: Math) -> Callable[[float], Any]:
         """Return factor(t), a scalar function of t in float64; eta(t) = learning_rate * factor(t)."""
 
-        def factor(t: float) -> float:
+        def factor(t: float) -> Any:
             return 1.0
 
         return factor
@@ -83,10 +83,10 @@ class Step(Schedule):
     def check(self) -> None:
         _steps(step_size=self.step_size)
 
-    def define(self, m: Math) -> Callable[[float], float]:
+    def define(self, m: Math) -> Callable[[float], Any]:
         gamma, step_size = float(self.gamma), float(self.step_size)
 
-        def factor(t: float) -> float:
+        def factor(t: float) -> Any:
             return gamma ** (t // step_size)
 
         return factor
@@ -98,10 +98,10 @@ class Exponential(Schedule):
 
     gamma: float = 0.999
 
-    def define(self, m: Math) -> Callable[[float], float]:
+    def define(self, m: Math) -> Callable[[float], Any]:
         gamma = float(self.gamma)
 
-        def factor(t: float) -> float:
+        def factor(t: float) -> Any:
             return gamma**t
 
         return factor
@@ -117,10 +117,10 @@ class Cosine(Schedule):
     def check(self) -> None:
         _steps(steps=self.steps)
 
-    def define(self, m: Math) -> Callable[[float], float]:
+    def define(self, m: Math) -> Callable[[float], Any]:
         cos, steps, final, pi = m.cos, float(self.steps), float(self.final), math.pi
 
-        def factor(t: float) -> float:
+        def factor(t: float) -> Any:
             return final + (1.0 - final) * 0.5 * (1.0 + cos(pi * min(t, steps) / steps))
 
         return factor
@@ -135,10 +135,10 @@ class LinearWarmup(Schedule):
     def check(self) -> None:
         _steps(steps=self.steps)
 
-    def define(self, m: Math) -> Callable[[float], float]:
+    def define(self, m: Math) -> Callable[[float], Any]:
         steps = float(self.steps)
 
-        def factor(t: float) -> float:
+        def factor(t: float) -> Any:
             return min((t + 1.0) / steps, 1.0)
 
         return factor
@@ -162,13 +162,13 @@ class OneCycle(Schedule):
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup is {self.warmup!r}; it must be a fraction in (0, 1)")
 
-    def define(self, m: Math) -> Callable[[float], float]:
+    def define(self, m: Math) -> Callable[[float], Any]:
         cos, pi = m.cos, math.pi
         peak = float(np.maximum(self.warmup * self.steps - 1.0, 1.0))
         last = float(np.maximum(self.steps - 1.0, peak + 1.0))
         low, final = 1.0 / self.div, 1.0 / (self.div * self.final_div)
 
-        def factor(t: float) -> float:
+        def factor(t: float) -> Any:
             if t <= peak:
                 return low + (1.0 - low) * 0.5 * (1.0 - cos(pi * t / peak))
             return final + (1.0 - final) * 0.5 * (1.0 + cos(pi * (min(t, last) - peak) / (last - peak)))

@@ -11,9 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from gpubackprop.definitions import Array
+from gpubackprop.definitions import Array, address
 
 if TYPE_CHECKING:
     from gpubackprop.activations import Activation
@@ -113,14 +111,12 @@ class Recorder:
     def matmul(self, a: Array, b: Array, out: Array) -> Array:
         of = self.names.of
         flops = 2 * a.shape[0] * a.shape[1] * b.shape[1]
-        self._add(
-            "matmul", {"a": a, "b": b, "out": out}, f"{of(out)} = {of(a)} {of(b)}", [a, b], [out], flops
-        )
+        self._add("matmul", {"a": a, "b": b, "out": out}, f"{of(out)} = {of(a)} {of(b)}", [a, b], [out], flops)
         return out
 
     def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array) -> Array:
         of = self.names.of
-        kept = [] if _same(z, out) else [z]
+        kept = [] if address(z) == address(out) else [z]
         equation = f"{of(z)} += {of(b)};  {of(out)} = {activation.label}({of(z)})"
         arguments = {"z": z, "b": b, "activation": activation, "out": out}
         self._add("bias_activation_forward", arguments, equation, [z, b], [*kept, out], 2 * z.size)
@@ -132,9 +128,7 @@ class Recorder:
         of = self.names.of
         at = h if activation.needs == "h" else z
         index = of(out).split("_")[1]
-        equation = (
-            f"{of(out)} = {of(dh)} ⊙ {activation.label}′(z_{index});  {of(db)} = Σ_rows {of(out)}"
-        )
+        equation = f"{of(out)} = {of(dh)} ⊙ {activation.label}′(z_{index});  {of(db)} = Σ_rows {of(out)}"
         arguments = {"dh": dh, "z": z, "h": h, "activation": activation, "out": out, "db": db}
         self._add("bias_activation_backward", arguments, equation, [dh, at], [out, db], 3 * dh.size)
         return out, db
@@ -151,7 +145,7 @@ class Recorder:
         value: Array,
     ) -> tuple[Array, Array, Array]:
         of = self.names.of
-        kept = [] if _same(z, out) else [z]
+        kept = [] if address(z) == address(out) else [z]
         equation = (
             f"{of(z)} += {of(b)};  loss = {loss.label}({of(z)}, y);  "
             f"{of(out)} = ∂loss/∂{of(z)};  {of(db)} = Σ_rows {of(out)}"
@@ -164,14 +158,10 @@ class Recorder:
 
     def normalize_weights(self, weight: Array, out: Array) -> Array:
         equation = f"{self.names.of(out)} = {self.names.of(weight)} / Σ {self.names.of(weight)}"
-        self._add(
-            "normalize_weights", {"weight": weight, "out": out}, equation, [weight], [out], 2 * weight.size
-        )
+        self._add("normalize_weights", {"weight": weight, "out": out}, equation, [weight], [out], 2 * weight.size)
         return out
 
-    def dropout(
-        self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array
-    ) -> Array:
+    def dropout(self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array) -> Array:
         equation = f"{self.names.of(out)} = dropout({self.names.of(x)}, {rate})"
         arguments = {
             "x": x, "rate": rate, "seed": seed, "layer": layer, "counters": counters, "out": out,
@@ -207,9 +197,7 @@ class Recorder:
         }  # fmt: skip
         self._add("advance", arguments, "t += 1;  η = η(t)", [rate, counters], [counters, scalars], 0)
 
-    def update(
-        self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array
-    ) -> None:
+    def update(self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array) -> None:
         arguments = {
             "optimizer": optimizer, "parameters": parameters, "gradients": gradients, "states": states,
             "scalars": scalars,
@@ -222,14 +210,6 @@ class Recorder:
             [parameters, states],
             (2 + 4 * optimizer.n_states) * parameters.size,
         )
-
-
-def _same(a: Array, b: Array) -> bool:
-    return _address(a) == _address(b)
-
-
-def _address(a: Array) -> int:
-    return int(a.ctypes.data if isinstance(a, np.ndarray) else a.data.ptr)
 
 
 @dataclass

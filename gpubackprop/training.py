@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ class History(dict[str, list[float]]):
 
     interrupted: bool = False
     """True if Ctrl-C ended the training."""
+    compile_seconds: float = 0.0
+    """Seconds spent on compiling kernels, or on loading them from disk, before the first epoch."""
 
     def add(self, **row: float) -> None:
         """Append one epoch."""
@@ -161,11 +164,14 @@ def _descend(
     N = len(data.X)
     n_full, rest = divmod(N, batch_size)
     parts: list[tuple[int, int, Callable[[], None], Array]] = []
+    started = time.perf_counter()
     for n, times in ((batch_size, n_full), (rest, 1)):
         if n and times:
             step = model.step(n, state.optimizer, data=data)
             parts.append((n, times, step.compile(), step.names.array("loss")))
-    for training.epoch in range(training.epochs):
+    training.history.compile_seconds = time.perf_counter() - started
+    for epoch in range(training.epochs):
+        training.epoch = epoch
         report.epoch_begins()
         if shuffle:
             data.order[...] = backend.asarray(_order(model.seed, int(state.counters[STEPS]), N))

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpubackprop.activations import Activation
 from gpubackprop.backends.base import Backend
-from gpubackprop.definitions import Array
+from gpubackprop.definitions import Array, address
 from gpubackprop.parameters import Parameters
 from gpubackprop.step import Names
 
@@ -121,11 +121,10 @@ class Workspace:
             dropped = names(f"r_{name}", new(n, d)) if dropout and not output else h
             dh = z if output else names(f"dh_{name}", new(n, d))
             ddropped = names(f"dr_{name}", dh) if dropout and not output else dh
-            if output:
-                delta = names("do", new(n, d) if keep else z)
-            else:
-                delta = names(f"δ_{name}", new(n, d) if keep else dh)
-            self.layers.append(LayerArrays(h_in, names(f"{names.of(h_in)}ᵀ", h_in.T), z, h, dh, delta, dropped, ddropped))
+            delta = names("do" if output else f"δ_{name}", new(n, d) if keep else dh)
+            self.layers.append(
+                LayerArrays(h_in, names(f"{names.of(h_in)}ᵀ", h_in.T), z, h, dh, delta, dropped, ddropped)
+            )
             h_in = dropped
 
     @property
@@ -141,9 +140,5 @@ class Workspace:
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
-        distinct = {_address(a): a.nbytes for layer in self.layers for a in vars(layer).values()}
-        return sum(distinct.values()) + self.y.nbytes
-
-
-def _address(a: Array) -> int:
-    return int(a.ctypes.data if isinstance(a, np.ndarray) else a.data.ptr)
+        distinct = {address(a): a.nbytes for layer in self.layers for a in vars(layer).values()}
+        return int(sum(distinct.values()) + self.y.nbytes)

@@ -19,7 +19,7 @@ from gpubackprop.cache import cache_folder, source_digest
 from gpubackprop.definitions import Math, fingerprint
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
     """``a if condition else b`` without a branch, so that the loop around it is vectorized."""
     result = typingctx.unify_types(a, b)
@@ -65,6 +65,12 @@ def compiled(function: Callable[..., Any], *key: Any) -> Any:
     )
     kernel._cache = _KeyedCache(function, digest)
     return kernel
+
+
+def compile_for(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Compile a kernel for these arguments, or load it from disk, without running it; do nothing for a plain function."""
+    if hasattr(function, "py_func"):
+        function.compile(tuple(numba.typeof(a) for a in arguments))  # type: ignore[attr-defined]
 
 
 class _Locator(caching._CacheLocator):  # type: ignore[misc]

@@ -41,7 +41,7 @@ class Backend(Protocol):
     xp: ModuleType
     """The array module, ``numpy`` or ``cupy``, for what is not hot."""
 
-    def asarray(self, a: Any, dtype: npt.DTypeLike = None) -> Array:
+    def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
         """Return ``a`` as a C-contiguous array on this device, copied only if it must be."""
         ...
 
@@ -66,9 +66,7 @@ class Backend(Protocol):
         """
         ...
 
-    def bias_activation_forward(
-        self, z: Array, b: Array, activation: Activation, out: Array | None = None
-    ) -> Array:
+    def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
         """z <- z + b in place; out = phi(z). ``out`` may be ``z``: then only phi(z) is kept.
 
         Shapes
@@ -128,9 +126,7 @@ class Backend(Protocol):
         """
         ...
 
-    def dropout(
-        self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array | None = None
-    ) -> Array:
+    def dropout(self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array | None = None) -> Array:
         """out = x / (1 - rate) where a random number of this step keeps the element, else 0. ``out`` may be ``x``.
 
         The mask depends on seed, layer, ``counters[STEPS]`` and the element's position alone, so the backward pass calls
@@ -161,9 +157,7 @@ class Backend(Protocol):
         """Take a step of the schedule: counters += (1, batch); scalars[RATE], [C1], [C2] for the new step count."""
         ...
 
-    def update(
-        self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array
-    ) -> None:
+    def update(self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array) -> None:
         """One step of the optimizer over all parameters at once; the gradient is clipped, not changed.
 
         Shapes

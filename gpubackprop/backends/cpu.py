@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpubackprop.backends.reference import ReferenceBackend
-from gpubackprop.definitions import Array
+from gpubackprop.definitions import Array, address
 from gpubackprop.philox import keep_threshold, split_seed
 
 if TYPE_CHECKING:
     from gpubackprop.activations import Activation
     from gpubackprop.losses import Loss
     from gpubackprop.optimizers import Optimizer
-    from gpubackprop.step import Operation
+    from gpubackprop.step import Operation, Step
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -39,9 +39,20 @@ class CpuBackend(ReferenceBackend):
         call: Call = getattr(self, f"_bind_{operation.name}")(**operation.arguments)
         return call
 
-    def bias_activation_forward(
-        self, z: Array, b: Array, activation: Activation, out: Array | None = None
-    ) -> Array:
+    def compile(self, step: Step) -> Callable[[], None]:
+        from gpubackprop.kernels.cpu_compile import compile_for
+
+        calls = [self.bind(operation) for operation in step.operations]
+        for function, arguments in calls:
+            compile_for(function, arguments)
+
+        def run() -> None:
+            for function, arguments in calls:
+                function(*arguments)
+
+        return run
+
+    def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
         out = np.empty_like(z) if out is None else out
         _run(self._bind_bias_activation_forward(z, b, activation, out))
         return out
@@ -49,7 +60,7 @@ class CpuBackend(ReferenceBackend):
     def _bind_bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array) -> Call:
         from gpubackprop.kernels.cpu import compile_bias_activation_forward
 
-        in_place = _same(z, out)
+        in_place = address(z) == address(out)
         kernel = compile_bias_activation_forward(activation, z.dtype, in_place)
         return kernel, ((z, b) if in_place else (z, b, out))
 
@@ -72,7 +83,7 @@ class CpuBackend(ReferenceBackend):
     ) -> Call:
         from gpubackprop.kernels.cpu import compile_bias_activation_backward
 
-        in_place, at = _same(dh, out), h if activation.needs == "h" else z
+        in_place, at = address(dh) == address(out), h if activation.needs == "h" else z
         kernel = compile_bias_activation_backward(activation, dh.dtype, in_place)
         return kernel, ((dh, at, db) if in_place else (dh, at, out, db))
 
@@ -99,7 +110,7 @@ class CpuBackend(ReferenceBackend):
         from gpubackprop.kernels.cpu import compile_bias_loss
 
         n, d = z.shape
-        kernel = compile_bias_loss(loss, z.dtype, y.ndim == 1, weight is not None, _same(z, out))
+        kernel = compile_bias_loss(loss, z.dtype, y.ndim == 1, weight is not None, address(z) == address(out))
         scratch = self._scratch.setdefault((d, z.dtype.name), np.empty((2, d), z.dtype))
         scale = z.dtype.type(loss.scale(n, d, weight is not None))
         count = float(n if loss.reduction == "mean" else 1)
@@ -115,9 +126,7 @@ class CpuBackend(ReferenceBackend):
 
         return compile_normalize_weights(weight.dtype), (weight, out)
 
-    def dropout(
-        self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array | None = None
-    ) -> Array:
+    def dropout(self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array | None = None) -> Array:
         out = np.empty_like(x) if out is None else out
         _run(self._bind_dropout(x, rate, seed, layer, counters, out))
         return out
@@ -155,9 +164,7 @@ class CpuBackend(ReferenceBackend):
 
         return compile_advance(optimizer, scalars.dtype), (rate, batch, counters, scalars)
 
-    def update(
-        self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array
-    ) -> None:
+    def update(self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array) -> None:
         _run(self._bind_update(optimizer, parameters, gradients, states, scalars))
 
     def _bind_update(
@@ -171,7 +178,3 @@ class CpuBackend(ReferenceBackend):
 def _run(call: Call) -> None:
     function, arguments = call
     function(*arguments)
-
-
-def _same(a: Array, b: Array) -> bool:
-    return a is b or bool(a.ctypes.data == b.ctypes.data)

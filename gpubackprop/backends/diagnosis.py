@@ -80,7 +80,11 @@ def cuda_problem(index: int = 0) -> str | None:
         return f"the CUDA target built into Numba is too old: numba-cuda is not installed; run: {install}"
     if installed("cuda-core") is None:
         return f"cuda-core is not installed; run: {install}"
-    for library, package in (("nvvm", "nvidia-cuda-nvcc"), ("nvrtc", "nvidia-cuda-nvrtc"), ("nvJitLink", "nvidia-nvjitlink")):
+    for library, package in (
+        ("nvvm", "nvidia-cuda-nvcc"),
+        ("nvrtc", "nvidia-cuda-nvrtc"),
+        ("nvJitLink", "nvidia-nvjitlink"),
+    ):
         if not _library_found(library):
             return f"the CUDA library {library} was not found (wheel {package}-cu{major}); run: {install}"
     return None

@@ -28,7 +28,7 @@ class ReferenceBackend:
     device = "reference"
     xp: ModuleType = np
 
-    def asarray(self, a: Any, dtype: npt.DTypeLike = None) -> Array:
+    def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
         return np.ascontiguousarray(a, dtype=dtype)
 
     def to_numpy(self, a: Array) -> np.ndarray:
@@ -46,9 +46,7 @@ class ReferenceBackend:
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         return np.matmul(a, b, out=out)
 
-    def bias_activation_forward(
-        self, z: Array, b: Array, activation: Activation, out: Array | None = None
-    ) -> Array:
+    def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
         z += b
         return _store(activation.phi(z), out)
 
@@ -91,9 +89,7 @@ class ReferenceBackend:
     def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
         return _store(weight / weight.sum(), out)
 
-    def dropout(
-        self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array | None = None
-    ) -> Array:
+    def dropout(self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array | None = None) -> Array:
         random = random_uint32(x.size, seed, int(counters[STEPS]), layer).reshape(x.shape)
         keep = random < keep_threshold(rate)
         return _store(np.where(keep, x * x.dtype.type(1 / (1 - rate)), x.dtype.type(0)), out)
@@ -114,9 +110,7 @@ class ReferenceBackend:
         scalars[RATE], scalars[C1], scalars[C2] = constants(t + 1.0, rate[0] * factor(t))
         counters += (1, batch)
 
-    def update(
-        self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array
-    ) -> None:
+    def update(self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array) -> None:
         _, clip_value = optimizer.clipping
         _, update = optimizer.define(parameters.dtype.type, NUMPY)
         g = gradients * scalars[FACTOR]

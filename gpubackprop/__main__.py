@@ -1,0 +1,5 @@
+"""``python -m gpubackprop``."""
+
+from gpubackprop.cli import main
+
+main()

@@ -1,0 +1,296 @@
+"""The command line: ``gpubackprop train | explain | check | info``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from gpubackprop.mlp import MLP
+    from gpubackprop.optimizers import Optimizer
+
+app = typer.Typer(
+    help="Backpropagation through multilayer perceptrons, on the CPU and on CUDA GPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Layers = Annotated[str | None, typer.Option(help="Layer sizes, inputs first: 64-64-32-10.")]
+Activation = Annotated[str, typer.Option(help="relu, tanh, gelu, ...; or one per hidden layer: relu,tanh.")]
+LossName = Annotated[str, typer.Option(help="softmax_cross_entropy, mean_squared_error, ...")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, auto or reference.")]
+Seed = Annotated[int, typer.Option(help="Of initial weights, mini-batches and dropout; the same on every device.")]
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Option(help="'digits', or an .npz, .csv or IDX file, gzipped or not.")] = "digits",
+    layers: Layers = None,
+    activation: Activation = "relu",
+    loss: LossName = "softmax_cross_entropy",
+    optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw, rmsprop, adagrad, lion or lbfgs.")] = "adam",
+    learning_rate: Annotated[float | None, typer.Option(help="The optimizer's own by default.")] = None,
+    schedule: Annotated[
+        str, typer.Option(help="constant, step, exponential, cosine, linear_warmup, one_cycle.")
+    ] = "constant",
+    weight_decay: Annotated[float | None, typer.Option(help="The optimizer's own by default.")] = None,
+    dropout: Annotated[float, typer.Option(help="Share of hidden units dropped in training.")] = 0.0,
+    epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 30,
+    batch_size: Annotated[int, typer.Option(help="Samples in a mini-batch.")] = 32,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better test loss.")] = None,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the model, the history and the learning curve.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the training in --out.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
+) -> None:
+    """Train a multilayer perceptron and measure it on a test set."""
+    from gpubackprop.backends import get_backend
+    from gpubackprop.callbacks import EarlyStopping
+    from gpubackprop.datasets import load_dataset
+    from gpubackprop.losses import LOSSES
+    from gpubackprop.mlp import MLP
+    from gpubackprop.training import History
+
+    definition = LOSSES.resolve(loss)
+    backend = get_backend(device)
+    if out is not None:
+        _check_folder(out)
+    d = load_dataset(data, classification=definition.targets in ("classes", "binary"), seed=seed)
+    y, y_test = d.y, d.y_test
+    n_outputs = (
+        int(max(y.max(), y_test.max())) + 1 if definition.targets == "classes" else 1 if y.ndim == 1 else y.shape[1]
+    )
+    sizes = parse_layers(layers) if layers else [d.X.shape[1], 64, 32, n_outputs]
+    if (
+        sizes[0] != d.X.shape[1]
+        or sizes[-1] < n_outputs
+        or (definition.targets != "classes" and sizes[-1] != n_outputs)
+    ):
+        kind = "classes" if definition.targets == "classes" else "targets"
+        raise ValueError(
+            f"--layers is {'-'.join(map(str, sizes))}; {d.name} has {d.X.shape[1]} features and {n_outputs} {kind}: "
+            f"begin with {d.X.shape[1]} and end with {n_outputs}"
+        )
+    history = History()
+    if resume:
+        model, history = _resume(out, backend.device)
+        if tuple(sizes) != model.layer_sizes:
+            raise ValueError(
+                f"the network in {str(out)!r} has layers {'-'.join(map(str, model.layer_sizes))}; give the same --layers"
+            )
+    else:
+        per_layer = activation.split(",") if "," in activation else activation
+        model = MLP(sizes, per_layer, definition, backend, dtype, seed, dropout=dropout)
+    print(f"{d.name}: {len(d.X):,} training and {len(d.X_test):,} test samples, {d.X.shape[1]} features")
+    print(f"{model}, {model.parameters.count:,} parameters")
+    if resume and model.optimizer_state is not None:
+        chosen: str | Optimizer = model.optimizer_state.optimizer
+    else:
+        steps = epochs * -(-len(d.X) // batch_size)
+        chosen = make_optimizer(optimizer, learning_rate, schedule, weight_decay, steps)
+    callbacks: list[Any] = [EarlyStopping(patience=patience)] if patience is not None else []
+    if out is not None:
+        callbacks.append(_Keep(out, history))
+    remaining = epochs - len(history.get("loss", []))
+    if remaining < 1:
+        raise ValueError(
+            f"the training in {str(out)!r} has {epochs - remaining} epochs already; ask for more with --epochs"
+        )
+    new = model.fit(
+        d.X, y, epochs=remaining, batch_size=batch_size, optimizer=chosen, validation_data=(d.X_test, y_test),
+        callbacks=callbacks, progress=not quiet,
+    )  # fmt: skip
+    history = _joined(history, new)
+    result = model.evaluate(d.X_test, y_test)
+    if new.interrupted:
+        print(f"interrupted after {len(history.get('loss', []))} epochs; what was learned is kept")
+    seconds = sum(new.get("seconds", []))
+    print(
+        f"trained {len(new.get('loss', []))} epochs in {seconds:.2f} s on {model.device}, "
+        f"after {new.compile_seconds:.2f} s of compiling"
+    )
+    if history.get("val_loss"):
+        from gpubackprop.pictures import sparkline
+
+        print(f"test loss   {sparkline(history['val_loss'])}  {result['loss']:.4f}")
+    for name, value in result.items():
+        if name != "loss":
+            print(f"test {name}: {value:.4f}")
+    if out is not None and history.get("loss"):
+        _write(out, model, history, d.name)
+        print(f"wrote {out / 'model.safetensors'}, history.json and {out / 'learning_curve.png'}")
+
+
+@app.command()
+def explain(
+    layers: Annotated[str, typer.Option(help="Layer sizes, inputs first: 4-8-8-3.")] = "4-8-8-3",
+    activation: Activation = "relu",
+    loss: LossName = "softmax_cross_entropy",
+    batch_size: Annotated[int, typer.Option(help="Samples in the mini-batch.")] = 5,
+    seed: Seed = 0,
+) -> None:
+    """Print the forward and the backward phase of a network, operation by operation, and check each gradient."""
+    from gpubackprop.explain import explain as explain_network
+
+    per_layer: Any = activation.split(",") if "," in activation else activation
+    explanation = explain_network(
+        parse_layers(layers), activation=per_layer, loss=loss, batch_size=batch_size, seed=seed
+    )
+    print(explanation)
+    if not explanation.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    layers: Annotated[str, typer.Option(help="Layer sizes, inputs first.")] = "17-33-8-5",
+    activation: Activation = "tanh",
+    loss: LossName = "softmax_cross_entropy",
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Check that a device computes what it should: gradients by finite differences, and each array against the reference."""
+    import numpy as np
+
+    from gpubackprop.explain import random_batch
+    from gpubackprop.gradcheck import check_gradients
+    from gpubackprop.mlp import MLP
+    from gpubackprop.parity import parity
+
+    model = MLP(parse_layers(layers), activation, loss, device, dtype, seed)
+    X, y = random_batch(model, 37, np.random.default_rng(seed))
+    gradients, devices = check_gradients(model, X, y), parity(model, X, y, [model.device])
+    # an element is a sum of at most (fan-in + 1) or n products, through 2 passes over all layers
+    bound = 8.0 * (max(*model.layer_sizes, 37) + 1) * len(model.layer_sizes)
+    print(gradients)
+    print(devices)
+    ok = gradients.ok and devices.worst <= bound
+    print(f"{model.device}: {'ok' if ok else 'WRONG'}: worst {devices.worst:.1f} ulps, bound {bound:.0f}")
+    if not ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info() -> None:
+    """Print devices and versions, and which pieces are missing."""
+    from gpubackprop.info import info as facts
+
+    for name, value in facts().items():
+        print(f"{name + ':':15s} {value}")
+
+
+def parse_layers(text: str) -> list[int]:
+    """Return the numbers in ``64-32-10``."""
+    try:
+        return [int(part) for part in text.replace(",", "-").split("-")]
+    except ValueError:
+        raise ValueError(f"--layers is {text!r}; give whole numbers, inputs first, as in 64-64-32-10") from None
+
+
+def make_optimizer(
+    name: str, learning_rate: float | None, schedule: str, weight_decay: float | None, steps: int
+) -> Optimizer:
+    """Return an optimizer of a name with its own defaults, and a schedule over all steps."""
+    from gpubackprop.optimizers import OPTIMIZERS
+    from gpubackprop.schedules import SCHEDULES
+
+    kind: Any = OPTIMIZERS.resolve(name)
+    shape: Any = SCHEDULES.resolve(schedule)
+    options: dict[str, Any] = {} if weight_decay is None else {"weight_decay": weight_decay}
+    rate: Any = kind().learning_rate if learning_rate is None else learning_rate
+    if schedule != "constant":
+        fitting = {
+            "step": {"step_size": max(steps // 3, 1)},
+            "exponential": {"gamma": 0.01 ** (1 / steps)},
+            "linear_warmup": {"steps": max(steps // 10, 1)},
+        }
+        rate = shape(rate, **fitting.get(schedule, {"steps": steps}))
+    try:
+        result: Optimizer = kind(learning_rate=rate, **options)
+    except TypeError:
+        raise ValueError(f"{name} takes no weight_decay") from None
+    return result
+
+
+class _Keep:
+    """Writes the state of the training into a folder, so that it can be resumed: at most every few seconds, and at the end."""
+
+    EVERY = 5.0
+
+    def __init__(self, out: Path, before: Any) -> None:
+        self.out, self.before, self.next = out, before, 0.0
+
+    def on_epoch_end(self, training: Any) -> None:
+        import time
+
+        if time.monotonic() >= self.next:
+            self._write(training)
+            self.next = time.monotonic() + self.EVERY
+
+    def on_train_end(self, training: Any) -> None:
+        self._write(training)
+
+    def _write(self, training: Any) -> None:
+        from gpubackprop.checkpoint import save
+
+        save(training.model, self.out / "checkpoint.safetensors", _joined(self.before, training.history))
+
+
+def _resume(out: Path | None, device: str) -> tuple[MLP, Any]:
+    from gpubackprop.checkpoint import load_training
+
+    if out is None:
+        raise ValueError("--resume goes on with the training in a folder; name it with --out")
+    return load_training(out / "checkpoint.safetensors", device)
+
+
+def _joined(before: Any, after: Any) -> Any:
+    from gpubackprop.training import History
+
+    return History({name: [*before.get(name, []), *after.get(name, [])] for name in {**before, **after}})
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out is {str(out)!r}, which is a file; name a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out is {str(out)!r}, which cannot be made: {error.strerror}") from None
+
+
+def _write(out: Path, model: MLP, history: dict[str, list[float]], name: str) -> None:
+    from gpubackprop.checkpoint import write_whole
+    from gpubackprop.pictures import learning_curve
+
+    model.save(out / "model.safetensors")
+    write_whole(out / "history.json", json.dumps(history, indent=1).encode())
+    learning_curve(history, out / "learning_curve.png", f"{name}: {model}")
+
+
+def main() -> None:
+    """Run the command line: a mistake of the user is one line on standard error and exit status 2."""
+    from gpubackprop.backends import DeviceUnavailableError
+
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        app()
+    except (ValueError, TypeError, OSError, DeviceUnavailableError) as error:
+        print(f"gpubackprop: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
