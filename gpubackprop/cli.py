@@ -57,7 +57,10 @@ def train(
     from gpubackprop.losses import LOSSES
     from gpubackprop.mlp import MLP
     from gpubackprop.training import History
+    from gpubackprop.validation import check_count
 
+    check_count("epochs", epochs)
+    check_count("batch_size", batch_size)
     definition = LOSSES.resolve(loss)
     backend = get_backend(device)
     if out is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 import zipfile
 import zlib
@@ -125,7 +126,7 @@ def _read(path: Path, classification: bool, targets: int) -> list[np.ndarray]:
     if content[:2] == b"\x1f\x8b":
         content = gzip.decompress(content)
     if content[:2] == b"PK":
-        return _read_npz(path)
+        return _read_npz(content)
     if content[:2] == b"\0\0" and len(content) > 4 and content[2] in IDX_TYPES:
         return _read_idx_set(path, content)
     if b"\0" in content[:4096]:
@@ -133,8 +134,8 @@ def _read(path: Path, classification: bool, targets: int) -> list[np.ndarray]:
     return _read_csv(content.decode(), classification, targets)
 
 
-def _read_npz(path: Path) -> list[np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
+def _read_npz(content: bytes) -> list[np.ndarray]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
         for names in (("X", "y"), ("x", "y"), ("x_train", "y_train", "x_test", "y_test")):
             if all(name in file for name in names):
                 return [file[name] for name in names]

@@ -1,0 +1,155 @@
+"""The command line, run as a user runs it; mistakes are one line and exit status 2."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import gpubackprop as gb
+from gpubackprop.checkpoint import load_training
+from gpubackprop.cli import main
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process; return (exit status, standard output, standard error)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gpubackprop", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_train_on_digits_reaches_97_percent_and_writes_its_results(run, tmp_path):
+    status, out, _ = run("train", "--epochs", "40", "--out", str(tmp_path / "run"))
+    assert status == 0
+    accuracy = float(out.split("test accuracy: ")[1].split()[0])
+    assert accuracy >= 0.97
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert len(history["loss"]) == 40
+    assert sum(history["seconds"]) < 10
+    model = gb.load(tmp_path / "run" / "model.safetensors")
+    assert model.layer_sizes == (64, 64, 32, 10)
+    assert (tmp_path / "run" / "learning_curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_path):
+    options = ["--layers", "64-8-10", "--optimizer", "adam", "--schedule", "linear_warmup", "--dropout", "0.2", "--quiet"]
+    # the schedule is fixed by the first call: here both have the warm-up of 4 epochs
+    assert run("train", *options, "--epochs", "4", "--out", str(tmp_path / "a"))[0] == 0
+    model, history = load_training(tmp_path / "a" / "checkpoint.safetensors")
+    optimizer = model.optimizer_state.optimizer
+    assert run("train", *options, "--epochs", "6", "--out", str(tmp_path / "a"), "--resume")[0] == 0
+    resumed = gb.load(tmp_path / "a" / "model.safetensors")
+    whole = gb.MLP([64, 8, 10], dropout=0.2)
+    from gpubackprop.datasets import load_dataset
+
+    d = load_dataset("digits")
+    whole.fit(d.X, d.y, epochs=6, batch_size=32, optimizer=optimizer, progress=False)
+    np.testing.assert_array_equal(resumed.parameters.flat, whole.parameters.flat)
+    assert len(history["loss"]) == 4
+    assert len(json.loads((tmp_path / "a" / "history.json").read_text())["loss"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "nowhere.csv"], "no file 'nowhere.csv'"),
+        (["train", "--layers", "64-x-10"], "--layers is '64-x-10'"),
+        (["train", "--layers", "63-10"], "begin with 64 and end with 10"),
+        (["train", "--layers", "64-0-10"], "whole numbers >= 1"),
+        (["train", "--activation", "rleu"], "did you mean 'relu'?"),
+        (["train", "--loss", "mse"], "unknown loss 'mse'"),
+        (["train", "--optimizer", "adm"], "unknown optimizer 'adm'"),
+        (["train", "--optimizer", "lbfgs", "--weight-decay", "0.1"], "lbfgs takes no weight_decay"),
+        (["train", "--schedule", "cosin"], "unknown schedule 'cosin'"),
+        (["train", "--device", "tpu"], "unknown device 'tpu'"),
+        (["train", "--dtype", "float16"], "unknown dtype 'float16'; choose from float32, float64"),
+        (["train", "--learning-rate", "-1"], "learning_rate is -1.0; it must be a number > 0"),
+        (["train", "--epochs", "0"], "epochs is 0; it must be a whole number >= 1"),
+        (["train", "--batch-size", "0"], "batch_size is 0"),
+        (["train", "--dropout", "1"], "dropout is 1.0; it must be in [0, 1)"),
+        (["train", "--resume"], "name it with --out"),
+        (["train", "--epochs", "ten"], "Invalid value for '--epochs'"),
+        (["train", "--nonsense"], "No such option"),
+        (["explain", "--layers", "4"], "give at least two whole numbers"),
+        (["explain", "--layers", "4-1"], "needs at least 2 outputs"),
+    ],
+)
+def test_a_mistake_is_named_without_a_traceback_and_exits_2(run, arguments, message):
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("1,2,0\n3,nan,1\n4,5,0\n", "X holds NaN or infinity"),
+        ("1,2,0\n3,inf,1\n4,5,0\n2,2,1\n", "X holds NaN or infinity"),
+        ("1,2,0\n3,4,0\n4,5,0\n", "one class only"),
+        ("1,2,0\n", "at least 2 are needed"),
+    ],
+)
+def test_bad_values_in_the_data_are_named_and_nothing_is_written(run, tmp_path, rows, message):
+    (tmp_path / "d.csv").write_text(rows)
+    arguments = ["--data", str(tmp_path / "d.csv"), "--layers", "2-4-2", "--out", str(tmp_path / "out"), "--quiet"]
+    status, _, err = run("train", *arguments)
+    assert status == 2
+    assert message in err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_out_that_is_a_file_is_refused_before_training(run, tmp_path):
+    (tmp_path / "f").write_text("")
+    status, _, err = run("train", "--out", str(tmp_path / "f"))
+    assert status == 2
+    assert "name a folder" in err
+
+
+def test_explain_prints_both_phases_in_order_and_checks_every_gradient(run):
+    status, out, _ = run("explain", "--layers", "4-8-8-3", "--activation", "tanh,gelu")
+    assert status == 0
+    order = ["FORWARD PHASE", "h_1 = tanh(z_1)", "h_2 = gelu(z_2)", "do = ∂loss/∂o", "BACKWARD PHASE", "dW_o =", "dh_2 =", "dW_1 ="]
+    positions = [out.index(text) for text in order]
+    assert positions == sorted(positions)
+    for name in ("do", "db_o", "dW_o", "dh_2", "δ_2", "db_2", "dW_2", "dh_1", "δ_1", "db_1", "dW_1"):
+        assert f"{name} agrees with finite differences" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_regression_from_a_csv_file(run, tmp_path):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 3))
+    y = X @ [1.0, -2.0, 0.5] + 0.3
+    np.savetxt(tmp_path / "r.csv", np.column_stack([X, y]), delimiter=",")
+    options = ["--loss", "mean_squared_error", "--layers", "3-16-1", "--activation", "tanh", "--epochs", "200"]
+    status, out, _ = run("train", "--data", str(tmp_path / "r.csv"), *options, "--learning-rate", "0.01", "--quiet")
+    assert status == 0
+    assert float(out.split("test r2: ")[1]) > 0.95
+
+
+def test_info_names_devices_versions_and_what_is_missing(run):
+    status, out, _ = run("info")
+    assert status == 0
+    for name in ("devices:", "CUDA:", "numpy:", "numba:", "kernel cache:"):
+        assert name in out
+
+
+def test_check_passes_on_the_cpu(run):
+    status, out, _ = run("check", "--device", "cpu", "--layers", "5-7-3")
+    assert status == 0
+    assert "cpu: ok" in out
+
+
+def test_python_m_gpubackprop_is_the_command_line():
+    result = subprocess.run([sys.executable, "-m", "gpubackprop", "explain", "--layers", "2-2"], capture_output=True)
+    assert result.returncode == 0
+    assert "BACKWARD PHASE".encode() in result.stdout
