@@ -40,7 +40,17 @@ def test_train_on_digits_reaches_97_percent_and_writes_its_results(run, tmp_path
 
 
 def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_path):
-    options = ["--layers", "64-8-10", "--optimizer", "adam", "--schedule", "linear_warmup", "--dropout", "0.2", "--quiet"]
+    options = [
+        "--layers",
+        "64-8-10",
+        "--optimizer",
+        "adam",
+        "--schedule",
+        "linear_warmup",
+        "--dropout",
+        "0.2",
+        "--quiet",
+    ]
     # the schedule is fixed by the first call: here both have the warm-up of 4 epochs
     assert run("train", *options, "--epochs", "4", "--out", str(tmp_path / "a"))[0] == 0
     model, history = load_training(tmp_path / "a" / "checkpoint.safetensors")
@@ -117,7 +127,16 @@ def test_an_out_that_is_a_file_is_refused_before_training(run, tmp_path):
 def test_explain_prints_both_phases_in_order_and_checks_every_gradient(run):
     status, out, _ = run("explain", "--layers", "4-8-8-3", "--activation", "tanh,gelu")
     assert status == 0
-    order = ["FORWARD PHASE", "h_1 = tanh(z_1)", "h_2 = gelu(z_2)", "do = ∂loss/∂o", "BACKWARD PHASE", "dW_o =", "dh_2 =", "dW_1 ="]
+    order = [
+        "FORWARD PHASE",
+        "h_1 = tanh(z_1)",
+        "h_2 = gelu(z_2)",
+        "do = ∂loss/∂o",
+        "BACKWARD PHASE",
+        "dW_o =",
+        "dh_2 =",
+        "dW_1 =",
+    ]
     positions = [out.index(text) for text in order]
     assert positions == sorted(positions)
     for name in ("do", "db_o", "dW_o", "dh_2", "δ_2", "db_2", "dW_2", "dh_1", "δ_1", "db_1", "dW_1"):
@@ -152,4 +171,4 @@ def test_check_passes_on_the_cpu(run):
 def test_python_m_gpubackprop_is_the_command_line():
     result = subprocess.run([sys.executable, "-m", "gpubackprop", "explain", "--layers", "2-2"], capture_output=True)
     assert result.returncode == 0
-    assert "BACKWARD PHASE".encode() in result.stdout
+    assert b"BACKWARD PHASE" in result.stdout

@@ -89,7 +89,11 @@ def test_csv_of_a_regression_keeps_real_targets(tmp_path):
         ("a.csv", b"1,0.5\n2,1\n", "not classes"),
         ("a.bin", b"abc\x00def", "neither .npz nor IDX"),
         ("a.gz", b"\x1f\x8b\x08 cut", "truncated or of another format"),
-        ("x-images-idx3-ubyte", b"\0\0\x08\x03\0\0\0\x05\0\0\0\x02\0\0\0\x02abc", "promises 20 bytes of data, there are 3"),
+        (
+            "x-images-idx3-ubyte",
+            b"\0\0\x08\x03\0\0\0\x05\0\0\0\x02\0\0\0\x02abc",
+            "promises 20 bytes of data, there are 3",
+        ),
         ("x-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "truncated or of another format"),
         ("values", b"\0\0\x08\x01\0\0\0\x01a", "'images' in its name"),
     ],
