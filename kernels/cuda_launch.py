@@ -1,0 +1,121 @@
+"""From a Python function to a kernel on the device: Numba -> PTX -> cubin -> disk -> ``cuda.core``.
+
+Numba's own dispatcher costs tens of microseconds a launch; a kernel with raw pointers, launched by ``cuda.core``, half a
+microsecond. Linking to a cubin needs no device and no driver, and a cubin runs on any driver of the same CUDA major version,
+where PTX would need one as new as the toolkit.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache, lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+import numba
+from numba import cuda
+
+from gpubackprop import cache as disk
+from gpubackprop.definitions import fingerprint
+from gpubackprop.kernels.cuda_vector import STORAGE
+
+_MODULES = (
+    "gpubackprop.definitions",
+    "gpubackprop.philox",
+    "gpubackprop.kernels.cuda",
+    "gpubackprop.kernels.cuda_launch",
+    "gpubackprop.kernels.cuda_loss",
+    "gpubackprop.kernels.cuda_training",
+    "gpubackprop.kernels.cuda_unroll",
+    "gpubackprop.kernels.cuda_vector",
+)
+_PACKAGES = ("numba", "numba-cuda", "llvmlite", "nvidia-cuda-nvcc-cu12", "nvidia-nvvm", "nvidia-cuda-nvcc")
+
+
+class Source(NamedTuple):
+    """A kernel before compilation.
+
+    Parameters
+    ----------
+    name : str
+        Its name in profilers.
+    function : callable
+        Plain Python over raw pointers; in the simulator over flat arrays.
+    signature : str
+        The types of its arguments, as in ``"f4* f4* i8"``; a pointer ends in ``*``.
+    fingerprint : str
+        A digest of the definition that is compiled into it, "" where there is none.
+    """
+
+    name: str
+    function: Any
+    signature: str
+    fingerprint: str = ""
+
+
+def _numba_type(name: str) -> Any:
+    kind = numba.from_dtype(STORAGE[name.removesuffix("*")])
+    return numba.types.CPointer(kind) if name.endswith("*") else kind
+
+
+def compile_ptx(source: Source, capability: tuple[int, int]) -> str:
+    """Return the PTX of a kernel for a compute capability, with the kernel's readable name as its entry."""
+    signature = numba.void(*map(_numba_type, source.signature.split()))
+    # abi="numba" is the only one for kernels; with pointers and numbers it has one parameter for each argument.
+    ptx, _ = cuda.compile(source.function, signature, cc=capability, abi="numba", device=False)
+    entry = re.search(r"\.visible \.entry (\w+)\(", ptx)
+    assert entry is not None
+    return str(ptx).replace(entry[1], source.name)
+
+
+def link(ptx: str, capability: tuple[int, int]) -> bytes:
+    """Return the cubin of a kernel."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    options = LinkerOptions(arch="sm_{}{}".format(*capability))
+    return bytes(Linker(ObjectCode.from_ptx(ptx.encode()), options=options).link("cubin").code)
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+@cache
+def _versions() -> str:
+    from cuda.bindings import nvjitlink, nvvm
+
+    return fingerprint(
+        [_installed(package) for package in _PACKAGES], nvvm.version(), nvvm.ir_version(), nvjitlink.version()
+    )
+
+
+def cubin(source: Source, capability: tuple[int, int]) -> bytes:
+    """Return the cubin of a kernel, from disk where it was compiled before."""
+    digest = fingerprint(
+        source.name, source.signature, source.fingerprint, capability, _versions(), disk.source_digest(*_MODULES)
+    )  # fmt: skip
+    name = "{}-sm_{}{}-{}.cubin".format(source.name, *capability, digest)
+    content = disk.read(name)
+    if content is None:
+        content = link(compile_ptx(source, capability), capability)
+        disk.write(name, content)
+    return content
+
+
+@cache
+def load(source: Source, capability: tuple[int, int]) -> Any:
+    """Return a kernel that can be launched, on any device of that compute capability."""
+    from cuda.core import ObjectCode
+
+    return ObjectCode.from_cubin(cubin(source, capability)).get_kernel(source.name)
+
+
+@lru_cache(maxsize=4096)
+def launch_config(grid: tuple[int, ...], block: tuple[int, ...]) -> Any:
+    """Return a launch configuration."""
+    from cuda.core import LaunchConfig
+
+    return LaunchConfig(grid=grid, block=block)
