@@ -1,8 +1,4 @@
-"""The multilayer perceptron: forward, loss, backward and update, written once, in the order of the mathematics.
-
-The passes are written against the methods of a backend. ``ops`` is the backend itself, and then they compute, or a
-:class:`gpubackprop.step.Recorder`, and then they leave the list of operations that a step compiles.
-"""
+"""The multilayer perceptron as its users see it: passes for experiments, training, prediction, files."""
 
 from __future__ import annotations
 
@@ -15,39 +11,17 @@ import numpy.typing as npt
 
 from gpubackprop.activations import ACTIVATIONS, Activation, identity
 from gpubackprop.backends import get_backend
-from gpubackprop.backends.base import FACTOR, Backend
+from gpubackprop.backends.base import Backend
 from gpubackprop.definitions import Array, check_dtype
 from gpubackprop.initializers import INITIALIZERS, Initializer
 from gpubackprop.interop import like
 from gpubackprop.losses import LOSSES, Loss
-from gpubackprop.optimizers import OPTIMIZERS, Optimizer
+from gpubackprop.network import Network
 from gpubackprop.parameters import Parameters
-from gpubackprop.step import Names, Recorder, Step
-from gpubackprop.validation import check_count, check_features, check_layer_sizes, check_targets, check_weight
-from gpubackprop.workspace import Layer, Workspace, make_layers
+from gpubackprop.validation import check_features, check_layer_sizes, check_targets, check_weight
+from gpubackprop.workspace import Workspace
 
 EVALUATION_BATCH = 1024  # rows of a pass without an update: large enough for the products, small enough for the caches
-
-
-@dataclass
-class OptimizerState:
-    """What changes during training, beside the parameters; all of it on the device (see ``backends/base.py``)."""
-
-    optimizer: Optimizer
-    states: Array
-    counters: Array
-    rate: Array
-    scalars: Array
-
-
-@dataclass
-class Data:
-    """A data set on the device, with the order in which ``gather`` takes its rows."""
-
-    X: Array
-    y: Array
-    weight: Array | None
-    order: Array
 
 
 @dataclass
@@ -82,7 +56,7 @@ class TracedLayer:
     db: Array
 
 
-class MLP:
+class MLP(Network):
     """A multilayer perceptron h_l = phi_l(h_{l-1} W_l + b_l), o = h_L W_o + b_o, trained by backpropagation.
 
     Parameters
@@ -139,9 +113,9 @@ class MLP:
         self.initializer: Initializer = INITIALIZERS.resolve(initializer)
         self.backend: Backend = get_backend(device)
         self.device = self.backend.device
-        self.optimizer_state: OptimizerState | None = None
         self._last: Workspace | None = None
-        self._attach(self.backend, self._initial_parameters())
+        self._workspaces: dict[tuple[Any, ...], Workspace] = {}
+        super().__init__(self._initial_parameters())
 
     def __repr__(self) -> str:
         sizes, hidden = (
@@ -149,53 +123,6 @@ class MLP:
             ", ".join(dict.fromkeys(a.label for a in self.activations)),
         )
         return f"MLP({sizes}, {hidden or 'no hidden layer'}, {self.loss.label}, {self.dtype}, device={self.device!r})"
-
-    # ------------------------------------------------------------------ the passes
-
-    def forward_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
-        """h_l = phi_l(h_{l-1} W_l + b_l) for l = 1 ... L, then h_L W_o; b_o is added where o is next read."""
-        *hidden, output = self.layers
-        for number, (layer, a) in enumerate(zip(hidden, ws.layers, strict=False)):
-            # z_l = h_{l-1} W_l
-            ops.matmul(a.h_in, layer.W, out=a.z)
-            # h_l = phi_l(z_l + b_l)
-            ops.bias_activation_forward(a.z, layer.b, layer.activation, out=a.h)
-            if training and self.dropout:
-                ops.dropout(a.h, self.dropout, self.seed, number, self._counters, out=a.dropped)
-        # o = h_L W_o
-        ops.matmul(ws.layers[-1].h_in, output.W, out=ws.o)
-
-    def loss_pass(self, ops: Any, ws: Workspace) -> None:
-        """loss = ell(o + b_o, y), do = d loss / d o and db_o = sum over rows of do, in one pass over the outputs."""
-        weight = ws.weight
-        if weight is not None and self.loss.reduction == "mean":
-            weight = ops.normalize_weights(weight, out=ws.normalized)
-        output = self.layers[-1]
-        ops.bias_loss(ws.o, output.b, ws.y, self.loss, weight, out=ws.do, db=output.db, value=ws.value)
-
-    def backward_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
-        """dW_o, then for l = L ... 1: dh_l, delta_l, db_l, dW_l; do and db_o are there already."""
-        for i in reversed(range(len(self.layers))):
-            layer, a = self.layers[i], ws.layers[i]
-            # dW_l = h_{l-1}^T delta_l        (delta_o = do)
-            ops.matmul(a.h_in_T, a.delta, out=layer.dW)
-            if i == 0:
-                return  # l = 1: terminate; nobody needs dh_0
-            below, b = self.layers[i - 1], ws.layers[i - 1]
-            # dh_{l-1} = delta_l W_l^T
-            ops.matmul(a.delta, layer.W_T, out=b.ddropped)
-            if training and self.dropout:
-                ops.dropout(b.ddropped, self.dropout, self.seed, i - 1, self._counters, out=b.dh)
-            # delta_{l-1} = dh_{l-1} * phi'(z_{l-1}),  db_{l-1} = sum over rows of delta_{l-1}
-            ops.bias_activation_backward(b.dh, b.z, b.h, below.activation, out=b.delta, db=below.db)
-
-    def update_pass(self, ops: Any, ws: Workspace, state: OptimizerState) -> None:
-        """theta <- theta - eta * gradient, and the other optimizers, over all parameters at once."""
-        clip_norm, _ = state.optimizer.clipping
-        if clip_norm is not None:
-            ops.clip(self._named_gradients, clip_norm, state.scalars)
-        ops.advance(state.optimizer, state.rate, ws.n, state.counters, state.scalars)
-        ops.update(state.optimizer, self._named_parameters, self._named_gradients, state.states, state.scalars)
 
     # ------------------------------------------------------------------ for experiments
 
@@ -263,11 +190,6 @@ class MLP:
         last = layers[-1]
         return Trace(layers, layers[0].h_in, last.h, last.delta, ws.value[0].copy())
 
-    def _loss_and_gradients(self, ws: Workspace) -> None:
-        self.forward_pass(self.backend, ws)
-        self.loss_pass(self.backend, ws)
-        self.backward_pass(self.backend, ws)
-
     def _prepare(self, X: Any, y: Any, sample_weight: Any = None, *, keep: bool = False) -> Workspace:
         X = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
         y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.dtype)
@@ -275,88 +197,6 @@ class MLP:
         ws = self._workspace("gradients", len(X), y, weighted=weight is not None, keep=keep)
         _feed(ws, X, y, weight)
         return ws
-
-    # ------------------------------------------------------------------ the step
-
-    def step(
-        self,
-        batch_size: int,
-        optimizer: str | Optimizer | None = None,
-        *,
-        data: Data | None = None,
-        class_indices: bool = True,
-        weighted: bool = False,
-        keep: bool = False,
-    ) -> Step:
-        """Return one training step as data: the list of its operations.
-
-        Parameters
-        ----------
-        batch_size : int
-        optimizer : str or Optimizer, optional
-            Without one, the step ends with the gradients.
-        data : Data, optional
-            A data set on the device; the step then begins by gathering its next mini-batch. Without one, the caller fills
-            ``step.names.array("X")`` and ``("y")``.
-        class_indices : bool
-            Without ``data``: y of a classification holds class indices (n,), not rows of probabilities.
-        weighted : bool
-            Without ``data``: there are sample weights, in ``step.names.array("w")``.
-        keep : bool
-            Give every intermediate memory of its own.
-        """
-        n = check_count("batch_size", batch_size)
-        indices = self.loss.targets == "classes" and (data.y.ndim == 1 if data else class_indices)
-        y = (n,) if indices else (n, self.layer_sizes[-1])
-        weighted = weighted if data is None else data.weight is not None
-        ws = Workspace(
-            self.backend, self.layers, n, y, np.dtype(np.int64) if indices else self.dtype,
-            dropout=self.dropout, weighted=weighted, keep=keep,
-        )  # fmt: skip
-        state = None if optimizer is None else self.state_of(optimizer)
-        names = Names()
-        names.update(self._names)
-        names.update(ws.names)
-        recorder = Recorder(names)
-        recorder.phase = "input"
-        if data is not None:
-            assert state is not None
-            order = names("order", data.order)
-            recorder.gather(names("X_all", data.X), order, self._counters, out=ws.X)
-            recorder.gather(names("y_all", data.y), order, self._counters, out=ws.y)
-            if data.weight is not None:
-                recorder.gather(names("w_all", data.weight), order, self._counters, out=ws.weight)
-        recorder.phase = "forward"
-        self.forward_pass(recorder, ws, training=True)
-        recorder.phase = "loss"
-        self.loss_pass(recorder, ws)
-        recorder.phase = "backward"
-        self.backward_pass(recorder, ws, training=True)
-        if state is not None:
-            recorder.phase = "update"
-            state.states, state.rate, state.scalars = (
-                names("states", state.states), names("η_0", state.rate), names("η", state.scalars)
-            )  # fmt: skip
-            self.update_pass(recorder, ws, state)
-        return Step(self.backend, recorder.operations, names)
-
-    def state_of(self, optimizer: str | Optimizer) -> OptimizerState:
-        """Return the optimizer's arrays: those of the last ``fit`` if it had an equal optimizer, else new ones."""
-        if isinstance(optimizer, str):
-            optimizer = OPTIMIZERS.resolve(optimizer)()
-        if not isinstance(optimizer, Optimizer):
-            raise ValueError(f"optimizer is {optimizer!r}; give a name or an optimizer, as in Adam(1e-3)")
-        if self.optimizer_state is None or self.optimizer_state.optimizer != optimizer:
-            zeros = self.backend.zeros
-            size = self.parameters.flat.size
-            self._counters[...] = 0
-            scalars = zeros((5,), self.dtype)
-            scalars[FACTOR] = 1
-            rate = zeros((1,), np.dtype(np.float64))
-            rate[0] = optimizer.schedule.learning_rate
-            states = zeros((optimizer.n_states, size), self.dtype)
-            self.optimizer_state = OptimizerState(optimizer, states, self._counters, rate, scalars)
-        return self.optimizer_state
 
     # ------------------------------------------------------------------ training and use
 
@@ -473,18 +313,6 @@ class MLP:
         for W, gain in zip(host.W, gains, strict=True):
             W[...] = self.initializer(rng, W.shape[0], W.shape[1], gain)
         return host
-
-    def _attach(self, backend: Backend, host: Parameters) -> None:
-        """Put the parameters on the device, and make the layers, which are views."""
-        self.parameters = Parameters.zeros(backend, self.layer_sizes, self.dtype)
-        self.parameters.flat[...] = backend.asarray(host.flat)
-        self.gradients = Parameters.zeros(backend, self.layer_sizes, self.dtype)
-        self._names = names = Names()
-        self._named_parameters = names("θ", self.parameters.flat)
-        self._named_gradients = names("∇", self.gradients.flat)
-        self._counters = names("t", backend.zeros((2,), np.dtype(np.int64)))
-        self.layers: list[Layer] = make_layers(self.parameters, self.gradients, [*self.activations, identity], names)
-        self._workspaces: dict[tuple[Any, ...], Workspace] = {}
 
     def _workspace(
         self, purpose: str, n: int, y: Array | None = None, *, weighted: bool = False, keep: bool = False

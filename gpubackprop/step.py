@@ -1,6 +1,6 @@
 """The step as data: the operations of forward, loss, backward and update, recorded once, in order.
 
-The passes in :mod:`gpubackprop.mlp` are written against the Backend protocol. Given a backend they compute; given a
+The passes in :mod:`gpubackprop.network` are written against the Backend protocol. Given a backend they compute; given a
 :class:`Recorder`, which has the same methods, they leave a list of :class:`Operation`. Everything else reads that
 list: ``backend.compile(step)`` runs it, ``explain`` prints it, the ledger adds it up, the gradient check walks through it.
 """

@@ -13,12 +13,13 @@ from gpubackprop.backends.base import CURSOR, RATE, STEPS
 from gpubackprop.callbacks import call
 from gpubackprop.definitions import Array
 from gpubackprop.evaluation import evaluate
+from gpubackprop.network import Data
 from gpubackprop.optimizers import LBFGS, Adam, Optimizer
 from gpubackprop.progress import Progress, show_progress
 from gpubackprop.validation import check_count, check_features, check_targets, check_weight
 
 if TYPE_CHECKING:
-    from gpubackprop.mlp import MLP, Data
+    from gpubackprop.mlp import MLP
 
 
 class History(dict[str, list[float]]):
@@ -139,8 +140,6 @@ def fit(
 
 
 def _prepare(model: MLP, X: Any, y: Any, weight: Any, name: str = "") -> Data:
-    from gpubackprop.mlp import Data
-
     backend, loss = model.backend, model.loss
     try:
         X = check_features(backend, X, model.layer_sizes[0], model.dtype)
