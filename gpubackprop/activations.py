@@ -40,12 +40,14 @@ class Activation(Definition):
 
     def phi(self, z: Array) -> Array:
         """Return phi(z), elementwise, in z's dtype."""
-        return self._on_arrays(z)[0](z)
+        with np.errstate(over="ignore"):  # a branch not taken may overflow
+            return self._on_arrays(z)[0](z)
 
     def dphi(self, z: Array, h: Array | None = None) -> Array:
         """Return phi'(z), elementwise, in z's dtype."""
         phi, dphi = self._on_arrays(z)
-        return dphi(z, phi(z) if h is None else h)
+        with np.errstate(over="ignore"):
+            return dphi(z, phi(z) if h is None else h)
 
     def _on_arrays(self, z: Array) -> tuple[Phi, DPhi]:
         functions: tuple[Phi, DPhi] = self.scalars(np.dtype(z.dtype), NUMPY)
@@ -303,17 +305,22 @@ def gelu(real: Any, m: Any) -> tuple[Phi, DPhi]:
 
 @activation
 def gelu_tanh(real: Any, m: Any) -> tuple[Phi, DPhi]:
-    """phi(z) = z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2. Source: Hendrycks and Gimpel (2016), section 2."""
+    """phi(z) = z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2. Source: Hendrycks and Gimpel (2016), section 2.
+
+    Beyond |z| = 10 the tanh is 1 to the last bit of a float64, so z is cut there: z^3 would overflow.
+    """
     half, one = real(0.5), real(1)
-    k, c, c3 = real((2 / np.pi) ** 0.5), real(0.044715), real(3 * 0.044715)
-    tanh = m.tanh
+    k, c, c3, cut = real((2 / np.pi) ** 0.5), real(0.044715), real(3 * 0.044715), real(10)
+    tanh, where = m.tanh, m.where
 
     def phi(z: Any) -> Any:
-        return half * z * (one + tanh(k * z * (one + c * z * z)))
+        x = where(z > cut, cut, where(z < -cut, -cut, z))
+        return half * z * (one + tanh(k * x * (one + c * x * x)))
 
     def dphi(z: Any, h: Any) -> Any:
-        t = tanh(k * z * (one + c * z * z))
-        return half * (one + t) + half * z * (one - t * t) * k * (one + c3 * z * z)
+        x = where(z > cut, cut, where(z < -cut, -cut, z))
+        t = tanh(k * x * (one + c * x * x))
+        return half * (one + t) + half * x * (one - t * t) * k * (one + c3 * x * x)
 
     return phi, dphi
 
@@ -341,7 +348,7 @@ def mish(real: Any, m: Any) -> tuple[Phi, DPhi]:
     """phi(z) = z t, t = tanh(softplus(z)); phi' = t + z (1 - t^2) sigmoid(z). Source: Misra (2019), eq. 1.
 
     With u = e^z and w = u (u + 2): t = w / (w + 2) and 1 - t^2 = 4 (w + 1) / (w + 2)^2. Above z = 20, t is 1 to the
-    last bit of a float64, so u is cut there.
+    last bit of a float64, so z is cut there.
     """
     one, two, four, cut = real(1), real(2), real(4), real(20)
     exp, where = m.exp, m.where
@@ -352,10 +359,11 @@ def mish(real: Any, m: Any) -> tuple[Phi, DPhi]:
         return z * (w / (w + two))
 
     def dphi(z: Any, h: Any) -> Any:
-        u = exp(where(z > cut, cut, z))
+        x = where(z > cut, cut, z)
+        u = exp(x)
         w = u * (u + two)
         r = one / (w + two)
-        return w * r + z * (four * (w + one) * r * r) * (u / (one + u))
+        return w * r + x * (four * (w + one) * r * r) * (u / (one + u))
 
     return phi, dphi
 
@@ -396,18 +404,22 @@ def hard_swish(real: Any, m: Any) -> tuple[Phi, DPhi]:
 def squareplus(real: Any, m: Any, b: float = 4.0) -> tuple[Phi, DPhi]:
     """phi(z) = (z + sqrt(z^2 + b)) / 2; phi' = h^2 / (h^2 + b/4). Source: Barron (2021), eq. 1; b = 4 as in JAX.
 
-    For z < 0 the sum cancels, so phi is written b / (2 (sqrt(z^2 + b) - z)) there.
+    For z < 0 the sum cancels, so phi is written b / (2 (sqrt(z^2 + b) - z)) there. Above ``cut`` phi(z) is z to the last bit
+    (for b < 1e14), and z^2 might overflow.
     """
     _positive(b=b)
-    zero, half, quarter_b, b = real(0), real(0.5), real(b / 4), real(b)
+    zero, half, quarter_b, b, cut = real(0), real(0.5), real(b / 4), real(b), real(1e15)
     sqrt, fabs, where = m.sqrt, m.fabs, m.where
 
     def phi(z: Any) -> Any:
-        c = half * (fabs(z) + sqrt(z * z + b))
+        x = fabs(z)
+        y = where(x > cut, cut, x)
+        c = where(x > cut, x, half * (y + sqrt(y * y + b)))
         return where(z < zero, quarter_b / c, c)
 
     def dphi(z: Any, h: Any) -> Any:
-        u = h * h
+        x = where(h > cut, cut, h)
+        u = x * x
         return u / (u + quarter_b)
 
     return phi, dphi

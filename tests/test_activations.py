@@ -32,11 +32,12 @@ def golden(name: str, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def phi_tolerance(name: str, z: np.ndarray, h: np.ndarray, dtype: str) -> np.ndarray:
-    """Return 8 roundings of h (a function of the library is within 2.5 ulp, and there are at most four operations more).
+    """Return 8 roundings of h: a function of the library is within 2.5 ulp, and there are at most four operations more.
 
-    Where 1 + erf(z / sqrt 2) cancels, one rounding of 1 is multiplied by z. Below the normal numbers, a few steps of the subnormals.
+    Where 1 + erf(z / sqrt 2) cancels, one rounding of 1 is multiplied by z; so is the rounding of e^z to a subnormal number.
     """
-    result = 8 * eps(dtype) * np.abs(h) + 8 * float(np.finfo(dtype).smallest_subnormal)
+    size = np.clip(np.abs(z.astype(np.float64)), 8, 1000)
+    result = 8 * eps(dtype) * np.abs(h) + size * float(np.finfo(dtype).smallest_subnormal)
     if name in CANCELS:
         result += 2 * eps(dtype) * np.clip(np.abs(z.astype(np.float64)), 1, 16)
     return result
@@ -104,6 +105,8 @@ def test_the_largest_numbers_give_no_nan(name: str, dtype: str) -> None:
     z = np.array([-top, -(top**0.5) * 4, -(top ** (1 / 3)) * 4, top ** (1 / 3) * 4, top**0.5 * 4, top], dtype)
     h = ACTIVATIONS[name].phi(z)
     assert not np.isnan(h).any()
+    if name != "selu":  # its slope is above 1
+        assert np.isfinite(h).all()
     dphi = np.broadcast_to(ACTIVATIONS[name].dphi(z, h), z.shape)
     assert np.isfinite(dphi).all()
     assert (np.abs(dphi) < 1.2).all()
@@ -125,12 +128,15 @@ def test_values_and_derivatives_are_those_of_pytorch(name: str, parameters: dict
     torch = pytest.importorskip("torch")
     z = np.concatenate([np.linspace(-12, 12, 97), [0.0, -3.0, 3.0, 1e-9, -1e-9]])
     x = torch.tensor(z, requires_grad=True)
-    expected = getattr(torch.nn, TORCH[name])(**parameters)(x)
+    exact = {"threshold": 1000.0} if name == "softplus" else {}  # PyTorch's default replaces softplus(20) by 20
+    expected = getattr(torch.nn, TORCH[name])(**parameters, **exact)(x)
     expected.sum().backward()
     entry = ACTIVATIONS[name](**parameters) if parameters else ACTIVATIONS[name]
     # 16 roundings of numbers up to max(1, |z|) on both sides
     tolerance = 16 * eps("float64") * np.maximum(1, np.abs(z))
     assert_within(entry.phi(z), expected.detach().numpy(), tolerance)
+    if name == "hard_sigmoid":  # PyTorch has 1/6 as a float32, also in float64
+        tolerance = tolerance + eps("float32") / 6
     assert_within(np.broadcast_to(entry.dphi(z), z.shape), x.grad.numpy(), tolerance)
 
 
