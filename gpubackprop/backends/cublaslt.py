@@ -1,0 +1,194 @@
+"""Matrix products by cuBLASLt: planned once per shape, outside any capture, then one call without a decision in it.
+
+CuPy refuses cuBLAS while a stream is captured, so a step that becomes a CUDA graph takes its products from here. cuBLASLt
+reads memory by columns; a row-major (r, c) array is a column-major (c, r) one. The product out = a b is therefore asked for as
+out^T = b^T a^T: its first operand is b, its second a, and an operand that is the transpose of a row-major array is one whose
+columns lie in memory as they are, so nothing is ever copied.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import lru_cache
+from typing import Any
+
+import cupy
+import numpy as np
+from nvmath.bindings import cublasLt as lt  # noqa: N813  (its own name is in camel case)
+
+from gpubackprop.definitions import Array
+
+# cudaDataType_t and cublasComputeType_t
+CUDA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+COMPUTE_F32, COMPUTE_TF32, COMPUTE_F64 = 68, 77, 70
+NOT_SUPPORTED = 15  # CUBLAS_STATUS_NOT_SUPPORTED
+
+Epilogue = lt.Epilogue
+
+
+class UnsupportedProductError(RuntimeError):
+    """cuBLASLt has no algorithm for this product; the message says which."""
+
+
+def layout(a: Array) -> tuple[bool, int]:
+    """Return (transposed, ld) of a two-dimensional array as a column-major operand, or raise ValueError.
+
+    ``transposed`` is True for the transpose of a C-contiguous array.
+    """
+    rows, columns = a.shape
+    if a.flags.c_contiguous:
+        return False, columns
+    if a.flags.f_contiguous:
+        return True, rows
+    raise ValueError(
+        f"a matrix of shape {a.shape} with strides {a.strides} is neither C-contiguous nor the transpose of one"
+    )
+
+
+class Plan:
+    """out = a b, with fixed shapes, types and epilogue; arrays are given by address.
+
+    Parameters
+    ----------
+    m, n, k : int
+        out is (m, n), a is (m, k), b is (k, n).
+    a_transposed, b_transposed : bool
+        The operand is the transpose of a C-contiguous array.
+    dtype, out_dtype : str
+        Of the operands and of the result; products of 16-bit types are summed in float32.
+    tf32 : bool
+        Round float32 operands to TF32 for the tensor cores.
+    epilogue : Epilogue
+        What is done to the result on its way to memory.
+    bias, aux, aux_ld : int
+        Addresses of the epilogue's vector and matrix, and the leading dimension of the latter.
+    alignment : int
+        Bytes, that of the least aligned array; an algorithm may rely on it.
+    workspace : int
+        Bytes that an algorithm may use.
+    """
+
+    def __init__(
+        self,
+        handle: int,
+        m: int,
+        n: int,
+        k: int,
+        a_transposed: bool,
+        b_transposed: bool,
+        dtype: str,
+        out_dtype: str,
+        *,
+        tf32: bool = False,
+        epilogue: Any = Epilogue.DEFAULT,
+        bias: int = 0,
+        aux: int = 0,
+        aux_ld: int = 0,
+        alignment: int = 16,
+        workspace: int = 0,
+    ) -> None:
+        scale = "float64" if dtype == "float64" else "float32"
+        compute = COMPUTE_F64 if dtype == "float64" else COMPUTE_TF32 if tf32 and dtype == "float32" else COMPUTE_F32
+        self.handle = handle
+        self.description = f"({m}x{k}) ({k}x{n}), {dtype} to {out_dtype}, {Epilogue(epilogue).name}"
+        self.desc = lt.matmul_desc_create(compute, CUDA_TYPE[scale])
+        attribute = lt.MatmulDescAttribute
+        settings = [
+            (attribute.TRANSA, int(b_transposed), np.int32),
+            (attribute.TRANSB, int(a_transposed), np.int32),
+            (attribute.EPILOGUE, int(epilogue), np.uint32),
+        ]
+        settings += [(attribute.BIAS_POINTER, bias, np.uint64)] if bias else []
+        if aux:
+            settings += [
+                (attribute.EPILOGUE_AUX_POINTER, aux, np.uint64),
+                (attribute.EPILOGUE_AUX_LD, aux_ld, np.int64),
+            ]
+        for name, value, kind in settings:
+            buffer = np.array([value], kind)
+            lt.matmul_desc_set_attribute(self.desc, name, buffer.ctypes.data, buffer.nbytes)
+        kind, out_kind = CUDA_TYPE[dtype], CUDA_TYPE[out_dtype]
+        # first operand b, second a, each as it lies in memory, by columns
+        self.b_layout = lt.matrix_layout_create(kind, *((k, n, k) if b_transposed else (n, k, n)))
+        self.a_layout = lt.matrix_layout_create(kind, *((m, k, m) if a_transposed else (k, m, k)))
+        self.out_layout = lt.matrix_layout_create(out_kind, n, m, n)
+        weakref.finalize(self, _destroy, self.desc, self.a_layout, self.b_layout, self.out_layout)
+        self._one_and_zero = np.array([1, 0], scale)
+        self.alpha = self._one_and_zero.ctypes.data
+        self.beta = self.alpha + self._one_and_zero.itemsize
+        self._choose(alignment, workspace)
+
+    def _choose(self, alignment: int, workspace: int) -> None:
+        """Take the first algorithm of cuBLASLt's heuristic; the same one is used from now on, so results keep their bits."""
+        preference = lt.matmul_preference_create()
+        names = lt.MatmulPreferenceAttribute
+        limit, aligned = np.array([workspace], np.uint64), np.array([alignment], np.uint32)
+        lt.matmul_preference_set_attribute(preference, names.MAX_WORKSPACE_BYTES, limit.ctypes.data, limit.nbytes)
+        for which in "ABCD":  # the default, 256 bytes, would be wrong for views into the flat parameters
+            name = getattr(names, f"MIN_ALIGNMENT_{which}_BYTES")
+            lt.matmul_preference_set_attribute(preference, name, aligned.ctypes.data, aligned.nbytes)
+        self._results = np.zeros(1, lt.matmul_heuristic_result_dtype)
+        found = np.zeros(1, np.int32)
+        layouts = (self.b_layout, self.a_layout, self.out_layout, self.out_layout)
+        try:
+            lt.matmul_algo_get_heuristic(
+                self.handle, self.desc, *layouts, preference, 1, self._results.ctypes.data, found.ctypes.data
+            )
+        except lt.cuBLASLtError as error:
+            if error.status != NOT_SUPPORTED:
+                raise
+        finally:
+            lt.matmul_preference_destroy(preference)
+        if not found[0]:
+            raise UnsupportedProductError(f"cuBLASLt has no algorithm for {self.description}")
+        self.algorithm = self._results["algo"].ctypes.data
+
+    def __call__(self, a: int, b: int, out: int, workspace: int, workspace_bytes: int, stream: int) -> None:
+        """Queue the product on a stream; a, b, out and workspace are addresses."""
+        lt.matmul(
+            self.handle, self.desc, self.alpha, b, self.b_layout, a, self.a_layout, self.beta, out, self.out_layout,
+            out, self.out_layout, self.algorithm, workspace, workspace_bytes, stream,
+        )  # fmt: skip
+
+
+def _destroy(desc: int, *layouts: int) -> None:
+    lt.matmul_desc_destroy(desc)
+    for each in layouts:
+        lt.matrix_layout_destroy(each)
+
+
+class Products:
+    """The plans of one device, and the workspace they share; a workspace serves one stream at a time."""
+
+    def __init__(self, index: int, *, tf32: bool = False) -> None:
+        self.index, self.tf32 = index, tf32
+        with cupy.cuda.Device(index) as device:
+            self.handle = lt.create()
+            major = int(device.compute_capability[:-1])
+            self.workspace = cupy.empty((32 if major >= 9 else 8) << 20, np.uint8)
+        weakref.finalize(self, lt.destroy, self.handle)
+        self.plan = lru_cache(maxsize=None)(self._plan)
+
+    def _plan(self, m: int, n: int, k: int, at: bool, bt: bool, dtype: str, out_dtype: str, alignment: int) -> Plan:
+        with cupy.cuda.Device(self.index):
+            return Plan(
+                self.handle, m, n, k, at, bt, dtype, out_dtype,
+                tf32=self.tf32, alignment=alignment, workspace=self.workspace.nbytes,
+            )  # fmt: skip
+
+    def plan_for(self, a: Array, b: Array, out: Array) -> Plan:
+        """Return the plan of out = a b, from the arrays' shapes, types, orders and addresses."""
+        (m, k), n = a.shape, b.shape[1]
+        alignment = min(256, *(address & -address for address in (a.data.ptr, b.data.ptr, out.data.ptr)))
+        plan: Plan = self.plan(m, n, k, layout(a)[0], layout(b)[0], a.dtype.name, out.dtype.name, alignment)
+        return plan
+
+    def bind(self, a: Array, b: Array, out: Array) -> tuple[Plan, tuple[int, ...]]:
+        """Return the plan of out = a b and its arguments but for the stream."""
+        plan = self.plan_for(a, b, out)
+        return plan, (a.data.ptr, b.data.ptr, out.data.ptr, self.workspace.data.ptr, self.workspace.nbytes)
+
+    def matmul(self, a: Array, b: Array, out: Array) -> None:
+        """out = a b on CuPy's current stream."""
+        plan, arguments = self.bind(a, b, out)
+        plan(*arguments, cupy.cuda.get_current_stream().ptr)

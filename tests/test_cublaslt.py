@@ -1,0 +1,84 @@
+"""Products by cuBLASLt against NumPy, over shapes, orders, types and alignments."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from gpubackprop.backends.diagnosis import cuda_problem
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
+
+
+@pytest.fixture(scope="module")
+def products():
+    pytest.importorskip("nvmath")
+    from gpubackprop.backends.cublaslt import Products
+
+    return Products(0)
+
+
+def stored(rng, cupy, rows, columns, transposed, dtype):
+    """A (rows, columns) matrix of small whole numbers, so that every sum is exact in every type."""
+    a = rng.integers(-2, 3, (rows, columns))
+    if transposed:
+        return cupy.asarray(a.T.astype(dtype)).T, a
+    return cupy.asarray(a.astype(dtype)), a
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (7, 5, 3), (32, 10, 64), (33, 17, 128)])
+def test_products_of_every_order_are_exact_on_whole_numbers(products, dtype, m, n, k):
+    import cupy
+
+    rng = np.random.default_rng(0)
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    for at, bt in product([False, True], repeat=2):
+        a, a_host = stored(rng, cupy, m, k, at, dtype)
+        b, b_host = stored(rng, cupy, k, n, bt, dtype)
+        out = cupy.zeros((m, n), np.float32 if a.dtype.itemsize == 2 else a.dtype)
+        products.matmul(a, b, out)
+        np.testing.assert_array_equal(out.get(), a_host @ b_host)
+
+
+def test_a_view_into_a_flat_array_is_planned_with_its_own_alignment(products):
+    import cupy
+
+    rng = np.random.default_rng(0)
+    flat = cupy.zeros(1000, np.float32)
+    b_host = rng.integers(-2, 3, (6, 5)).astype(np.float32)
+    b = flat[4:34].reshape(6, 5)
+    b[...] = cupy.asarray(b_host)
+    a_host = rng.integers(-2, 3, (4, 6)).astype(np.float32)
+    out = flat[100:120].reshape(4, 5)
+    products.matmul(cupy.asarray(a_host), b, out)
+    np.testing.assert_array_equal(out.get(), a_host @ b_host)
+    assert not flat[120:].any()
+
+
+def test_a_strided_matrix_is_refused_not_copied(products):
+    import cupy
+
+    a = cupy.zeros((4, 12), np.float32)[:, ::2]
+    with pytest.raises(ValueError, match="neither C-contiguous nor the transpose of one"):
+        products.matmul(a, cupy.zeros((6, 3), np.float32), cupy.zeros((4, 3), np.float32))
+
+
+def test_a_captured_product_is_replayed_with_the_same_bits(products):
+    import cupy
+
+    rng = np.random.default_rng(0)
+    a, b = (cupy.asarray(rng.normal(size=s).astype(np.float32)) for s in ((33, 20), (20, 9)))
+    eager, replayed = (cupy.zeros((33, 9), np.float32) for _ in range(2))
+    products.matmul(a, b, eager)
+    cupy.cuda.Device().synchronize()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    products.plan_for(a, b, replayed)
+    with stream:
+        stream.begin_capture()
+        products.matmul(a, b, replayed)
+        graph = stream.end_capture()
+    graph.launch(stream)
+    stream.synchronize()
+    np.testing.assert_array_equal(eager.get(), replayed.get())
