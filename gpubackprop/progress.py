@@ -12,22 +12,33 @@ from gpubackprop.definitions import Array
 REFRESH = 0.2  # seconds between two looks at the loss on the device: each look waits for it
 
 
+CHUNK = 0.1  # seconds of steps between two chances to show something, or to be interrupted
+MOST_STEPS = 1024  # in a chunk: a GPU queues them without waiting, so that the clock would not limit them
+
+
 class Progress:
-    """Shows nothing; counts the seconds of an epoch."""
+    """Shows nothing; counts the seconds of an epoch, and says how many steps to run at once."""
 
     def __init__(self) -> None:
-        self._epoch_started = time.perf_counter()
+        self._epoch_started = self._chunk_started = time.perf_counter()
+        self.steps_at_once = 1
 
     def epoch_begins(self) -> None:
         """Start the clock of an epoch."""
-        self._epoch_started = time.perf_counter()
+        self._epoch_started = self._chunk_started = time.perf_counter()
 
     def seconds(self) -> float:
         """Return the seconds since the epoch began."""
         return time.perf_counter() - self._epoch_started
 
-    def batch_done(self, n: int, value: Array) -> None:
-        """Note a batch of n samples; ``value`` is its loss, on the device."""
+    def batches_done(self, batches: int, n: int, value: Array) -> None:
+        """Note some batches of n samples; ``value`` is the loss of the last, on the device."""
+        now = time.perf_counter()
+        seconds = max(now - self._chunk_started, 1e-9)
+        self._chunk_started = now
+        if batches == self.steps_at_once or seconds > CHUNK:
+            wanted = int(batches * CHUNK / seconds)
+            self.steps_at_once = max(1, min(wanted, 2 * self.steps_at_once, MOST_STEPS))
 
     def epoch_done(self, history: dict[str, list[float]]) -> None:
         """Note an epoch, whose row is the last of the history."""
@@ -60,8 +71,9 @@ class TerminalProgress(Progress):
         super().epoch_begins()
         self.started = self.started or time.perf_counter()
 
-    def batch_done(self, n: int, value: Array) -> None:
-        self.done += n
+    def batches_done(self, batches: int, n: int, value: Array) -> None:
+        super().batches_done(batches, n, value)
+        self.done += batches * n
         now = time.perf_counter()
         if now >= self.next_look:
             self.next_look = now + REFRESH

@@ -7,7 +7,7 @@ list: ``backend.compile(step)`` runs it, ``explain`` prints it, the ledger adds 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from gpubackprop.definitions import Array, address
 
 if TYPE_CHECKING:
     from gpubackprop.activations import Activation
-    from gpubackprop.backends.base import Backend
+    from gpubackprop.backends.base import Backend, Run
     from gpubackprop.losses import Loss
     from gpubackprop.optimizers import Optimizer
 
@@ -228,8 +228,8 @@ class Step:
     operations: list[Operation]
     names: Names
 
-    def compile(self) -> Callable[[], None]:
-        """Return a function that runs the step, made by the backend."""
+    def compile(self) -> Run:
+        """Return a function that runs the step, once or ``times`` times over, made by the backend."""
         return self.backend.compile(self)
 
     @property

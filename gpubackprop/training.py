@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.backends.base import CURSOR, RATE, STEPS
+from gpubackprop.backends.base import CURSOR, RATE, STEPS, Run
 from gpubackprop.callbacks import call
 from gpubackprop.definitions import Array
 from gpubackprop.evaluation import evaluate
@@ -162,7 +162,7 @@ def _descend(
     assert state is not None
     N = len(data.X)
     n_full, rest = divmod(N, batch_size)
-    parts: list[tuple[int, int, Callable[[], None], Array]] = []
+    parts: list[tuple[int, int, Run, Array]] = []
     started = time.perf_counter()
     for n, times in ((batch_size, n_full), (rest, 1)):
         if n and times:
@@ -177,9 +177,12 @@ def _descend(
         state.counters[CURSOR] = 0
         for n, times, run, value in parts:
             value[...] = 0
-            for _ in range(times):
-                run()
-                report.batch_done(n, value)
+            left = times
+            while left:
+                chunk = min(left, report.steps_at_once)
+                run(chunk)
+                left -= chunk
+                report.batches_done(chunk, n, value)
         total = sum(float(value[1]) for _, _, _, value in parts)
         if not end_epoch(total / N if model.loss.reduction == "mean" else total):
             return
@@ -212,7 +215,7 @@ def _minimize(
     def loss_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
         theta[...] = backend.asarray(x.astype(model.dtype))
         run()
-        report.batch_done(0, value)
+        report.batches_done(1, 0, value)
         return float(value[0]), backend.to_numpy(model.gradients.flat).astype(np.float64)
 
     last = start = backend.to_numpy(theta).astype(np.float64)

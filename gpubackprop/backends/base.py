@@ -8,7 +8,6 @@ nothing else is allocated on the device by a method that is given all its output
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +30,14 @@ if TYPE_CHECKING:
 #   value    (2,) float64  [this batch's loss, sum of the losses since it was last set to 0]
 STEPS, CURSOR = 0, 1
 RATE, C1, C2, FACTOR, NORM = range(5)
+
+
+class Run(Protocol):
+    """A compiled step."""
+
+    def __call__(self, times: int = 1) -> None:
+        """Run the step ``times`` times over; on a GPU, queue it and return."""
+        ...
 
 
 class Backend(Protocol):
@@ -166,6 +173,6 @@ class Backend(Protocol):
         """
         ...
 
-    def compile(self, step: Step) -> Callable[[], None]:
+    def compile(self, step: Step) -> Run:
         """Return a function that runs the step's operations; everything that can be decided once is decided here."""
         ...

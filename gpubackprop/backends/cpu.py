@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.backends.reference import ReferenceBackend
+from gpubackprop.backends.base import Run
+from gpubackprop.backends.reference import ReferenceBackend, loop
 from gpubackprop.definitions import Array, address
 from gpubackprop.philox import keep_threshold, split_seed
 
@@ -39,18 +40,13 @@ class CpuBackend(ReferenceBackend):
         call: Call = getattr(self, f"_bind_{operation.name}")(**operation.arguments)
         return call
 
-    def compile(self, step: Step) -> Callable[[], None]:
+    def compile(self, step: Step) -> Run:
         from gpubackprop.kernels.cpu_compile import compile_for
 
         calls = [self.bind(operation) for operation in step.operations]
         for function, arguments in calls:
             compile_for(function, arguments)
-
-        def run() -> None:
-            for function, arguments in calls:
-                function(*arguments)
-
-        return run
+        return loop(calls)
 
     def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
         out = np.empty_like(z) if out is None else out

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
+from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS, Run
 from gpubackprop.definitions import NUMPY, Array
 from gpubackprop.philox import keep_threshold, random_uint32
 
@@ -126,14 +126,19 @@ class ReferenceBackend:
         method, arguments = getattr(self, operation.name), operation.arguments
         return lambda: method(**arguments), ()
 
-    def compile(self, step: Step) -> Callable[[], None]:
-        calls = [self.bind(operation) for operation in step.operations]
+    def compile(self, step: Step) -> Run:
+        return loop([self.bind(operation) for operation in step.operations])
 
-        def run() -> None:
+
+def loop(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> Run:
+    """Return a function that makes the calls one after another."""
+
+    def run(times: int = 1) -> None:
+        for _ in range(times):
             for function, arguments in calls:
                 function(*arguments)
 
-        return run
+    return run
 
 
 def _store(result: Array, out: Array | None) -> Array:
