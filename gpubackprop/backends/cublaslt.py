@@ -93,7 +93,7 @@ class Plan:
         self.description = f"({m}x{k}) ({k}x{n}), {dtype} to {out_dtype}, {Epilogue(epilogue).name}"
         self.desc = lt.matmul_desc_create(compute, CUDA_TYPE[scale])
         attribute = lt.MatmulDescAttribute
-        settings = [
+        settings: list[tuple[Any, int, Any]] = [
             (attribute.TRANSA, int(b_transposed), np.int32),
             (attribute.TRANSB, int(a_transposed), np.int32),
             (attribute.EPILOGUE, int(epilogue), np.uint32),
@@ -104,8 +104,8 @@ class Plan:
                 (attribute.EPILOGUE_AUX_POINTER, aux, np.uint64),
                 (attribute.EPILOGUE_AUX_LD, aux_ld, np.int64),
             ]
-        for name, value, kind in settings:
-            buffer = np.array([value], kind)
+        for name, value, integer in settings:
+            buffer = np.array([value], integer)
             lt.matmul_desc_set_attribute(self.desc, name, buffer.ctypes.data, buffer.nbytes)
         kind, out_kind = CUDA_TYPE[dtype], CUDA_TYPE[out_dtype]
         # first operand b, second a, each as it lies in memory, by columns
@@ -183,7 +183,7 @@ class Products:
         plan: Plan = self.plan(m, n, k, layout(a)[0], layout(b)[0], a.dtype.name, out.dtype.name, alignment)
         return plan
 
-    def bind(self, a: Array, b: Array, out: Array) -> tuple[Plan, tuple[int, ...]]:
+    def bind(self, a: Array, b: Array, out: Array) -> tuple[Plan, tuple[int, int, int, int, int]]:
         """Return the plan of out = a b and its arguments but for the stream."""
         plan = self.plan_for(a, b, out)
         return plan, (a.data.ptr, b.data.ptr, out.data.ptr, self.workspace.data.ptr, self.workspace.nbytes)
