@@ -1,0 +1,213 @@
+"""Optimizers: five steps against PyTorch, with every option; Lion against its paper; states, clipping, errors, one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from tolerances import assert_within
+
+import gpubackprop as gb
+from gpubackprop.backends.base import FACTOR
+from gpubackprop.optimizers import OPTIMIZERS, Optimizer
+
+STEPS = 7
+CASES = [
+    ("SGD", {}, {}),
+    ("SGD", {"weight_decay": 0.1}, {}),
+    ("SGD", {"momentum": 0.9}, {}),
+    ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.05}, {}),
+    ("Adam", {}, {}),
+    ("Adam", {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}, {}),
+    ("Adam", {"amsgrad": True}, {}),
+    ("AdamW", {}, {}),
+    ("AdamW", {"weight_decay": 0.3, "amsgrad": True}, {}),
+    ("RMSprop", {}, {}),
+    ("RMSprop", {"alpha": 0.8, "momentum": 0.7, "weight_decay": 0.1, "eps": 1e-4}, {}),
+    ("RMSprop", {"centered": True, "momentum": 0.5}, {}),
+    ("Adagrad", {}, {}),
+    ("Adagrad", {"lr_decay": 0.3, "weight_decay": 0.1}, {}),
+    ("SGD", {"momentum": 0.9}, {"clip_norm": 1.0}),
+    ("Adam", {}, {"clip_value": 0.3}),
+    ("AdamW", {}, {"clip_norm": 1.5, "clip_value": 0.4}),
+]
+
+
+def run(backend: Any, optimizer: Any, theta: np.ndarray, gradients: np.ndarray) -> list[np.ndarray]:
+    """Return the parameters after each step."""
+    p, counters = backend.asarray(theta.copy()), backend.zeros((2,), np.int64)
+    rate = backend.asarray(np.array([optimizer.schedule.learning_rate]))
+    scalars, states = backend.zeros((5,), theta.dtype), backend.zeros((optimizer.n_states, len(theta)), theta.dtype)
+    scalars[FACTOR] = 1
+    result = []
+    for gradient in gradients:
+        g = backend.asarray(gradient.astype(theta.dtype))
+        if optimizer.clipping[0] is not None:
+            backend.clip(g, optimizer.clipping[0], scalars)
+        backend.advance(optimizer, rate, 1, counters, scalars)
+        backend.update(optimizer, p, g, states, scalars)
+        result.append(backend.to_numpy(p).copy())
+    return result
+
+
+@pytest.mark.parametrize(("name", "options", "clipping"), CASES, ids=lambda v: v if isinstance(v, str) else ",".join(v))
+def test_steps_are_those_of_pytorch(name: str, options: dict, clipping: dict, rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    theta, gradients = rng.normal(size=11), rng.normal(size=(STEPS, 11))
+    gradients[3] = 0  # nothing may go wrong where there is no gradient
+    gradients[4, :5] *= 100
+    p = torch.tensor(theta, requires_grad=True)
+    optimizer = getattr(torch.optim, name)([p], lr=0.05, **options)
+    got = run(gb.get_backend("reference"), getattr(gb, name)(0.05, **options, **clipping), theta, gradients)
+    for step, gradient in enumerate(gradients):
+        p.grad = torch.tensor(gradient)
+        if "clip_norm" in clipping:
+            torch.nn.utils.clip_grad_norm_([p], clipping["clip_norm"])
+        if "clip_value" in clipping:
+            torch.nn.utils.clip_grad_value_([p], clipping["clip_value"])
+        optimizer.step()
+        # about 20 roundings a step of numbers near 1; centered RMSprop divides by sqrt(v - mean^2), which cancels
+        assert_within(got[step], p.detach().numpy(), 1e-13 * (100 if options.get("centered") else 1))
+
+
+@pytest.mark.parametrize(("name", "options", "clipping"), CASES, ids=lambda v: v if isinstance(v, str) else ",".join(v))
+def test_the_compiled_update_is_that_of_the_reference(
+    name: str, options: dict, clipping: dict, rng: np.random.Generator
+) -> None:
+    theta, gradients = rng.normal(size=11), rng.normal(size=(STEPS, 11))
+    optimizer = getattr(gb, name)(0.05, **options, **clipping)
+    expected = run(gb.get_backend("reference"), optimizer, theta, gradients)
+    got = run(gb.get_backend("cpu"), optimizer, theta, gradients)
+    assert_within(got, expected, 1e-12)  # as above, with fused multiply-adds
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_lion_is_algorithm_2_of_its_paper(weight_decay: float, rng: np.random.Generator) -> None:
+    theta, gradients = rng.normal(size=11), rng.normal(size=(STEPS, 11))
+    gradients[0, 0] = 0  # the sign of 0 is 0
+    got = run(
+        gb.get_backend("reference"), gb.Lion(0.05, betas=(0.8, 0.95), weight_decay=weight_decay), theta, gradients
+    )
+    m = np.zeros(11)
+    for step, g in enumerate(gradients):
+        c = 0.8 * m + (1 - 0.8) * g
+        theta = theta - 0.05 * (np.sign(c) + weight_decay * theta)
+        m = 0.95 * m + (1 - 0.95) * g
+        assert_within(got[step], theta, 1e-14 * 10)
+
+
+def test_lion_does_not_move_where_there_is_no_gradient() -> None:
+    (got,) = run(gb.get_backend("reference"), gb.Lion(0.05), np.array([1.0, 2.0]), np.array([[0.0, -3.0]]))
+    assert got.tolist() == [1.0, 2.05]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "n"),
+    [
+        (gb.SGD(), 0), (gb.SGD(momentum=0.5), 1), (gb.Adam(), 2), (gb.Adam(amsgrad=True), 3), (gb.AdamW(), 2),
+        (gb.RMSprop(), 1), (gb.RMSprop(momentum=0.1), 2), (gb.RMSprop(centered=True), 3), (gb.Adagrad(), 1), (gb.Lion(), 1),
+    ],
+)  # fmt: skip
+def test_an_optimizer_has_as_many_states_as_it_needs(optimizer: Any, n: int) -> None:
+    assert optimizer.n_states == n
+    model = gb.MLP([2, 2], device="reference")
+    assert model.state_of(optimizer).states.shape == (n, model.parameters.flat.size)
+
+
+def test_padding_between_the_parameters_stays_zero(device: str, rng: np.random.Generator) -> None:
+    model = gb.MLP([3, 5, 2], device=device)
+    X, y = rng.normal(size=(8, 3)), rng.integers(0, 2, 8)
+    model.fit(X, y, epochs=2, batch_size=8, optimizer=gb.AdamW(0.1), progress=False)
+    flat = model.backend.to_numpy(model.parameters.flat).copy()
+    inside = gb.MLP([3, 5, 2], device="reference").parameters
+    inside.flat[...] = 0
+    for a in (*inside.W, *inside.b):
+        a[...] = 1
+    assert not flat[inside.flat == 0].any()
+    assert (inside.flat == 0).sum() == flat.size - inside.count > 0
+
+
+def test_clip_norm_leaves_a_small_gradient_alone(device: str, rng: np.random.Generator) -> None:
+    backend = gb.get_backend(device)
+    theta, gradients = rng.normal(size=9).astype(np.float32), rng.normal(size=(2, 9)).astype(np.float32)
+    a = run(backend, gb.SGD(0.1, clip_norm=1e3), theta, gradients)
+    b = run(backend, gb.SGD(0.1), theta, gradients)
+    assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gb.SGD(0.0), r"learning_rate is 0\.0; it must be a number > 0"),
+        (lambda: gb.SGD(float("nan")), "learning_rate is nan"),
+        (lambda: gb.SGD(nesterov=True), "nesterov is True; it must be False where momentum is 0"),
+        (lambda: gb.SGD(momentum=-0.1), r"momentum is -0\.1; it must be a number >= 0"),
+        (lambda: gb.Adam(betas=(0.9, 1.0)), r"betas is \(0\.9, 1\.0\); it must be two numbers in \[0, 1\)"),
+        (lambda: gb.Adam(betas=(0.9,)), "two numbers"),
+        (lambda: gb.Adam(eps=0.0), r"eps is 0\.0; it must be a number > 0"),
+        (lambda: gb.AdamW(weight_decay=-1), "weight_decay is -1"),
+        (lambda: gb.RMSprop(alpha=1.0), r"alpha is 1\.0; it must be in \[0, 1\)"),
+        (lambda: gb.Adam(clip_norm=0), "clip_norm is 0; it must be None or a number > 0"),
+        (lambda: gb.SGD(clip_value=-2), "clip_value is -2"),
+        (lambda: gb.LBFGS(history_size=0), "history_size is 0"),
+        (lambda: gb.LBFGS(learning_rate=0.5), "the line search sets it"),
+        (
+            lambda: OPTIMIZERS.resolve("adm"),
+            r"unknown optimizer 'adm' \(did you mean 'adam'\?\); choose from sgd, adam",
+        ),
+        (lambda: gb.MLP([2, 2], device="reference").state_of(3), "optimizer is 3; give a name or an optimizer"),
+    ],
+)
+def test_errors_say_what_is_allowed(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_name_is_the_optimizer_with_its_defaults() -> None:
+    model = gb.MLP([2, 2], device="reference")
+    assert model.state_of("rmsprop").optimizer == gb.RMSprop()
+    assert OPTIMIZERS["adamw"] is gb.AdamW
+
+
+def test_fingerprint_knows_everything_but_the_base_rate() -> None:
+    assert gb.Adam(0.1).fingerprint == gb.Adam(0.2).fingerprint
+    others = [
+        gb.Adam(),
+        gb.AdamW(),
+        gb.Adam(amsgrad=True),
+        gb.Adam(eps=1e-7),
+        gb.Adam(clip_value=1.0),
+        gb.Adam(gb.Cosine(0.1)),
+        gb.Adam(gb.Cosine(0.1, steps=7)),
+    ]
+    assert len({o.fingerprint for o in others}) == len(others)
+
+
+def test_an_optimizer_of_ones_own_drops_in(device: str, rng: np.random.Generator) -> None:
+    @dataclass(frozen=True)
+    class SignSGD(Optimizer):
+        """p <- p - eta sign(g)."""
+
+        def define(self, real: Any, m: Any) -> Any:
+            zero, one, where = real(0), real(1), m.where
+
+            def constants(t: float, lr: float) -> Any:
+                return lr, 0.0, 0.0
+
+            def update(p: Any, g: Any, s0: Any, s1: Any, s2: Any, lr: Any, c1: Any, c2: Any) -> Any:
+                return p - lr * where(g > zero, one, where(g < zero, -one, zero)), s0, s1, s2
+
+            return constants, update
+
+    try:
+        model = gb.MLP([3, 4, 2], device=device, dtype="float64")
+        X, y = rng.normal(size=(8, 3)), rng.integers(0, 2, 8)
+        before = model.backend.to_numpy(model.parameters.flat).copy()
+        _, gradients = model.loss_and_gradients(X, y)
+        model.fit(X, y, epochs=1, batch_size=8, optimizer="signsgd", progress=False)
+        expected = before - 0.01 * np.sign(gradients.flat)
+        assert_within(model.backend.to_numpy(model.parameters.flat), expected, 1e-15)
+    finally:
+        del OPTIMIZERS["signsgd"]
