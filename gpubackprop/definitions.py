@@ -24,7 +24,7 @@ import numpy.typing as npt
 Array: TypeAlias = Any
 """A NumPy or CuPy array; the docstring gives its shape."""
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def address(a: Array) -> int:
@@ -75,15 +75,30 @@ def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     Raises
     ------
     ValueError
-        It is not one of float32, float64.
+        It is not one of float32, float64, bfloat16, float16.
     """
     try:
+        if str(dtype) == "bfloat16":
+            import ml_dtypes
+
+            dtype = ml_dtypes.bfloat16
         result = np.dtype(dtype)
     except TypeError:
         result = None
     if result is None or result.name not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
     return result
+
+
+def real_of(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return the dtype that arithmetic is done in: float32 for arrays of 16-bit numbers, else the same."""
+    dtype = np.dtype(dtype)
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+
+def eps_of(dtype: npt.DTypeLike) -> float:
+    """Return the distance from 1 to the next number of a dtype."""
+    return {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}[np.dtype(dtype).name]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def evaluate(model: MLP, X: Array, y: Array, weight: Array | None = None) -> dic
     loss, backend = model.loss, model.backend
     value = backend.zeros((2,), np.float64)
     no_bias = backend.zeros((model.layer_sizes[-1],), model.dtype)
-    db = backend.zeros(no_bias.shape, model.dtype)
+    db = backend.zeros(no_bias.shape, model.real)
     w: Array = np.float64(1) if weight is None else weight.astype(np.float64)
     total = float(len(X) if weight is None else w.sum())
     summed = loss(reduction="sum")

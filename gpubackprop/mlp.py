@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gpubackprop.activations import ACTIVATIONS, Activation, identity
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.base import Backend
-from gpubackprop.definitions import Array, check_dtype
+from gpubackprop.definitions import DTYPES, Array, check_dtype, real_of
 from gpubackprop.initializers import INITIALIZERS, Initializer
 from gpubackprop.interop import like
 from gpubackprop.losses import LOSSES, Loss
@@ -68,7 +68,8 @@ class MLP(Network):
     loss : str or Loss
     device : str
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"auto"`` or ``"reference"``.
-    dtype : {"float32", "float64"}
+    dtype : {"float32", "float64", "bfloat16", "float16"}
+        With 16 bits: activations and products in 16 bits, sums and parameters in float32, and the loss scaled for float16.
     seed : int
         Of the initial weights, the order of the mini-batches and the dropout masks; the same on every device.
     initializer : str or callable
@@ -113,6 +114,9 @@ class MLP(Network):
         self.initializer: Initializer = INITIALIZERS.resolve(initializer)
         self.backend: Backend = get_backend(device)
         self.device = self.backend.device
+        allowed = getattr(self.backend, "dtypes", DTYPES[:2])
+        if self.dtype.name not in allowed:
+            raise ValueError(f"device {self.device!r} computes in {', '.join(allowed)}; dtype is {self.dtype.name!r}")
         self._last: Workspace | None = None
         self._workspaces: dict[tuple[Any, ...], Workspace] = {}
         super().__init__(self._initial_parameters())
@@ -138,7 +142,7 @@ class MLP(Network):
         _feed(ws, X_here)
         self.forward_pass(self.backend, ws)
         self.backend.bias_activation_forward(ws.o, self.layers[-1].b, identity, out=ws.o)
-        return like(self.backend, ws.o.copy(), X)
+        return like(self.backend, ws.o.astype(self.real), X)
 
     def backward(self, do: Any) -> Parameters:
         """Return the gradients dW_l, db_l given do = d loss / d o of one's own loss, for the X of the last ``forward``.
@@ -192,8 +196,8 @@ class MLP(Network):
 
     def _prepare(self, X: Any, y: Any, sample_weight: Any = None, *, keep: bool = False) -> Workspace:
         X = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
-        y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.dtype)
-        weight = check_weight(self.backend, sample_weight, len(X), self.dtype)
+        y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
+        weight = check_weight(self.backend, sample_weight, len(X), self.real)
         ws = self._workspace("gradients", len(X), y, weighted=weight is not None, keep=keep)
         _feed(ws, X, y, weight)
         return ws
@@ -241,8 +245,8 @@ class MLP(Network):
         from gpubackprop.evaluation import evaluate
 
         X = check_features(self.backend, X, self.layer_sizes[0], self.dtype)
-        y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.dtype)
-        return evaluate(self, X, y, check_weight(self.backend, sample_weight, len(X), self.dtype))
+        y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
+        return evaluate(self, X, y, check_weight(self.backend, sample_weight, len(X), self.real))
 
     def outputs_in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
         """Yield (rows, o) for consecutive batches of X; o is overwritten by the next."""
@@ -255,7 +259,7 @@ class MLP(Network):
 
     def _outputs(self, X: Any) -> Array:
         here = check_features(self.backend, X, self.layer_sizes[0], self.dtype)
-        result = self.backend.zeros((len(here), self.layer_sizes[-1]), self.dtype)
+        result = self.backend.zeros((len(here), self.layer_sizes[-1]), self.real)
         for rows, o in self.outputs_in_batches(here):
             result[rows] = o
         return result
@@ -297,8 +301,9 @@ class MLP(Network):
             if not np.isfinite(array).all():
                 raise ValueError(f"{name} holds NaN or infinity")
         for i, (W, b) in enumerate(zip(self.parameters.W, self.parameters.b, strict=True)):
-            W[...] = self.backend.asarray(arrays[f"layers.{i}.weight"].T, self.dtype)
-            b[...] = self.backend.asarray(arrays[f"layers.{i}.bias"], self.dtype)
+            W[...] = self.backend.asarray(arrays[f"layers.{i}.weight"].T, self.real)
+            b[...] = self.backend.asarray(arrays[f"layers.{i}.bias"], self.real)
+        self.refresh()
 
     def save(self, path: Any) -> None:
         """Write the network to a safetensors file; see :mod:`gpubackprop.checkpoint`."""
@@ -308,7 +313,7 @@ class MLP(Network):
 
     def _initial_parameters(self) -> Parameters:
         rng = np.random.Generator(np.random.Philox(key=self.seed))
-        host = Parameters.zeros(get_backend("reference"), self.layer_sizes, self.dtype)
+        host = Parameters.zeros(get_backend("reference"), self.layer_sizes, real_of(self.dtype))
         gains = [a.gain for a in self.activations] + [1.0]
         for W, gain in zip(host.W, gains, strict=True):
             W[...] = self.initializer(rng, W.shape[0], W.shape[1], gain)
@@ -318,6 +323,7 @@ class MLP(Network):
         self, purpose: str, n: int, y: Array | None = None, *, weighted: bool = False, keep: bool = False
     ) -> Workspace:
         """Return the workspace of an eager pass; the last few are kept."""
+        self.refresh()
         shape, dtype = ((n,), np.dtype(np.int64)) if y is None else (y.shape, y.dtype)
         key = (purpose, n, shape, str(dtype), weighted, keep)
         ws = self._workspaces.pop(key, None)

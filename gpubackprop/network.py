@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.activations import Activation, identity
-from gpubackprop.backends.base import FACTOR, Backend
-from gpubackprop.definitions import Array
+from gpubackprop.backends.base import FACTOR, FIRST_SCALE, SCALE, Backend
+from gpubackprop.definitions import Array, real_of
 from gpubackprop.losses import Loss
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.parameters import Parameters
@@ -57,15 +57,28 @@ class Network:
     def __init__(self, host: Parameters) -> None:
         """Put the parameters on the device, and make the layers, which are views."""
         zeros = self.backend.zeros
-        self.parameters = Parameters.zeros(self.backend, self.layer_sizes, self.dtype)
+        self.real = real_of(self.dtype)
+        self.loss_scaling = self.dtype.name == "float16"
+        self.parameters = Parameters.zeros(self.backend, self.layer_sizes, self.real)
         self.parameters.flat[...] = self.backend.asarray(host.flat)
-        self.gradients = Parameters.zeros(self.backend, self.layer_sizes, self.dtype)
+        self.gradients = Parameters.zeros(self.backend, self.layer_sizes, self.real)
+        # what the products read: the parameters themselves, or a copy of them in 16 bits
+        mixed = self.dtype != self.real
+        self.weights = Parameters.zeros(self.backend, self.layer_sizes, self.dtype) if mixed else self.parameters
         self._names = names = Names()
         self._named_parameters = names("θ", self.parameters.flat)
+        self._named_weights = names("θ16", self.weights.flat) if mixed else None
         self._named_gradients = names("∇", self.gradients.flat)
         self._counters = names("t", zeros((2,), np.dtype(np.int64)))
-        self.layers: list[Layer] = make_layers(self.parameters, self.gradients, [*self.activations, identity], names)
+        self.layers: list[Layer] = make_layers(self.weights, self.gradients, [*self.activations, identity], names)
         self.optimizer_state: OptimizerState | None = None
+        self._scalars = names("η", zeros((8,), self.real))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Round the parameters to the 16-bit weights again, where there are such, after they were changed from outside."""
+        if self.weights is not self.parameters:
+            self.weights.flat[...] = self.parameters.flat
 
     # ------------------------------------------------------------------ the passes
 
@@ -82,13 +95,14 @@ class Network:
         # o = h_L W_o
         ops.matmul(ws.layers[-1].h_in, output.W, out=ws.o)
 
-    def loss_pass(self, ops: Any, ws: Workspace) -> None:
+    def loss_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
         """loss = ell(o + b_o, y), do = d loss / d o and db_o = sum over rows of do, in one pass over the outputs."""
         weight = ws.weight
         if weight is not None and self.loss.reduction == "mean":
             weight = ops.normalize_weights(weight, out=ws.normalized)
         output = self.layers[-1]
-        ops.bias_loss(ws.o, output.b, ws.y, self.loss, weight, out=ws.do, db=output.db, value=ws.value)
+        scalars = self._scalars if training and self.loss_scaling else None  # do in float16 is scaled against underflow
+        ops.bias_loss(ws.o, output.b, ws.y, self.loss, weight, out=ws.do, db=output.db, value=ws.value, scalars=scalars)
 
     def backward_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
         """dW_o, then for l = L ... 1: dh_l, delta_l, db_l, dW_l; do and db_o are there already."""
@@ -109,10 +123,11 @@ class Network:
     def update_pass(self, ops: Any, ws: Workspace, state: OptimizerState) -> None:
         """theta <- theta - eta * gradient, and the other optimizers, over all parameters at once."""
         clip_norm, _ = state.optimizer.clipping
-        if clip_norm is not None:
-            ops.clip(self._named_gradients, clip_norm, state.scalars)
-        ops.advance(state.optimizer, state.rate, ws.n, state.counters, state.scalars)
-        ops.update(state.optimizer, self._named_parameters, self._named_gradients, state.states, state.scalars)
+        theta, gradient, scaling = self._named_parameters, self._named_gradients, self.loss_scaling
+        if clip_norm is not None or scaling:
+            ops.clip(gradient, float("inf") if clip_norm is None else clip_norm, state.scalars, scaling)
+        ops.advance(state.optimizer, state.rate, ws.n, state.counters, state.scalars, scaling)
+        ops.update(state.optimizer, theta, gradient, state.states, state.scalars, self._named_weights)
 
     def _loss_and_gradients(self, ws: Workspace) -> None:
         self.forward_pass(self.backend, ws)
@@ -149,11 +164,12 @@ class Network:
             Give every intermediate memory of its own.
         """
         n = check_count("batch_size", batch_size)
+        self.refresh()
         indices = self.loss.targets == "classes" and (data.y.ndim == 1 if data else class_indices)
         y = (n,) if indices else (n, self.layer_sizes[-1])
         weighted = weighted if data is None else data.weight is not None
         ws = Workspace(
-            self.backend, self.layers, n, y, np.dtype(np.int64) if indices else self.dtype,
+            self.backend, self.layers, n, y, np.dtype(np.int64) if indices else self.real,
             dropout=self.dropout, weighted=weighted, keep=keep,
         )  # fmt: skip
         state = None if optimizer is None else self.state_of(optimizer)
@@ -172,14 +188,12 @@ class Network:
         recorder.phase = "forward"
         self.forward_pass(recorder, ws, training=True)
         recorder.phase = "loss"
-        self.loss_pass(recorder, ws)
+        self.loss_pass(recorder, ws, training=state is not None)
         recorder.phase = "backward"
         self.backward_pass(recorder, ws, training=True)
         if state is not None:
             recorder.phase = "update"
-            state.states, state.rate, state.scalars = (
-                names("states", state.states), names("η_0", state.rate), names("η", state.scalars)
-            )  # fmt: skip
+            state.states, state.rate = names("states", state.states), names("η_0", state.rate)
             self.update_pass(recorder, ws, state)
         return Step(self.backend, recorder.operations, names)
 
@@ -193,10 +207,12 @@ class Network:
             zeros = self.backend.zeros
             size = self.parameters.flat.size
             self._counters[...] = 0
-            scalars = zeros((5,), self.dtype)
+            scalars = self._scalars
+            scalars[...] = 0
             scalars[FACTOR] = 1
+            scalars[SCALE] = FIRST_SCALE if self.loss_scaling else 1
             rate = zeros((1,), np.dtype(np.float64))
             rate[0] = optimizer.schedule.learning_rate
-            states = zeros((optimizer.n_states, size), self.dtype)
+            states = zeros((optimizer.n_states, size), self.real)
             self.optimizer_state = OptimizerState(optimizer, states, self._counters, rate, scalars)
         return self.optimizer_state

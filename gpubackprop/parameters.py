@@ -11,7 +11,7 @@ import numpy as np
 from gpubackprop.backends.base import Backend
 from gpubackprop.definitions import Array
 
-ALIGNMENT = 64  # bytes; each W and b starts at a multiple, for vector loads and BLAS
+ALIGNMENT = 32  # elements; each W and b starts at a multiple: 64 bytes or more, whatever the dtype
 
 
 class Parameters:
@@ -34,17 +34,16 @@ class Parameters:
         self.W: list[Array] = []
         self.b: list[Array] = []
         first = 0
-        step = ALIGNMENT // flat.dtype.itemsize
         for d_in, d_out in pairwise(layer_sizes):
             self.W.append(flat[first : first + d_in * d_out].reshape(d_in, d_out))
-            first += -(-d_in * d_out // step) * step
+            first += -(-d_in * d_out // ALIGNMENT) * ALIGNMENT
             self.b.append(flat[first : first + d_out])
-            first += -(-d_out // step) * step
+            first += -(-d_out // ALIGNMENT) * ALIGNMENT
 
     @classmethod
     def zeros(cls, backend: Backend, layer_sizes: Sequence[int], dtype: np.dtype[Any]) -> Parameters:
         """Return parameters that are all 0."""
-        return cls(layer_sizes, backend.zeros((flat_size(layer_sizes, dtype),), dtype))
+        return cls(layer_sizes, backend.zeros((flat_size(layer_sizes),), dtype))
 
     def copy(self) -> Parameters:
         """Return a copy that later passes leave alone."""
@@ -60,7 +59,7 @@ class Parameters:
         return f"Parameters({sizes}: {self.count:,} in one {self.flat.dtype} array)"
 
 
-def flat_size(layer_sizes: Sequence[int], dtype: np.dtype[Any]) -> int:
-    """Return the length of the flat array, padding included."""
-    step = ALIGNMENT // dtype.itemsize
-    return sum(-(-d_in * d_out // step) * step + -(-d_out // step) * step for d_in, d_out in pairwise(layer_sizes))
+def flat_size(layer_sizes: Sequence[int]) -> int:
+    """Return the length of the flat array, padding included; the same for every dtype."""
+    blocks = [size for d_in, d_out in pairwise(layer_sizes) for size in (d_in * d_out, d_out)]
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in blocks)

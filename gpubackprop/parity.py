@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpubackprop.definitions import eps_of
+
 if TYPE_CHECKING:
     from gpubackprop.mlp import MLP
 
@@ -64,7 +66,7 @@ def parity(model: MLP, X: Any, y: Any, devices: Sequence[str] | None = None) -> 
     reference.load_state_dict(model.state_dict())
     X, y = np.asarray(X), np.asarray(y)
     expected = reference.trace(X, y)
-    eps = float(np.finfo(model.dtype).eps)
+    eps = eps_of(model.dtype)
     rows = []
     for device in available_devices() if devices is None else devices:
         trace = model.to(device).trace(X, y)

@@ -143,6 +143,7 @@ class Recorder:
         out: Array,
         db: Array,
         value: Array,
+        scalars: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         of = self.names.of
         kept = [] if address(z) == address(out) else [z]
@@ -152,8 +153,9 @@ class Recorder:
         )
         arguments = {
             "z": z, "b": b, "y": y, "loss": loss, "weight": weight, "out": out, "db": db, "value": value,
+            "scalars": scalars,
         }  # fmt: skip
-        self._add("bias_loss", arguments, equation, [z, b, y, weight], [*kept, value, out, db], 5 * z.size)
+        self._add("bias_loss", arguments, equation, [z, b, y, weight, scalars], [*kept, value, out, db], 5 * z.size)
         return value, out, db
 
     def normalize_weights(self, weight: Array, out: Array) -> Array:
@@ -186,28 +188,39 @@ class Recorder:
         )
         return out
 
-    def clip(self, gradients: Array, max_norm: float, scalars: Array) -> None:
-        arguments = {"gradients": gradients, "max_norm": max_norm, "scalars": scalars}
+    def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
+        arguments = {"gradients": gradients, "max_norm": max_norm, "scalars": scalars, "loss_scaling": loss_scaling}
         equation = f"factor = min(1, {max_norm} / |∇|)"
         self._add("clip", arguments, equation, [gradients], [scalars], 2 * gradients.size)
 
-    def advance(self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array) -> None:
+    def advance(
+        self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool = False
+    ) -> None:
         arguments = {
             "optimizer": optimizer, "rate": rate, "batch": batch, "counters": counters, "scalars": scalars,
+            "loss_scaling": loss_scaling,
         }  # fmt: skip
         self._add("advance", arguments, "t += 1;  η = η(t)", [rate, counters], [counters, scalars], 0)
 
-    def update(self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array) -> None:
+    def update(
+        self,
+        optimizer: Optimizer,
+        parameters: Array,
+        gradients: Array,
+        states: Array,
+        scalars: Array,
+        weights: Array | None = None,
+    ) -> None:
         arguments = {
             "optimizer": optimizer, "parameters": parameters, "gradients": gradients, "states": states,
-            "scalars": scalars,
+            "scalars": scalars, "weights": weights,
         }  # fmt: skip
         self._add(
             "update",
             arguments,
             f"θ ← {type(optimizer).__name__}(θ, ∇)",
             [parameters, gradients, states, scalars],
-            [parameters, states],
+            [parameters, states, weights],
             (2 + 4 * optimizer.n_states) * parameters.size,
         )
 

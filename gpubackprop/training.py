@@ -143,8 +143,8 @@ def _prepare(model: MLP, X: Any, y: Any, weight: Any, name: str = "") -> Data:
     backend, loss = model.backend, model.loss
     try:
         X = check_features(backend, X, model.layer_sizes[0], model.dtype)
-        y = check_targets(backend, y, len(X), model.layer_sizes[-1], loss, model.dtype)
-        weight = check_weight(backend, weight, len(X), model.dtype)
+        y = check_targets(backend, y, len(X), model.layer_sizes[-1], loss, model.real)
+        weight = check_weight(backend, weight, len(X), model.real)
         labels = y if y.ndim == 1 else y.argmax(axis=1) if loss.family == "softmax" else None
         if not name and loss.targets == "classes" and labels is not None and int(labels.min()) == int(labels.max()):
             raise ValueError(f"y has one class only ({int(labels[0])}); a classification needs at least two")
@@ -213,7 +213,7 @@ def _minimize(
     run, value, theta = step.compile(), step.names.array("loss"), model.parameters.flat
 
     def loss_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
-        theta[...] = backend.asarray(x.astype(model.dtype))
+        theta[...] = backend.asarray(x.astype(model.real))
         run()
         report.batches_done(1, 0, value)
         return float(value[0]), backend.to_numpy(model.gradients.flat).astype(np.float64)
@@ -223,7 +223,7 @@ def _minimize(
     def end_iteration(intermediate_result: Any) -> None:
         nonlocal last
         last = intermediate_result.x.copy()
-        theta[...] = backend.asarray(last.astype(model.dtype))
+        theta[...] = backend.asarray(last.astype(model.real))
         go_on = end_epoch(float(intermediate_result.fun))
         training.epoch += 1
         report.epoch_begins()
@@ -235,4 +235,4 @@ def _minimize(
     try:
         minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", callback=end_iteration, options=options)
     finally:  # the line search may have been interrupted anywhere
-        theta[...] = backend.asarray(last.astype(model.dtype))
+        theta[...] = backend.asarray(last.astype(model.real))

@@ -101,15 +101,15 @@ class Workspace:
     ) -> None:
         self.n = n
         self.names = names = Names()
-        dtype = layers[0].W.dtype
+        dtype, real = layers[0].W.dtype, layers[0].dW.dtype
 
         def new(*shape: int) -> Array:
             return backend.zeros(shape, dtype)
 
         self.X = names("X", new(n, layers[0].W.shape[0]))
         self.y = names("y", backend.zeros(y_shape, y_dtype))
-        self.weight = names("w", new(n)) if weighted else None
-        self.normalized = names("w̄", new(n)) if weighted else None
+        self.weight = names("w", backend.zeros((n,), real)) if weighted else None
+        self.normalized = names("w̄", backend.zeros((n,), real)) if weighted else None
         self.value = names("loss", backend.zeros((2,), np.float64))
         self.layers: list[LayerArrays] = []
         h_in = self.X

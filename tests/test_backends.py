@@ -212,7 +212,7 @@ def test_clip_has_the_norm_of_the_gradient(n: int, dtype: str, backend: Any, rng
     norm = float(np.sqrt(np.sum(g.astype(np.float64) ** 2)))
     for limit in (norm / 3, norm * 3):
         (g_here,) = on(backend, g)
-        scalars = backend.zeros((5,), dtype)
+        scalars = backend.zeros((8,), dtype)
         backend.clip(g_here, limit, scalars)
         got = host(backend, scalars)[0]
         assert got[NORM] == pytest.approx(norm, rel=(n + 4) * eps(dtype))
@@ -249,7 +249,7 @@ def run_optimizer(
     dtype = theta.dtype
     p, counters = on(backend, theta, np.zeros(2, np.int64))
     rate = backend.asarray(np.array([optimizer.schedule.learning_rate]))
-    scalars, states = backend.zeros((5,), dtype), backend.zeros((optimizer.n_states, len(theta)), dtype)
+    scalars, states = backend.zeros((8,), dtype), backend.zeros((optimizer.n_states, len(theta)), dtype)
     scalars[FACTOR] = 1
     for gradient in gradients:
         g = backend.asarray(gradient.copy())

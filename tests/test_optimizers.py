@@ -39,7 +39,7 @@ def run(backend: Any, optimizer: Any, theta: np.ndarray, gradients: np.ndarray) 
     """Return the parameters after each step."""
     p, counters = backend.asarray(theta.copy()), backend.zeros((2,), np.int64)
     rate = backend.asarray(np.array([optimizer.schedule.learning_rate]))
-    scalars, states = backend.zeros((5,), theta.dtype), backend.zeros((optimizer.n_states, len(theta)), theta.dtype)
+    scalars, states = backend.zeros((8,), theta.dtype), backend.zeros((optimizer.n_states, len(theta)), theta.dtype)
     scalars[FACTOR] = 1
     result = []
     for gradient in gradients:

@@ -1,7 +1,9 @@
 """The Backend protocol: the operations of the two passes, documented here and nowhere else.
 
 Every array is C-contiguous, two-dimensional unless said otherwise, of the model's dtype, on the backend's device;
-``matmul`` alone also takes transposed views. Rows are samples. An ``out`` may be left out, and is then allocated;
+``matmul`` alone also takes transposed views.
+Where the model's dtype has 16 bits, arithmetic is done in float32, and the gradients dW and db, the parameters with their
+states, dense targets, sample weights and scalars ("real") are float32 too. Rows are samples. An ``out`` may be left out, and is then allocated;
 nothing else is allocated on the device by a method that is given all its outputs. No method but ``to_numpy``,
 ``synchronize`` and ``asarray`` waits for the device.
 """
@@ -26,10 +28,14 @@ if TYPE_CHECKING:
 # What changes from step to step lives in four small arrays on the device, so that a step never asks the host:
 #   counters (2,) int64    [steps taken, first row of the next mini-batch in the shuffled order]
 #   rate     (1,) float64  [the base learning rate]
-#   scalars  (5,) real     [this step's learning rate, two constants of the optimizer, factor of the gradient, its norm]
+#   scalars  (8,) real     [this step's learning rate, two constants of the optimizer, factor of the gradient, its norm,
+#                           loss scale, good steps since it last changed, 1 if this step is skipped]
 #   value    (2,) float64  [this batch's loss, sum of the losses since it was last set to 0]
 STEPS, CURSOR = 0, 1
-RATE, C1, C2, FACTOR, NORM = range(5)
+RATE, C1, C2, FACTOR, NORM, SCALE, GOOD, SKIP = range(8)
+
+# Dynamic loss scaling for float16 (Micikevicius et al. (2018), section 3.2), with the numbers of torch.amp.GradScaler
+FIRST_SCALE, SHRINK, GROW, GROW_AFTER = 65536.0, 0.5, 2.0, 2000.0
 
 
 class Run(Protocol):
@@ -47,6 +53,8 @@ class Backend(Protocol):
     """``"reference"``, ``"cpu"`` or ``"cuda:0"``."""
     xp: ModuleType
     """The array module, ``numpy`` or ``cupy``, for what is not hot."""
+    dtypes: tuple[str, ...]
+    """The dtypes a model may have here."""
 
     def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
         """Return ``a`` as a C-contiguous array on this device, copied only if it must be."""
@@ -111,11 +119,13 @@ class Backend(Protocol):
         out: Array | None = None,
         db: Array | None = None,
         value: Array | None = None,
+        scalars: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         """o = z + b; value = loss(o, y); do = d value / do; db = sum over rows of do, in one pass over the outputs.
 
         ``z`` becomes o in place, unless ``out`` is ``z``: then only do is kept. Under the reduction ``"mean"``,
         ``weight`` comes from :meth:`normalize_weights`. The sum in ``value[1]`` grows by n times the mean, or by the sum.
+        With ``scalars``, do and db, not the value, are multiplied by the loss scale ``scalars[SCALE]``.
 
         Shapes
         ------
@@ -151,8 +161,11 @@ class Backend(Protocol):
         """
         ...
 
-    def clip(self, gradients: Array, max_norm: float, scalars: Array) -> None:
+    def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
         """scalars[NORM] = |g|, scalars[FACTOR] = min(1, max_norm / (|g| + 1e-6)), as ``torch.nn.utils.clip_grad_norm_``.
+
+        With loss scaling, g is the gradient over the scale: scalars[NORM] = |g| / scale and scalars[FACTOR] holds 1 / scale too;
+        scalars[SKIP] = 1 where |g| is infinite or NaN, else 0. ``max_norm`` may be infinite.
 
         Shapes
         ------
@@ -160,16 +173,38 @@ class Backend(Protocol):
         """
         ...
 
-    def advance(self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array) -> None:
-        """Take a step of the schedule: counters += (1, batch); scalars[RATE], [C1], [C2] for the new step count."""
+    def advance(
+        self,
+        optimizer: Optimizer,
+        rate: Array,
+        batch: int,
+        counters: Array,
+        scalars: Array,
+        loss_scaling: bool = False,
+    ) -> None:
+        """Take a step of the schedule: counters += (1, batch); scalars[RATE], [C1], [C2] for the new step count.
+
+        With loss scaling, a skipped step counts no step and halves the scale; 2000 good ones in a row double it.
+        """
         ...
 
-    def update(self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array) -> None:
+    def update(
+        self,
+        optimizer: Optimizer,
+        parameters: Array,
+        gradients: Array,
+        states: Array,
+        scalars: Array,
+        weights: Array | None = None,
+    ) -> None:
         """One step of the optimizer over all parameters at once; the gradient is clipped, not changed.
+
+        With ``weights``, the 16-bit copy of the parameters that the products read, they are written in the same pass, and a
+        step with scalars[SKIP] = 1 changes nothing.
 
         Shapes
         ------
-        parameters, gradients : (size,); states : (optimizer.n_states, size)
+        parameters, gradients, weights : (size,); states : (optimizer.n_states, size)
         """
         ...
 

@@ -29,6 +29,7 @@ class CpuBackend(ReferenceBackend):
     """
 
     device = "cpu"
+    dtypes = ("float32", "float64")
 
     def __init__(self) -> None:
         self._scratch: dict[tuple[int, str], Array] = {}
@@ -93,15 +94,25 @@ class CpuBackend(ReferenceBackend):
         out: Array | None = None,
         db: Array | None = None,
         value: Array | None = None,
+        scalars: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         out = np.empty_like(z) if out is None else out
         db = np.empty(z.shape[1], z.dtype) if db is None else db
         value = np.zeros(2) if value is None else value
-        _run(self._bind_bias_loss(z, b, y, loss, weight, out, db, value))
+        _run(self._bind_bias_loss(z, b, y, loss, weight, out, db, value, scalars))
         return value, out, db
 
     def _bind_bias_loss(
-        self, z: Array, b: Array, y: Array, loss: Loss, weight: Array | None, out: Array, db: Array, value: Array
+        self,
+        z: Array,
+        b: Array,
+        y: Array,
+        loss: Loss,
+        weight: Array | None,
+        out: Array,
+        db: Array,
+        value: Array,
+        scalars: Array | None,
     ) -> Call:
         from gpubackprop.kernels.cpu import compile_bias_loss
 
@@ -144,27 +155,45 @@ class CpuBackend(ReferenceBackend):
 
         return compile_gather(out.dtype, out.ndim), (source, order, counters, out)
 
-    def clip(self, gradients: Array, max_norm: float, scalars: Array) -> None:
-        _run(self._bind_clip(gradients, max_norm, scalars))
+    def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
+        _run(self._bind_clip(gradients, max_norm, scalars, loss_scaling))
 
-    def _bind_clip(self, gradients: Array, max_norm: float, scalars: Array) -> Call:
+    def _bind_clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool) -> Call:
         from gpubackprop.kernels.cpu import compile_clip
 
         return compile_clip(gradients.dtype), (gradients, float(max_norm), scalars)
 
-    def advance(self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array) -> None:
-        _run(self._bind_advance(optimizer, rate, batch, counters, scalars))
+    def advance(
+        self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool = False
+    ) -> None:
+        _run(self._bind_advance(optimizer, rate, batch, counters, scalars, loss_scaling))
 
-    def _bind_advance(self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array) -> Call:
+    def _bind_advance(
+        self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool
+    ) -> Call:
         from gpubackprop.kernels.cpu import compile_advance
 
         return compile_advance(optimizer, scalars.dtype), (rate, batch, counters, scalars)
 
-    def update(self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array) -> None:
-        _run(self._bind_update(optimizer, parameters, gradients, states, scalars))
+    def update(
+        self,
+        optimizer: Optimizer,
+        parameters: Array,
+        gradients: Array,
+        states: Array,
+        scalars: Array,
+        weights: Array | None = None,
+    ) -> None:
+        _run(self._bind_update(optimizer, parameters, gradients, states, scalars, weights))
 
     def _bind_update(
-        self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array
+        self,
+        optimizer: Optimizer,
+        parameters: Array,
+        gradients: Array,
+        states: Array,
+        scalars: Array,
+        weights: Array | None,
     ) -> Call:
         from gpubackprop.kernels.cpu import compile_update
 

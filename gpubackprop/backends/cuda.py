@@ -19,7 +19,7 @@ from cuda.core import Stream, launch
 
 from gpubackprop.definitions import Array, check_dtype
 from gpubackprop.kernels import cuda as passes
-from gpubackprop.kernels import cuda_loss, cuda_training
+from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_training
 from gpubackprop.kernels.cuda_launch import Source, launch_config, load
 from gpubackprop.kernels.cuda_vector import storage_of
 from gpubackprop.philox import keep_threshold, split_seed
@@ -56,6 +56,7 @@ class CudaBackend:
     """
 
     xp: ModuleType = cupy
+    dtypes: tuple[str, ...] = ("float32", "float64")
 
     def __init__(self, index: int = 0) -> None:
         self.device = f"cuda:{index}"
@@ -118,12 +119,13 @@ class CudaBackend:
         out: Array | None = None,
         db: Array | None = None,
         value: Array | None = None,
+        scalars: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         with self._device:
             out = cupy.empty_like(z) if out is None else out
             db = cupy.empty(z.shape[1], z.dtype) if db is None else db
             value = cupy.zeros(2) if value is None else value
-            self._run(self._bias_loss(z, b, y, loss, weight, out, db, value))
+            self._run(self._bias_loss(z, b, y, loss, weight, out, db, value, scalars))
         return value, out, db
 
     def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
@@ -144,17 +146,27 @@ class CudaBackend:
             self._run(self._gather(source, order, counters, out))
         return out
 
-    def clip(self, gradients: Array, max_norm: float, scalars: Array) -> None:
+    def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
         with self._device:
-            self._run(self._clip(gradients, max_norm, scalars))
+            self._run(self._clip(gradients, max_norm, scalars, loss_scaling))
 
-    def advance(self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array) -> None:
+    def advance(
+        self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool = False
+    ) -> None:
         with self._device:
-            self._run(self._advance(optimizer, rate, batch, counters, scalars))
+            self._run(self._advance(optimizer, rate, batch, counters, scalars, loss_scaling))
 
-    def update(self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array) -> None:
+    def update(
+        self,
+        optimizer: Optimizer,
+        parameters: Array,
+        gradients: Array,
+        states: Array,
+        scalars: Array,
+        weights: Array | None = None,
+    ) -> None:
         with self._device:
-            self._run(self._update(optimizer, parameters, gradients, states, scalars))
+            self._run(self._update(optimizer, parameters, gradients, states, scalars, weights))
 
     def bind(self, operation: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Return the function of an operation of a step, and its arguments; shapes, kernels and grids are settled here."""
@@ -210,6 +222,7 @@ class CudaBackend:
         out: Array,
         db: Array,
         value: Array,
+        scalars: Array | None,
     ) -> list[Launch]:
         n, d, dtype = *self._matrix("z", z), z.dtype
         indices, weighted, keep = y.ndim == 1 and loss.family == "softmax", weight is not None, _at(out) != _at(z)
@@ -223,12 +236,12 @@ class CudaBackend:
         width = passes.width_of(dtype, d, *vectors)
         inputs = [_at(z), _at(b), _at(y), _at(weight) if weighted else 0, _at(out)]
         first: list[Launch] = []
-        if loss.family == "softmax" and d > cuda_loss.WARP_COLUMNS:
+        if loss.family == "softmax" and d > cuda_softmax.WARP_COLUMNS:
             grid, block = (min(n, self._blocks), 1), (passes.THREADS, 1)
             tall, (sum_grid, sum_block) = n > FEW_ROWS, self._cut_sum(n, d)
             room = self._room(grid[0] + sum_grid[1] * d, dtype)
             losses, count, partial, rows = _at(room), grid[0], _at(out), n
-            source = cuda_loss.softmax_loss_block(loss, dtype, width, indices, weighted, keep)
+            source = cuda_softmax.softmax_loss_block(loss, dtype, width, indices, weighted, keep)
             numbers = [losses, dtype.type(scale), dtype.type(1 / d), n, d]
             first.append(self._launch(source, grid, block, *inputs, *numbers, scratch=room))
             if tall:
@@ -236,9 +249,9 @@ class CudaBackend:
                 first.append(self._launch(passes.column_sum(dtype), sum_grid, sum_block, _at(out), partial, n, d))
         else:
             if loss.family == "softmax":
-                block = cuda_loss.warp_shape(d)
+                block = cuda_softmax.warp_shape(d)
                 grid = (1, max(1, min(self._blocks, -(-n // block[1]))))
-                source = cuda_loss.softmax_loss_warp(loss, dtype, d, indices, weighted, keep)
+                source = cuda_softmax.softmax_loss_warp(loss, dtype, d, indices, weighted, keep)
                 numbers = [dtype.type(scale), dtype.type(1 / d), n, d]
             else:
                 grid, block = self._cut(n, d, width)
@@ -284,9 +297,9 @@ class CudaBackend:
         arrays = (_at(source), _at(order), _at(counters), _at(out))
         return [self._launch(kernel, *self._cut(n, d, width), *arrays, size, rows, n, d)]
 
-    def _clip(self, gradients: Array, max_norm: float, scalars: Array) -> list[Launch]:
+    def _clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool) -> list[Launch]:
         size, dtype = gradients.size, check_dtype(gradients.dtype)
-        self._require(dtype, gradients=(gradients, (size,)), scalars=(scalars, (5,)))
+        self._require(dtype, gradients=(gradients, (size,)), scalars=(scalars, (8,)))
         if _at(gradients) % 16:
             raise ValueError("gradients must be aligned to 16 bytes, as backend.zeros gives them")
         blocks = self._flat_grid(size * dtype.itemsize // 16 + 1)
@@ -302,19 +315,27 @@ class CudaBackend:
             ),
         ]  # fmt: skip
 
-    def _advance(self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array) -> list[Launch]:
+    def _advance(
+        self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool
+    ) -> list[Launch]:
         dtype = check_dtype(scalars.dtype)
-        self._require(dtype, scalars=(scalars, (5,)))
+        self._require(dtype, scalars=(scalars, (8,)))
         self._require(np.dtype(np.float64), rate=(rate, (1,)))
         self._require(np.dtype(np.int64), counters=(counters, (2,)))
         source = cuda_training.advance(optimizer, dtype)
         return [self._launch(source, (1, 1), (1, 1), _at(rate), _at(counters), _at(scalars), int(batch))]
 
     def _update(
-        self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array
+        self,
+        optimizer: Optimizer,
+        parameters: Array,
+        gradients: Array,
+        states: Array,
+        scalars: Array,
+        weights: Array | None,
     ) -> list[Launch]:
         size, dtype = parameters.size, check_dtype(parameters.dtype)
-        self._require(dtype, parameters=(parameters, (size,)), gradients=(gradients, (size,)), scalars=(scalars, (5,)))
+        self._require(dtype, parameters=(parameters, (size,)), gradients=(gradients, (size,)), scalars=(scalars, (8,)))
         pointers = [_at(parameters), _at(gradients)]
         if optimizer.n_states:
             self._require(dtype, states=(states, (optimizer.n_states, size)))

@@ -45,17 +45,18 @@ def fused_call(products: Products, first: Operation, second: Operation, mode: st
         return None
     p, q = first.arguments, second.arguments
     activation, forward = q["activation"], second.name == "bias_activation_forward"
+    aligned = p["b"].shape[1] % 8 == 0  # the leading dimension of the epilogue's matrix
     if activation.parameters or address(p["out"]) != address(q["z"] if forward else q["dh"]):
         return None
     epilogue, vector, matrix, out = None, None, None, q["out"]
     in_place = address(out) == address(p["out"])
-    if forward and activation.name == "gelu_tanh" and not in_place:
+    if forward and activation.name == "gelu_tanh" and aligned and not in_place:
         epilogue, vector, matrix = Epilogue.GELU_AUX_BIAS, q["b"], q["z"]
     elif forward and activation.name == "identity" and in_place:
         epilogue, vector = Epilogue.BIAS, q["b"]
     elif forward and activation.name == "relu" and in_place and mode == "all":
         epilogue, vector = Epilogue.RELU_BIAS, q["b"]
-    elif not forward and activation.name == "gelu_tanh" and in_place:
+    elif not forward and activation.name == "gelu_tanh" and aligned and in_place:
         epilogue, vector, matrix = Epilogue.DGELU_BGRAD, q["db"], q["z"]
     if epilogue is None or vector is None:
         return None

@@ -9,8 +9,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS, Run
-from gpubackprop.definitions import NUMPY, Array
+from gpubackprop.backends.base import (
+    C1,
+    C2,
+    CURSOR,
+    FACTOR,
+    GOOD,
+    GROW,
+    GROW_AFTER,
+    NORM,
+    RATE,
+    SCALE,
+    SHRINK,
+    SKIP,
+    STEPS,
+    Run,
+)  # fmt: skip
+from gpubackprop.definitions import DTYPES, NUMPY, Array, real_of
 from gpubackprop.philox import keep_threshold, random_uint32
 
 if TYPE_CHECKING:
@@ -27,6 +42,7 @@ class ReferenceBackend:
 
     device = "reference"
     xp: ModuleType = np
+    dtypes: tuple[str, ...] = DTYPES
 
     def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
         return np.ascontiguousarray(a, dtype=dtype)
@@ -44,11 +60,14 @@ class ReferenceBackend:
         return block[first : first + nbytes].view(dtype).reshape(shape)
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
-        return np.matmul(a, b, out=out)
+        if a.dtype.itemsize > 2:
+            return np.matmul(a, b, out=out)
+        return _store(np.matmul(_wide(a), _wide(b)), out, a.dtype)
 
     def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
-        z += b
-        return _store(activation.phi(z), out)
+        wide = _wide(z) + _wide(b)
+        z[...] = wide
+        return _store(activation.phi(wide), out, z.dtype)
 
     def bias_activation_backward(
         self,
@@ -59,9 +78,10 @@ class ReferenceBackend:
         out: Array | None = None,
         db: Array | None = None,
     ) -> tuple[Array, Array]:
-        dphi = activation.dphi(h if z is None else z, h if activation.needs == "h" else z)
-        delta = _store(dh * dphi, out)
-        return delta, _store(delta.sum(axis=0), db)
+        at = _wide(h if activation.needs == "h" else z)
+        delta = _wide(dh) * activation.dphi(at, at)
+        db = _store(delta.sum(axis=0), db)
+        return _store(delta, out, dh.dtype), db
 
     def bias_loss(
         self,
@@ -73,18 +93,21 @@ class ReferenceBackend:
         out: Array | None = None,
         db: Array | None = None,
         value: Array | None = None,
+        scalars: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         value = np.zeros(2) if value is None else value
         n, d = z.shape
-        z += b
-        ell, do = loss.per_sample(z, y)
+        o = _wide(z) + _wide(b)
+        z[...] = o
+        ell, do = loss.per_sample(o, y)
         scale = loss.scale(n, d, weight is not None)
         if weight is not None:
             ell, do = ell * weight, do * weight[:, None]
         value[0] = scale * ell.sum(dtype=np.float64)
         value[1] += value[0] * (n if loss.reduction == "mean" else 1)
-        do = _store(do * do.dtype.type(scale), out)
-        return value, do, _store(do.sum(axis=0), db)
+        do = do * do.dtype.type(scale if scalars is None else scale * scalars[SCALE])
+        db = _store(do.sum(axis=0), db)
+        return value, _store(do, out, z.dtype), db
 
     def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
         return _store(weight / weight.sum(), out)
@@ -92,25 +115,55 @@ class ReferenceBackend:
     def dropout(self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array | None = None) -> Array:
         random = random_uint32(x.size, seed, int(counters[STEPS]), layer).reshape(x.shape)
         keep = random < keep_threshold(rate)
-        return _store(np.where(keep, x * x.dtype.type(1 / (1 - rate)), x.dtype.type(0)), out)
+        scale = real_of(x.dtype).type(1 / (1 - rate))
+        return _store(np.where(keep, _wide(x) * scale, scale * 0), out, x.dtype)
 
     def gather(self, source: Array, order: Array, counters: Array, out: Array | None = None) -> Array:
         assert out is not None
         first = int(counters[CURSOR])
         return np.take(source, order[first : first + len(out)], axis=0, out=out, mode="clip")
 
-    def clip(self, gradients: Array, max_norm: float, scalars: Array) -> None:
-        scalars[NORM] = np.sqrt(np.sum(gradients * gradients))
-        scalars[FACTOR] = np.minimum(1.0, max_norm / (scalars[NORM] + 1e-6))
+    def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            norm = np.sqrt(np.sum(gradients * gradients))
+        scale = scalars[SCALE] if loss_scaling else 1.0
+        scalars[SKIP] = loss_scaling and not np.isfinite(norm)
+        scalars[NORM] = norm / scale
+        scalars[FACTOR] = np.minimum(1.0, max_norm / (scalars[NORM] + 1e-6)) / scale
 
-    def advance(self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array) -> None:
+    def advance(
+        self,
+        optimizer: Optimizer,
+        rate: Array,
+        batch: int,
+        counters: Array,
+        scalars: Array,
+        loss_scaling: bool = False,
+    ) -> None:
+        if loss_scaling:
+            grow = scalars[GOOD] + 1 >= GROW_AFTER
+            scalars[SCALE] *= SHRINK if scalars[SKIP] else GROW if grow else 1.0
+            scalars[GOOD] = 0 if scalars[SKIP] or grow else scalars[GOOD] + 1
+            if scalars[SKIP]:
+                counters[CURSOR] += batch
+                return
         constants, _ = optimizer.define(np.float64, NUMPY)
         factor = optimizer.schedule.define(NUMPY)
         t = float(counters[STEPS])
         scalars[RATE], scalars[C1], scalars[C2] = constants(t + 1.0, rate[0] * factor(t))
         counters += (1, batch)
 
-    def update(self, optimizer: Optimizer, parameters: Array, gradients: Array, states: Array, scalars: Array) -> None:
+    def update(
+        self,
+        optimizer: Optimizer,
+        parameters: Array,
+        gradients: Array,
+        states: Array,
+        scalars: Array,
+        weights: Array | None = None,
+    ) -> None:
+        if weights is not None and scalars[SKIP]:
+            return
         _, clip_value = optimizer.clipping
         _, update = optimizer.define(parameters.dtype.type, NUMPY)
         g = gradients * scalars[FACTOR]
@@ -120,6 +173,8 @@ class ReferenceBackend:
         parameters[:], *new = update(parameters, g, *padded, scalars[RATE], scalars[C1], scalars[C2])
         for state, values in zip(states, new, strict=False):
             state[:] = values
+        if weights is not None:
+            weights[:] = parameters
 
     def bind(self, operation: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Return the function of an operation of a step, and its arguments."""
@@ -141,8 +196,13 @@ def loop(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> Run:
     return run
 
 
-def _store(result: Array, out: Array | None) -> Array:
+def _wide(a: Array) -> Array:
+    """Return an array in the dtype that arithmetic is done in."""
+    return a.astype(real_of(a.dtype), copy=False)
+
+
+def _store(result: Array, out: Array | None, dtype: npt.DTypeLike | None = None) -> Array:
     if out is None:
-        return result
+        return result if dtype is None else result.astype(dtype, copy=False)
     out[...] = result
     return out
