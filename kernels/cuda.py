@@ -164,10 +164,11 @@ def bias_activation_backward(
 
 
 @cache
-def fold_rows(width: int, threads: int) -> Any:
+def fold_rows(width: int, threads: int, adjacent: bool = True) -> Any:
     """Return fold(sums, shared, partial, d): partial[blockIdx.y] = sums over the block's threads of one column.
 
-    Called by all threads of a block, each with the sums of its ``width`` columns; ``shared`` holds threads * width numbers.
+    Called by all threads of a block, each with the sums of its ``width`` columns, which are adjacent or else blockDim.x
+    apart; ``shared`` holds threads * width numbers.
     """
 
     @unrolled
@@ -188,7 +189,8 @@ def fold_rows(width: int, threads: int) -> Any:
         j = numba.int64(t)
         while j < bx * width:
             if first + j < d:  # neighbouring threads write neighbouring columns
-                partial[cuda.blockIdx.y * d + first + j] = shared[j % width * threads + j // width]
+                place = j % width * threads + j // width if adjacent else j // bx * threads + j % bx
+                partial[cuda.blockIdx.y * d + first + j] = shared[place]
             j += threads
 
     return device(fold)

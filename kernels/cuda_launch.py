@@ -25,6 +25,7 @@ _MODULES = (
     "gpubackprop.kernels.cuda",
     "gpubackprop.kernels.cuda_launch",
     "gpubackprop.kernels.cuda_loss",
+    "gpubackprop.kernels.cuda_softmax",
     "gpubackprop.kernels.cuda_training",
     "gpubackprop.kernels.cuda_unroll",
     "gpubackprop.kernels.cuda_vector",

@@ -1,8 +1,7 @@
-"""CUDA kernels of the losses: bias add, loss, its gradient and the bias gradient in one pass over the outputs.
+"""CUDA kernels of the elementwise losses: bias add, loss, its gradient and the bias gradient in one pass over the outputs.
 
 Each leaves the loss of its share of the rows in ``losses`` (one number a block) and the column sums of do in ``partial``;
-:func:`finish_loss` adds both up. ``scale`` is the factor of the gradient, 1 / n for a mean. In a softmax loss
-do_j = g_j - p_j sum_k g_k, see :mod:`gpubackprop.losses`.
+:func:`finish_loss` adds both up. ``scale`` is the factor of the gradient, 1 / (n d) for a mean.
 """
 
 from __future__ import annotations
@@ -17,16 +16,12 @@ from numba import cuda
 from gpubackprop.kernels.cuda import THREADS, fold_rows, label, sum_columns
 from gpubackprop.kernels.cuda_launch import Source
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
-from gpubackprop.kernels.cuda_vector import (
-    MATH, WARP, access, block_reductions, device, inlined, storage_of, warp_reductions,
-)  # fmt: skip
+from gpubackprop.kernels.cuda_vector import MATH, access, block_reductions, inlined, storage_of
 from gpubackprop.losses import Loss
 
-WARP_COLUMNS = 256
-"""Rows up to this length are held in the registers of a warp; longer ones are read again by a block."""
 
-
-def _variant(loss: Loss, style: str, storage: str, indices: bool, weighted: bool, keep: bool, *shape: str) -> str:
+def variant(loss: Loss, style: str, storage: str, indices: bool, weighted: bool, keep: bool, *shape: str) -> str:
+    """Return the name of a kernel of a loss."""
     flags = ["indices" * indices, "weighted" * weighted, "keep" * keep]
     return label("bias_loss", loss.name, style, storage, *shape, *flags)
 
@@ -81,268 +76,9 @@ def elementwise_loss(
         if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
             losses[cuda.blockIdx.y * cuda.gridDim.x + cuda.blockIdx.x] = total
 
-    name = _variant(loss, "", storage, False, weighted, keep, f"v{width}")
+    name = variant(loss, "", storage, False, weighted, keep, f"v{width}")
     p = f"{storage}*"
     return Source(name, kernel, f"{p} {p} {p} {p} {p} {p} {p} {storage} i8 i8", loss.fingerprint)
-
-
-def warp_shape(d: int, threads: int = THREADS) -> tuple[int, int]:
-    """Return the block (lanes, rows) of :func:`softmax_loss_warp`: the lanes of a row, and the rows at once."""
-    lanes = min(WARP, 1 << (d - 1).bit_length())
-    return lanes, threads // lanes
-
-
-@cache
-def softmax_loss_warp(
-    loss: Loss,
-    dtype: np.dtype[Any],
-    d: int,
-    indices: bool,
-    weighted: bool,
-    keep: bool,
-    threads: int = THREADS,
-) -> Source:
-    """kernel(z, b, y, weight, out, partial, losses, scale, u, n, d): a warp, or a power of two of its lanes, per row.
-
-    For d <= WARP_COLUMNS; only the powers of two above d make different kernels. The grid has one column of blocks on y.
-    """
-    lanes, _ = warp_shape(d, threads)
-    slots = 1 << max(0, (d - 1).bit_length() - 5)
-    return _softmax_loss_warp(loss, dtype, lanes, slots, indices, weighted, keep, threads)
-
-
-@cache
-def _softmax_loss_warp(
-    loss: Loss,
-    dtype: np.dtype[Any],
-    lanes: int,
-    slots: int,
-    indices: bool,
-    weighted: bool,
-    keep: bool,
-    threads: int,
-) -> Source:
-    storage = storage_of(dtype)
-    real, zero, one = numba.from_dtype(dtype), dtype.type(0), dtype.type(1)
-    lowest = dtype.type(-np.inf)
-    target, ell, dell = map(inlined, loss.scalars(dtype, MATH))
-    exp, log, where = MATH.exp, MATH.log, MATH.where
-    warp_sum, warp_max = warp_reductions(lanes)
-    fold = fold_slots(lanes, slots, threads)
-    block_sum, _ = block_reductions(threads)
-
-    @unrolled
-    def kernel(z, b, y, weight, out, partial, losses, scale, u, n, d):  # type: ignore[no-untyped-def]
-        shared = cuda.shared.array(threads * slots, real)
-        warps = cuda.shared.array(32, real)
-        bias = cuda.local.array(slots, real)
-        sums = cuda.local.array(slots, real)
-        q = cuda.local.array(slots, real)
-        p = cuda.local.array(slots, real)
-        g = cuda.local.array(slots, real)
-        lane = cuda.threadIdx.x
-        for k in static_range(slots):
-            sums[k] = zero
-            bias[k] = zero
-            if lane + lanes * k < d:
-                bias[k] = b[lane + lanes * k]
-        total = zero
-        step = cuda.gridDim.y * cuda.blockDim.y
-        row = cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y
-        trips = (n - 1) // step + 1
-        while trips > 0:  # as many for every thread: the lanes of a warp stay together, and only stores are guarded
-            i = min(row, n - 1)
-            inside = row < n
-            top = lowest
-            for k in static_range(slots):
-                q[k] = lowest
-                if lane + lanes * k < d:
-                    q[k] = z[i * d + lane + lanes * k] + bias[k]
-                top = where(q[k] > top, q[k], top)
-            top = warp_max(top)
-            if keep:
-                for k in static_range(slots):
-                    if inside and lane + lanes * k < d:
-                        z[i * d + lane + lanes * k] = q[k]
-            s = zero
-            for k in static_range(slots):
-                q[k] = q[k] - top
-                p[k] = zero
-                if lane + lanes * k < d:
-                    p[k] = exp(q[k])
-                s = s + p[k]
-            s = warp_sum(s)
-            log_s = log(s)
-            inverse = one / s
-            value = zero
-            slope = zero
-            for k in static_range(slots):
-                g[k] = zero
-                if lane + lanes * k < d:
-                    if indices:
-                        t = where(lane + lanes * k == y[i], one, zero)
-                    else:
-                        t = y[i * d + lane + lanes * k]
-                    t = target(t, u)
-                    g[k] = dell(q[k] - log_s, t)
-                    value = value + ell(q[k] - log_s, t)
-                    slope = slope + g[k]
-            value = warp_sum(value)
-            slope = warp_sum(slope) * inverse
-            if inside:
-                w = one
-                if weighted:
-                    w = weight[i]
-                if lane == 0:
-                    total = total + value * w
-                for k in static_range(slots):
-                    if lane + lanes * k < d:
-                        do = (g[k] - p[k] * slope) * w * scale
-                        out[i * d + lane + lanes * k] = do
-                        sums[k] = sums[k] + do
-            row += step
-            trips -= 1
-        fold(sums, shared, partial, d)
-        total = block_sum(total, warps)
-        if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
-            losses[cuda.blockIdx.y] = total
-
-    name = _variant(loss, "warp", storage, indices, weighted, keep, f"{lanes}x{slots}")
-    p, label_type = f"{storage}*", "i8*" if indices else f"{storage}*"
-    signature = f"{p} {p} {label_type} {p} {p} {p} {p} {storage} {storage} i8 i8"
-    return Source(name, kernel, signature, loss.fingerprint)
-
-
-@cache
-def fold_slots(lanes: int, slots: int, threads: int) -> Any:
-    """Return fold_rows for threads whose columns are ``lanes`` apart: lane, lane + lanes, ..."""
-
-    @unrolled
-    def fold(sums, shared, partial, d):  # type: ignore[no-untyped-def]
-        lane = cuda.threadIdx.x
-        t = cuda.threadIdx.y * lanes + lane
-        for k in static_range(slots):
-            shared[k * threads + t] = sums[k]
-        cuda.syncthreads()
-        half = cuda.blockDim.y // 2
-        while half > 0:
-            if cuda.threadIdx.y < half:
-                for k in static_range(slots):
-                    shared[k * threads + t] = shared[k * threads + t] + shared[k * threads + t + half * lanes]
-            cuda.syncthreads()
-            half = half // 2
-        if cuda.threadIdx.y == 0:
-            for k in static_range(slots):
-                if lane + lanes * k < d:
-                    partial[cuda.blockIdx.y * d + lane + lanes * k] = shared[k * threads + t]
-
-    return device(fold)
-
-
-@cache
-def softmax_loss_block(
-    loss: Loss,
-    dtype: np.dtype[Any],
-    width: int,
-    indices: bool,
-    weighted: bool,
-    keep: bool,
-    threads: int = THREADS,
-) -> Source:
-    """kernel(z, b, y, weight, out, losses, scale, u, n, d): a block per row, of any length.
-
-    The maximum and the sum of exponentials come from one pass (the sum is rescaled when the maximum grows); two more read
-    the row again, from the cache. Every thread meets only its own columns, so ``out`` may be ``z``. It leaves no column sums.
-    """
-    storage = storage_of(dtype)
-    load, store, _, _ = access(storage, width)
-    real, zero, one = numba.from_dtype(dtype), dtype.type(0), dtype.type(1)
-    lowest = np.finfo(dtype).min  # finite: a row may begin with -inf, and -inf - -inf is NaN
-    target, ell, dell = map(inlined, loss.scalars(dtype, MATH))
-    exp, log, where = MATH.exp, MATH.log, MATH.where
-    block_sum, block_max = block_reductions(threads)
-    add_bias, dense = not keep, not indices
-
-    @unrolled
-    def kernel(z, b, y, weight, out, losses, scale, u, n, d):  # type: ignore[no-untyped-def]
-        warps = cuda.shared.array(32, real)
-        bias = cuda.local.array(width, real)
-        o = cuda.local.array(width, real)
-        t = cuda.local.array(width, real)
-        thread = cuda.threadIdx.x
-        total = zero
-        i = numba.int64(cuda.blockIdx.x)
-        while i < n:
-            top = lowest
-            s = zero
-            j = numba.int64(thread * width)
-            while j < d:
-                load(o, 0, z, i * d + j)
-                load(bias, 0, b, j)
-                for k in static_range(width):
-                    o[k] = o[k] + bias[k]
-                if keep:
-                    store(z, i * d + j, o, 0)
-                largest = top
-                for k in static_range(width):
-                    largest = where(o[k] > largest, o[k], largest)
-                s = s * exp(top - largest)
-                top = largest
-                for k in static_range(width):
-                    s = s + exp(o[k] - top)
-                j += threads * width
-            own = top
-            top = block_max(top, warps)
-            s = block_sum(s * exp(own - top), warps)
-            log_s = log(s)
-            value = zero
-            slope = zero
-            j = numba.int64(thread * width)
-            while j < d:
-                load(o, 0, z, i * d + j)
-                if add_bias:
-                    load(bias, 0, b, j)
-                    for k in static_range(width):
-                        o[k] = o[k] + bias[k]
-                if dense:
-                    load(t, 0, y, i * d + j)
-                for k in static_range(width):
-                    if indices:
-                        t[k] = where(j + k == y[i], one, zero)
-                    x = target(t[k], u)
-                    slope = slope + dell(o[k] - top - log_s, x)
-                    value = value + ell(o[k] - top - log_s, x)
-                j += threads * width
-            slope = block_sum(slope, warps)
-            value = block_sum(value, warps)
-            w = one
-            if weighted:
-                w = weight[i]
-            total = total + value * w
-            j = numba.int64(thread * width)
-            while j < d:
-                load(o, 0, z, i * d + j)
-                if add_bias:
-                    load(bias, 0, b, j)
-                    for k in static_range(width):
-                        o[k] = o[k] + bias[k]
-                if dense:
-                    load(t, 0, y, i * d + j)
-                for k in static_range(width):
-                    if indices:
-                        t[k] = where(j + k == y[i], one, zero)
-                    x = o[k] - top - log_s
-                    o[k] = (dell(x, target(t[k], u)) - exp(x) * slope) * w * scale
-                store(out, i * d + j, o, 0)
-                j += threads * width
-            i += cuda.gridDim.x
-        if thread == 0:
-            losses[cuda.blockIdx.x] = total
-
-    name = _variant(loss, "block", storage, indices, weighted, keep, f"v{width}")
-    p, label_type = f"{storage}*", "i8*" if indices else f"{storage}*"
-    signature = f"{p} {p} {label_type} {p} {p} {p} {storage} {storage} i8 i8"
-    return Source(name, kernel, signature, loss.fingerprint)
 
 
 @cache

@@ -18,7 +18,15 @@ from gpubackprop.kernels.cuda import THREADS, label
 from gpubackprop.kernels.cuda_launch import Source
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
 from gpubackprop.kernels.cuda_vector import (
-    MATH, VECTOR_BYTES, access, block_reductions, compute_type, inlined, storage_of, uint32, uint64,
+    MATH,
+    VECTOR_BYTES,
+    access,
+    block_reductions,
+    compute_type,
+    inlined,
+    storage_of,
+    uint32,
+    uint64,
 )  # fmt: skip
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.philox import define_philox

@@ -54,31 +54,31 @@ class _Unroller(ast.NodeTransformer):
     def __init__(self, literals: Mapping[str, int]) -> None:
         self.literals = literals
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802 (the name that ast calls)
+    def visit_Name(self, node: ast.Name) -> ast.expr:
         if isinstance(node.ctx, ast.Load) and node.id in self.literals:
             return ast.copy_location(ast.Constant(self.literals[node.id]), node)
         return node
 
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:  # noqa: N802
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         node = self._inner(node)
         fold = _FOLDED.get(type(node.op))
         if fold and _is_int(node.left) and _is_int(node.right):
             return ast.copy_location(ast.Constant(fold(node.left.value, node.right.value)), node)  # type: ignore[attr-defined]
         return node
 
-    def visit_If(self, node: ast.If) -> Any:  # noqa: N802
+    def visit_If(self, node: ast.If) -> Any:
         node = self._inner(node)
         if not isinstance(node.test, ast.Constant):
             return node
         return (node.body if node.test.value else node.orelse) or ast.Pass()
 
-    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:  # noqa: N802
+    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
         node = self._inner(node)
         if not isinstance(node.test, ast.Constant):
             return node
         return node.body if node.test.value else node.orelse
 
-    def visit_For(self, node: ast.For) -> Any:  # noqa: N802
+    def visit_For(self, node: ast.For) -> Any:
         loop = node.iter
         if not (isinstance(loop, ast.Call) and getattr(loop.func, "id", None) == "static_range"):
             return self._inner(node)

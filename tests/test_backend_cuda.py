@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tolerances import assert_within, eps, sum_tolerance
 
 import gpubackprop as gb
 from gpubackprop import schedules
@@ -21,7 +22,6 @@ from gpubackprop.backends.diagnosis import cuda_problem
 from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.losses import LOSSES
 from gpubackprop.optimizers import LBFGS, OPTIMIZERS
-from tolerances import assert_within, eps, sum_tolerance
 
 try:
     import ledger  # counts launches and bytes where the device is simulated; absent elsewhere
@@ -280,8 +280,16 @@ def arrays_of_a_step(cuda: Any, rng: Any, n: int, d: int) -> dict[str, Any]:
     names = ("z", "h", "dh", "delta", "do")
     arrays = {name: cuda.asarray(normal(rng, (n, d), "float32")) for name in names}
     arrays |= {"b": cuda.zeros((d,), "f4"), "db": cuda.zeros((d,), "f4"), "value": cuda.zeros((2,), "f8")}
-    arrays |= {"y": cuda.asarray(rng.integers(0, d, n)), "counters": cuda.zeros((2,), "i8"), "rate": cuda.zeros((1,), "f8")}
-    arrays |= {"scalars": cuda.zeros((8,), "f4"), "p": cuda.zeros((n * d,), "f4"), "states": cuda.zeros((2, n * d), "f4")}
+    arrays |= {
+        "y": cuda.asarray(rng.integers(0, d, n)),
+        "counters": cuda.zeros((2,), "i8"),
+        "rate": cuda.zeros((1,), "f8"),
+    }
+    arrays |= {
+        "scalars": cuda.zeros((8,), "f4"),
+        "p": cuda.zeros((n * d,), "f4"),
+        "states": cuda.zeros((2, n * d), "f4"),
+    }
     return arrays
 
 
