@@ -191,7 +191,9 @@ def _descend(
 def _order(seed: int, steps: int, n: int) -> np.ndarray:
     """Return the order of the samples in the epoch that begins after ``steps`` steps: the same on every device."""
     key = np.array([seed, 0x6F72646572], np.uint64)  # a stream of its own, apart from the initial weights
-    return np.random.Generator(np.random.Philox(key=key, counter=steps)).permutation(n)
+    # the low word of the counter runs within an epoch: with steps there, the numbers of two epochs would overlap
+    counter = np.array([0, steps, 0, 0], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter)).permutation(n)
 
 
 def _minimize(
