@@ -1,0 +1,180 @@
+"""Errors at the public edge: what was given, what is allowed, in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpubackprop as gb
+
+X = np.arange(12.0).reshape(4, 3)
+Y = np.array([0, 1, 1, 0])
+
+
+def error(call: Any, message: str, kind: type[Exception] = ValueError) -> None:
+    """Assert that a call fails with a message of one line."""
+    with pytest.raises(kind, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (([3],), {}, r"layer_sizes is \[3\]; give at least two whole numbers >= 1, inputs first"),
+        (([3, 0, 2],), {}, r"layer_sizes is \[3, 0, 2\]"),
+        (([3, 2.5],), {}, r"layer_sizes is \[3, 2\.5\]"),
+        (([3, 1],), {}, "softmax_cross_entropy needs at least 2 outputs"),
+        (([3, 4, 2], "rleu"), {}, r"unknown activation 'rleu' \(did you mean 'relu'\?\)"),
+        (([3, 4, 2], ["relu", "tanh"]), {}, "activation has 2 entries; there are 1 hidden layers: give one or 1"),
+        (([3, 2],), {"loss": "entropy"}, "unknown loss 'entropy'"),
+        (([3, 2],), {"device": "gpx"}, "unknown device 'gpx'"),
+        (([3, 2],), {"dtype": "float16"}, "float32, float64.*'float16'"),
+        (([3, 2],), {"dtype": "number"}, "unknown dtype 'number'"),
+        (([3, 2],), {"seed": -1}, r"seed is -1; it must be in \[0, 2\^64\)"),
+        (([3, 2],), {"dropout": 1.0}, r"dropout is 1\.0; it must be in \[0, 1\)"),
+        (([3, 2],), {"initializer": "he"}, "unknown initializer 'he'.*; choose from he_normal"),
+    ],
+)
+def test_a_network_that_cannot_be(arguments: tuple, options: dict, message: str) -> None:
+    error(lambda: gb.MLP(*arguments, **options), message)
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (np.zeros((4, 2)), r"X has shape \(4, 2\); the network takes \(samples, 3\)"),
+        (np.zeros(3), r"X has shape \(3,\); the network takes \(samples, 3\)"),
+        (np.zeros((0, 3)), r"X has shape \(0, 3\): there are no samples"),
+        (np.zeros((2, 2, 3)), r"X has shape \(2, 2, 3\)"),
+        (np.array([["a", "b", "c"]]), "X is not an array of real numbers"),
+        (np.zeros((4, 3), complex), "X is not an array of real numbers: complex128"),
+        (np.array([[None, 1, 2]], object), "X is not an array of real numbers: object"),
+        ([[1, 2, 3], [4, 5]], "X is not an array of real numbers: list"),
+    ],
+)
+def test_features_of_a_wrong_kind(X: Any, message: str, device: str) -> None:
+    model = gb.MLP([3, 2], device=device)
+    error(lambda: model.forward(X), message)
+    error(lambda: model.predict(X), message)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_errors_where_a_network_is_trained_or_used(bad: float, device: str) -> None:
+    model = gb.MLP([3, 2], device=device)
+    Z = X.copy()
+    Z[1, 2] = bad
+    message = r"X holds NaN or infinity \(1 of 12 values\); remove or replace them"
+    error(lambda: model.fit(Z, Y, progress=False), message)
+    error(lambda: model.predict(Z), message)
+    error(lambda: model.evaluate(Z, Y), message)
+
+
+def test_numbers_whose_sum_overflows_are_not_infinite() -> None:
+    model = gb.MLP([3, 2], dtype="float64")
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert model.predict(np.full((4, 3), 1e308)).shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "message"),
+    [
+        ("softmax_cross_entropy", [0, 1, 2, 0], "y holds labels from 0 to 2; with 2 outputs they must be 0 to 1"),
+        ("softmax_cross_entropy", [0, -1, 1, 0], "y holds labels from -1 to 1"),
+        ("softmax_cross_entropy", [0, 0.5, 1, 0], "labels that are not whole numbers; class indices are 0, 1, 2"),
+        (
+            "softmax_cross_entropy",
+            [0, 1, 1],
+            r"y has shape \(3,\); softmax_cross_entropy with 2 outputs and 4 samples takes \(4, 2\) or class indices \(4,\)",
+        ),
+        ("softmax_cross_entropy", [[0.5, 0.6]] * 4, "the rows of y are not probabilities: they must sum to 1"),
+        (
+            "softmax_cross_entropy",
+            [[-0.5, 1.5]] * 4,
+            r"y holds values from -0\.5 to 1\.5; softmax_cross_entropy takes values in \[0, 1\]",
+        ),
+        ("softmax_cross_entropy", ["a", "b", "a", "b"], "y is not an array of real numbers"),
+        ("softmax_cross_entropy", [0, 1, np.nan, 0], "y holds NaN or infinity"),
+        ("softmax_cross_entropy", [1, 1, 1, 1], r"y has one class only \(1\); a classification needs at least two"),
+        ("softmax_cross_entropy", [[0, 1]] * 4, r"y has one class only \(1\)"),
+        (
+            "kl_divergence",
+            [0, 1, 1, 0],
+            r"y has shape \(4,\); kl_divergence with 2 outputs and 4 samples takes \(4, 2\)$",
+        ),
+        (
+            "mean_squared_error",
+            [0, 1, 1, 0],
+            r"y has shape \(4,\); mean_squared_error with 2 outputs and 4 samples takes \(4, 2\)$",
+        ),
+        ("mean_squared_error", [[0, np.inf]] * 4, r"y holds NaN or infinity \(4 of 8 values\)"),
+        (
+            "sigmoid_cross_entropy",
+            [[0, 2]] * 4,
+            r"y holds values from 0 to 2; sigmoid_cross_entropy takes values in \[0, 1\]",
+        ),
+        ("hinge", [[0, 1]] * 4, r"y holds values from 0 to 1; hinge takes -1 and \+1"),
+        ("poisson", [[0, -3]] * 4, "y holds -3; poisson takes counts >= 0"),
+    ],
+)
+def test_targets_of_a_wrong_kind(loss: str, y: Any, message: str) -> None:
+    model = gb.MLP([3, 2], loss=loss)
+    error(lambda: model.fit(X, y, progress=False), message)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (np.ones(3), r"sample_weight has shape \(3,\); there are 4 samples: it must be \(4,\)"),
+        (np.array([1, 1, -1, 1.0]), "sample_weight must be >= 0, and not all 0"),
+        (np.zeros(4), "sample_weight must be >= 0, and not all 0"),
+        (np.array([1, 1, np.nan, 1]), "sample_weight holds NaN or infinity"),
+    ],
+)
+def test_weights_of_a_wrong_kind(weight: Any, message: str) -> None:
+    model = gb.MLP([3, 2])
+    error(lambda: model.fit(X, Y, sample_weight=weight, progress=False), message)
+    error(lambda: model.loss_and_gradients(X, Y, weight), message)
+    error(lambda: model.evaluate(X, Y, weight), message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0; it must be a whole number >= 1"),
+        ({"epochs": 1.5}, r"epochs is 1\.5"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": True}, "batch_size is True"),
+        ({"optimizer": "adam2"}, "unknown optimizer 'adam2'"),
+        ({"optimizer": 0.1}, "optimizer is 0.1; give a name or an optimizer"),
+        (
+            {"validation_data": (X[:, :2], Y)},
+            r"validation_data: X has shape \(4, 2\); the network takes \(samples, 3\)",
+        ),
+        ({"validation_data": (X, Y + 5)}, "validation_data: y holds labels from 5 to 6"),
+    ],
+)
+def test_options_of_fit_out_of_range(options: dict, message: str) -> None:
+    model = gb.MLP([3, 2])
+    before = model.parameters.flat.copy()
+    error(lambda: model.fit(X, Y, progress=False, **options), message)
+    assert np.array_equal(model.parameters.flat, before)
+
+
+def test_validation_data_may_have_one_class() -> None:
+    history = gb.MLP([3, 2]).fit(X, Y, epochs=1, validation_data=(X[:1], Y[:1]), progress=False)
+    assert len(history["val_loss"]) == 1
+
+
+def test_labels_in_a_column_or_as_floats_are_taken() -> None:
+    model = gb.MLP([3, 2])
+    expected = float(model.loss_and_gradients(X, Y)[0])
+    for y in (Y[:, None], Y.astype(float), Y.astype(np.uint8), Y.astype(bool), Y.tolist()):
+        assert float(model.loss_and_gradients(X, y)[0]) == expected
+
+
+def test_targets_of_one_output_may_be_flat() -> None:
+    model = gb.MLP([3, 1], loss="mean_squared_error")
+    assert float(model.loss_and_gradients(X, Y)[0]) == float(model.loss_and_gradients(X, Y[:, None])[0])
