@@ -1,11 +1,13 @@
 """The Backend protocol: the operations of the two passes, documented here and nowhere else.
 
 Every array is C-contiguous, two-dimensional unless said otherwise, of the model's dtype, on the backend's device;
-``matmul`` alone also takes transposed views.
+``matmul`` alone also takes transposed views. Rows are samples.
+
 Where the model's dtype has 16 bits, arithmetic is done in float32, and the gradients dW and db, the parameters with their
-states, dense targets, sample weights and scalars ("real") are float32 too. Rows are samples. An ``out`` may be left out, and is then allocated;
-nothing else is allocated on the device by a method that is given all its outputs. No method but ``to_numpy``,
-``synchronize`` and ``asarray`` waits for the device.
+states, dense targets, sample weights and scalars ("real") are float32 too.
+
+An ``out`` may be left out, and is then allocated; nothing else is allocated on the device by a method that is given all its
+outputs. No method but ``to_numpy``, ``synchronize`` and ``asarray`` waits for the device.
 """
 
 from __future__ import annotations

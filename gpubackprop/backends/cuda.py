@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from cuda.core import Stream, launch
 
+from gpubackprop.backends.base import Run
+from gpubackprop.backends.diagnosis import cuda_version, installed
 from gpubackprop.definitions import Array, check_dtype
 from gpubackprop.kernels import cuda as passes
 from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_training
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
     from gpubackprop.activations import Activation
     from gpubackprop.losses import Loss
     from gpubackprop.optimizers import Optimizer
-    from gpubackprop.step import Step
+    from gpubackprop.step import Operation, Step
 
 BLOCKS_PER_MULTIPROCESSOR = 4  # of 256 threads with up to 64 registers: one full wave, the rest by striding
 LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the same stream as handle 0, which cuda.core takes for no stream
 FEW_ROWS = 128  # up to here one launch adds up rows faster than two
 SCRATCH_STEP = 4096  # elements; scratch grows in multiples of it
+
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 class Launch(NamedTuple):
@@ -53,12 +58,14 @@ class CudaBackend:
     ----------
     index : int
         The number of the device, as CUDA counts them.
+    epilogues : {"auto", "all", "off"}
+        Whether products may end with the next operation, see :mod:`gpubackprop.backends.cuda_epilogues`.
     """
 
     xp: ModuleType = cupy
     dtypes: tuple[str, ...] = ("float32", "float64")
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, *, epilogues: str = "auto") -> None:
         self.device = f"cuda:{index}"
         self._device = cupy.cuda.Device(index)
         capability = self._device.compute_capability
@@ -66,6 +73,15 @@ class CudaBackend:
         self._blocks = BLOCKS_PER_MULTIPROCESSOR * self._device.attributes["MultiProcessorCount"]
         self._streams: dict[int, Stream] = {}
         self._scratch: dict[tuple[int, np.dtype[Any]], Array] = {}
+        self._products: Any = None
+        if installed("nvmath-python"):
+            from gpubackprop.backends.cublaslt import Products
+            from gpubackprop.backends.cuda_epilogues import Autotuner
+
+            properties = cupy.cuda.runtime.getDeviceProperties(index)
+            versions = [installed(name) for name in ("nvmath-python", "nvidia-cublas-cu12", "nvidia-cublas")]
+            self._products = Products(index)
+            self._autotuner = Autotuner(self._products, epilogues, f"{properties['name']} {cuda_version()} {versions}")
 
     def asarray(self, a: Any, dtype: npt.DTypeLike = None) -> Array:
         with self._device:
@@ -176,15 +192,37 @@ class CudaBackend:
         with self._device:
             return self._run, (getattr(self, "_" + operation.name)(**arguments),)
 
-    def compile(self, step: Step) -> Callable[[], None]:
-        calls = [self.bind(operation) for operation in step.operations]
+    def compile(self, step: Step) -> Run:
+        """Return the step as CUDA graphs, or, where nvmath-python is missing, as a loop over its operations."""
+        if self._products is None:
+            calls = [self.bind(operation) for operation in step.operations]
+
+            def run(times: int = 1) -> None:
+                with self._device:
+                    for _ in range(times):
+                        for function, arguments in calls:
+                            function(*arguments)
+
+            return run
+        from gpubackprop.backends.cuda_graph import CapturedStep
+
+        with self._device:
+            stream = cupy.cuda.Stream(non_blocking=True)
+            with stream:  # scratch belongs to a stream: this step's own
+                calls = self._autotuner.calls(step.operations, self.bind_product)
+            self._device.synchronize()
+        return CapturedStep(self._device, stream, calls)
+
+    def bind_product(self, operation: Operation) -> Call:
+        """As :meth:`bind`, with products that may be captured."""
+        if operation.name != "matmul":
+            return self.bind(operation)
+        plan, arguments = self._products.bind(**operation.arguments)
 
         def run() -> None:
-            with self._device:
-                for function, arguments in calls:
-                    function(*arguments)
+            plan(*arguments, cupy.cuda.get_current_stream().ptr)
 
-        return run
+        return run, ()
 
     # What each method launches. The current device is this one.
 
