@@ -197,7 +197,9 @@ class CudaBackend:
         if self._products is None:
             calls = [self.bind(operation) for operation in step.operations]
 
-            def run(times: int = 1) -> None:
+            def run(
+                times: int = 1, step: Step = step
+            ) -> None:  # the calls hold only the addresses of the step's arrays
                 with self._device:
                     for _ in range(times):
                         for function, arguments in calls:
@@ -211,7 +213,7 @@ class CudaBackend:
             with stream:  # scratch belongs to a stream: this step's own
                 calls = self._autotuner.calls(step.operations, self.bind_product)
             self._device.synchronize()
-        return CapturedStep(self._device, stream, calls)
+        return CapturedStep(self._device, stream, calls, step)
 
     def bind_product(self, operation: Operation) -> Call:
         """As :meth:`bind`, with products that may be captured."""

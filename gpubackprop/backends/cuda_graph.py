@@ -25,10 +25,12 @@ class CapturedStep:
         A stream of the step's own: where it is captured, and whose scratch memory its operations use.
     calls : sequence of (function, arguments)
         The operations; run once on ``stream`` they must allocate nothing and wait for nothing.
+    step : Step
+        Kept, since the calls hold only the addresses of its arrays.
     """
 
-    def __init__(self, device: Any, stream: Any, calls: Sequence[Call]) -> None:
-        self.device, self.stream, self.calls = device, stream, calls
+    def __init__(self, device: Any, stream: Any, calls: Sequence[Call], step: Step) -> None:
+        self.device, self.stream, self.calls, self.step = device, stream, calls, step
         self.steps_per_launch = max(1, min(MOST_STEPS, NODES // (2 * len(calls))))
         self._graphs: dict[int, Any] = {}
 

@@ -1,0 +1,140 @@
+"""The captured step: one launch, nothing else, and the bits of the operations run one at a time."""
+
+import numpy as np
+import pytest
+
+import gpubackprop as gb
+from gpubackprop.backends.diagnosis import cuda_problem, installed
+from gpubackprop.network import Data
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem())),
+    pytest.mark.skipif(installed("nvmath-python") is None, reason="a captured step needs nvmath-python"),
+]
+SIZES, BATCH, SAMPLES = [784, 256, 128, 10], 128, 640
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Inputs of the size of MNIST's with a pattern to learn."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, SAMPLES)
+    patterns = rng.normal(size=(10, 784))
+    return (rng.normal(size=(SAMPLES, 784)) + patterns[y]).astype(np.float32), y
+
+
+def device_data(model, X, y):
+    backend = model.backend
+    order = np.random.default_rng(1).permutation(len(X))
+    return Data(backend.asarray(X), backend.asarray(y), None, backend.asarray(order))
+
+
+def make(digits, device, optimizer="adam", **options):
+    model = gb.MLP(SIZES, device=device, **options)
+    step = model.step(BATCH, optimizer, data=device_data(model, *digits))
+    return model, step, step.compile()
+
+
+def bits(model):
+    return model.backend.to_numpy(model.parameters.flat)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        (gb.Adam(1e-3), {}),
+        (gb.SGD(gb.Cosine(0.1, steps=5), momentum=0.9, clip_norm=0.5), {"dropout": 0.25}),
+    ],
+)
+def test_eager_and_captured_steps_give_the_same_bits(digits, optimizer, options):
+    one, _, eager = make(digits, "cuda", optimizer, **options)
+    two, _, captured = make(digits, "cuda", optimizer, **options)
+    for _ in range(3):
+        eager.eagerly()
+    captured(2)
+    captured()
+    np.testing.assert_array_equal(bits(one), bits(two))
+
+
+def test_many_steps_in_one_graph_give_the_bits_of_single_steps(digits):
+    X, y = digits[0][:, :12], digits[1] % 3
+    models = [gb.MLP([12, 8, 3], device="cuda") for _ in range(2)]
+    runs = [m.step(16, "adam", data=device_data(m, X, y)).compile() for m in models]
+    k = runs[0].steps_per_launch
+    assert k > 1
+    runs[0](k + 2)
+    for _ in range(k + 2):
+        runs[1]()
+    np.testing.assert_array_equal(bits(models[0]), bits(models[1]))
+
+
+def test_a_warm_step_is_one_graph_launch_and_nothing_else(digits):
+    ledger = pytest.importorskip("ledger", reason="counts need an emulated device")
+    if not ledger.available():
+        pytest.skip("counts need an emulated device")
+    model, step, run = make(digits, "cuda")
+    run()
+    model.backend.synchronize()
+    with ledger.record(level=1) as record:
+        run()
+        record_now = record.to_dict()["host"]
+    model.backend.synchronize()
+    assert record_now["graph_launches"] == 1
+    assert record_now["launches"] == 0
+    for name in ("allocations", "frees", "synchronizations", "memsets", "queries"):
+        assert record_now.get(name, 0) == 0, name
+    for name in ("copies_h2d", "copies_d2h", "copies_d2d"):
+        assert record_now.get(name, 0) == 0, name
+    # 8 products, gathers of X and y, two activations forward; backward with their column sums; loss with its; advance; update
+    assert record.graph_nodes <= 22
+    assert len(step.operations) == 18 - 1
+
+
+def test_a_warm_step_allocates_nothing_from_the_pool_either(digits):
+    import cupy
+
+    class Refuse(cupy.cuda.MemoryHook):
+        name = "refuse"
+
+        def malloc_preprocess(self, **arguments):
+            raise AssertionError("a warm step asked the pool for memory")
+
+    _, _, run = make(digits, "cuda")
+    run()
+    with Refuse():
+        run()
+        run.eagerly()
+
+
+def test_losses_on_cpu_and_cuda_agree_over_50_steps(digits):
+    # Adam divides by sqrt(v), so that a rounding of the gradient moves a parameter by at most lr * (relative rounding); the
+    # products of fan-in k differ by k eps at most and sqrt(k) eps in practice, and over t steps the losses part by
+    # about t * lr * |gradient| * sqrt(parameters) * sqrt(k) eps; with lr 1e-3, |gradient| < 3, 235,146 parameters, k = 784:
+    steps, lr = 50, 1e-3
+    bound = steps * lr * 3 * np.sqrt(235_146) * np.sqrt(784) * np.finfo(np.float32).eps
+    losses = {}
+    for device in ("cpu", "cuda"):
+        model, step, run = make(digits, device, gb.Adam(lr))
+        losses[device] = []
+        for t in range(steps):
+            if t % (SAMPLES // BATCH) == 0:
+                model.optimizer_state.counters[1] = 0
+            run()
+            losses[device].append(float(step.names.array("loss")[0]))
+    assert losses["cpu"][-1] < 0.2 * losses["cpu"][0]
+    np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=0, atol=bound)
+
+
+def test_training_on_a_stream_of_the_users_own_gives_the_same_bits():
+    import cupy
+
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(100, 6)), rng.integers(0, 3, 100)
+    results = []
+    for stream in (cupy.cuda.Stream.null, cupy.cuda.Stream(non_blocking=True)):
+        with stream:
+            model = gb.MLP([6, 8, 3], device="cuda")
+            model.fit(X, y, epochs=2, batch_size=32, progress=False)
+            results.append(bits(model))
+    np.testing.assert_array_equal(*results)
