@@ -90,6 +90,15 @@ def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return result
 
 
+PRECISIONS = ("float32", "tf32")
+
+
+def check_precision(matmul_precision: str) -> None:
+    """Raise ValueError unless ``matmul_precision`` is "float32" or "tf32"."""
+    if matmul_precision not in PRECISIONS:
+        raise ValueError(f"unknown matmul_precision {matmul_precision!r}; choose from {', '.join(PRECISIONS)}")
+
+
 def real_of(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """Return the dtype that arithmetic is done in: float32 for arrays of 16-bit numbers, else the same."""
     dtype = np.dtype(dtype)

@@ -23,7 +23,11 @@ def info() -> dict[str, str]:
         "Python": f"{sys.version.split()[0]} on {platform.platform()}",
         "processors": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} usable",
         "kernel cache": str(cache_folder()),
-        "TF32": "off (float32 products are computed in float32)",
+        "TF32": "off unless asked for: matmul_precision='tf32'",
+        "16 bits": "dtype='bfloat16' or 'float16' on CUDA: float32 parameters and sums; float16 with dynamic loss scaling",
+        "CUDA graphs": "yes"
+        if installed("nvmath-python")
+        else "no: nvmath-python is missing, a step is one call per operation",
     }
     for name in (*PACKAGES, *cupy_wheels()):
         facts[name] = installed(name) or "not installed"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gpubackprop.activations import ACTIVATIONS, Activation, identity
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.base import Backend
-from gpubackprop.definitions import DTYPES, Array, check_dtype, real_of
+from gpubackprop.definitions import DTYPES, Array, check_dtype, check_precision, real_of
 from gpubackprop.initializers import INITIALIZERS, Initializer
 from gpubackprop.interop import like
 from gpubackprop.losses import LOSSES, Loss
@@ -76,6 +76,8 @@ class MLP(Network):
         ``"he_normal"`` and the others of :mod:`gpubackprop.initializers`; the gain is that of the activation.
     dropout : float
         The share of hidden units dropped in training, in [0, 1).
+    matmul_precision : {"float32", "tf32"}
+        How float32 matrices are multiplied on a GPU; TF32 is faster and keeps three decimal digits of each factor.
 
     Raises
     ------
@@ -100,6 +102,7 @@ class MLP(Network):
         seed: int = 0,
         initializer: str | Initializer = "he_normal",
         dropout: float = 0.0,
+        matmul_precision: str = "float32",
     ) -> None:
         self.loss: Loss = LOSSES.resolve(loss)
         self.layer_sizes = check_layer_sizes(layer_sizes, self.loss)
@@ -112,7 +115,8 @@ class MLP(Network):
             raise ValueError(f"seed is {seed}; it must be in [0, 2^64)")
         self.seed = int(seed)
         self.initializer: Initializer = INITIALIZERS.resolve(initializer)
-        self.backend: Backend = get_backend(device)
+        check_precision(matmul_precision)
+        self.backend: Backend = get_backend(device, **_options(device, matmul_precision))
         self.device = self.backend.device
         allowed = getattr(self.backend, "dtypes", DTYPES[:2])
         if self.dtype.name not in allowed:
@@ -346,6 +350,14 @@ def _feed(ws: Workspace, X: Array, y: Array | None = None, weight: Array | None 
         ws.y = y
     if weight is not None:
         ws.weight = weight
+
+
+def _options(device: str | Backend, matmul_precision: str) -> dict[str, Any]:
+    if matmul_precision == "float32":
+        return {}
+    if not isinstance(device, str) or device.partition(":")[0] not in ("cuda", "gpu"):
+        raise ValueError(f"matmul_precision is {matmul_precision!r}, which needs device='cuda'; device is {device!r}")
+    return {"matmul_precision": matmul_precision}
 
 
 def _per_hidden_layer(activation: Any, n: int) -> list[Activation]:

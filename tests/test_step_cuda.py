@@ -138,3 +138,49 @@ def test_training_on_a_stream_of_the_users_own_gives_the_same_bits():
             model.fit(X, y, epochs=2, batch_size=32, progress=False)
             results.append(bits(model))
     np.testing.assert_array_equal(*results)
+
+
+def test_tf32_is_used_only_where_it_is_asked_for():
+    # TF32 keeps 10 bits: 1 + 2^-12 is 1 there, and itself in float32
+    X = np.full((4, 8), 1 + 2.0**-12, np.float32)
+    outputs = {}
+    for precision in ("float32", "tf32"):
+        model = gb.MLP([8, 3], device="cuda", matmul_precision=precision)
+        model.parameters.W[0][...] = 1
+        outputs[precision] = model.forward(X)
+    np.testing.assert_array_equal(outputs["float32"], np.float32(8 + 8 * 2.0**-12))
+    np.testing.assert_array_equal(outputs["tf32"], np.float32(8))
+
+
+def test_epilogues_are_chosen_by_measurement_and_can_be_turned_off(tmp_path, monkeypatch):
+    from gpubackprop.backends.cuda import CudaBackend
+
+    monkeypatch.setenv("GPUBACKPROP_CACHE_DIR", str(tmp_path))
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(24, 16)).astype(np.float32), rng.integers(0, 8, 24)
+    results = {}
+    for mode in ("off", "auto", "all"):
+        backend = CudaBackend(0, epilogues=mode)
+        activation = "relu" if mode == "all" else "gelu_tanh"
+        model = gb.MLP([16, 32, 24, 8], activation=activation, device=backend)
+        step = model.step(24, "sgd")
+        run = step.compile()
+        assert len(run.calls) <= len(step.operations)
+        assert (mode == "off") == (not backend.epilogue_choices)
+        for choice in backend.epilogue_choices:
+            assert choice.fused == (choice.fused_us < choice.plain_us)
+        if mode != "all":
+            for force in (False, True):  # both ways, whatever was measured
+                for name, choice in backend._autotuner.choices.items():
+                    backend._autotuner.choices[name] = type(choice)(**{**vars(choice), "fused": force})
+                step = model.step(24, "sgd")
+                step.names.array("X")[...] = backend.asarray(X)
+                step.names.array("y")[...] = backend.asarray(y)
+                run = step.compile()
+                run()
+                results[mode, force] = backend.to_numpy(model.gradients.flat)
+                assert not force or mode == "off" or len(run.calls) == len(step.operations) - 4
+                model = gb.MLP([16, 32, 24, 8], activation=activation, device=backend)
+    reference = results["off", False]
+    # an element of a gradient is a sum of 24 products of sums of at most 32: 64 roundings of its own size
+    np.testing.assert_allclose(results["auto", True], reference, rtol=0, atol=64 * 2.0**-23 * np.abs(reference).max())

@@ -22,7 +22,7 @@ BACKENDS.update(
     cpu="gpubackprop.backends.cpu:CpuBackend",
     cuda="gpubackprop.backends.cuda:CudaBackend",
 )
-_made: dict[tuple[str, str], Backend] = {}
+_made: dict[tuple[Any, ...], Backend] = {}
 
 
 def register_backend(name: str, target: str | Callable[..., Backend]) -> None:
@@ -48,7 +48,7 @@ def register_backend(name: str, target: str | Callable[..., Backend]) -> None:
         del _made[key]
 
 
-def get_backend(device: str | Any = "cpu") -> Backend:
+def get_backend(device: str | Any = "cpu", **options: Any) -> Backend:
     """Return the backend of a device.
 
     Parameters
@@ -56,6 +56,8 @@ def get_backend(device: str | Any = "cpu") -> Backend:
     device : str
         ``"reference"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"auto"`` (the first GPU, else the CPU) or a registered name;
         ``"gpu"`` is an alias of ``"cuda"``. A backend is returned as it is.
+    **options
+        Of the backend's class, as in ``get_backend("cuda", matmul_precision="tf32")``.
 
     Raises
     ------
@@ -80,10 +82,10 @@ def get_backend(device: str | Any = "cpu") -> Backend:
         index = index or "0"
         if problem := cuda_problem(int(index)):
             raise DeviceUnavailableError(problem)
-    key = (name, index)
+    key = (name, index, *sorted(options.items()))
     if key not in _made:
         make = pkgutil.resolve_name(target) if isinstance(target, str) else target
-        _made[key] = make(int(index)) if index else make()
+        _made[key] = make(*([int(index)] if index else []), **options)
     return _made[key]
 
 

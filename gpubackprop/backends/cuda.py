@@ -18,8 +18,8 @@ import numpy.typing as npt
 from cuda.core import Stream, launch
 
 from gpubackprop.backends.base import Run
-from gpubackprop.backends.diagnosis import cuda_version, installed
-from gpubackprop.definitions import Array, check_dtype
+from gpubackprop.backends.diagnosis import DeviceUnavailableError, cuda_version, installed
+from gpubackprop.definitions import Array, check_dtype, check_precision
 from gpubackprop.kernels import cuda as passes
 from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_training
 from gpubackprop.kernels.cuda_launch import Source, launch_config, load
@@ -58,6 +58,8 @@ class CudaBackend:
     ----------
     index : int
         The number of the device, as CUDA counts them.
+    matmul_precision : {"float32", "tf32"}
+        How float32 matrices are multiplied; TF32 keeps 10 bits of each factor's mantissa, and is never used unasked.
     epilogues : {"auto", "all", "off"}
         Whether products may end with the next operation, see :mod:`gpubackprop.backends.cuda_epilogues`.
     """
@@ -65,7 +67,7 @@ class CudaBackend:
     xp: ModuleType = cupy
     dtypes: tuple[str, ...] = ("float32", "float64")
 
-    def __init__(self, index: int = 0, *, epilogues: str = "auto") -> None:
+    def __init__(self, index: int = 0, *, matmul_precision: str = "float32", epilogues: str = "auto") -> None:
         self.device = f"cuda:{index}"
         self._device = cupy.cuda.Device(index)
         capability = self._device.compute_capability
@@ -73,6 +75,8 @@ class CudaBackend:
         self._blocks = BLOCKS_PER_MULTIPROCESSOR * self._device.attributes["MultiProcessorCount"]
         self._streams: dict[int, Stream] = {}
         self._scratch: dict[tuple[int, np.dtype[Any]], Array] = {}
+        check_precision(matmul_precision)
+        self.matmul_precision = matmul_precision
         self._products: Any = None
         if installed("nvmath-python"):
             from gpubackprop.backends.cublaslt import Products
@@ -80,8 +84,13 @@ class CudaBackend:
 
             properties = cupy.cuda.runtime.getDeviceProperties(index)
             versions = [installed(name) for name in ("nvmath-python", "nvidia-cublas-cu12", "nvidia-cublas")]
-            self._products = Products(index)
-            self._autotuner = Autotuner(self._products, epilogues, f"{properties['name']} {cuda_version()} {versions}")
+            self._products = Products(index, tf32=matmul_precision == "tf32")
+            self._autotuner: Any = Autotuner(
+                self._products, epilogues, f"{properties['name']} {cuda_version()} {versions}"
+            )
+
+        elif matmul_precision == "tf32":
+            raise DeviceUnavailableError("matmul_precision 'tf32' needs nvmath-python; run: pip install nvmath-python")
 
     def asarray(self, a: Any, dtype: npt.DTypeLike = None) -> Array:
         with self._device:
@@ -102,7 +111,12 @@ class CudaBackend:
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         with self._device:
-            return cupy.matmul(a, b, out=out)
+            if self.matmul_precision == "float32" and a.dtype == (a if out is None else out).dtype:
+                return cupy.matmul(a, b, out=out)
+            if out is None:
+                out = cupy.empty((a.shape[0], b.shape[1]), a.dtype)
+            self._products.matmul(a, b, out)
+            return out
 
     def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
         with self._device:
@@ -214,6 +228,11 @@ class CudaBackend:
                 calls = self._autotuner.calls(step.operations, self.bind_product)
             self._device.synchronize()
         return CapturedStep(self._device, stream, calls, step)
+
+    @property
+    def epilogue_choices(self) -> list[Any]:
+        """What was measured for each pair of a product and the operation after it, and which way won."""
+        return [] if self._products is None else list(self._autotuner.choices.values())
 
     def bind_product(self, operation: Operation) -> Call:
         """As :meth:`bind`, with products that may be captured."""

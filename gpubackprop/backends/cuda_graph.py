@@ -7,7 +7,10 @@ is the same operations K times over.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpubackprop.step import Step
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
