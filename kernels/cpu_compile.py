@@ -7,7 +7,9 @@ compiled scalar functions), so the kernels are filed under a digest of everythin
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import llvmlite
@@ -67,6 +69,17 @@ def compiled(function: Callable[..., Any], *key: Any) -> Any:
     return kernel
 
 
+def digest_of(kernel: Any) -> str:
+    """Return the digest that a kernel is filed under."""
+    return str(kernel._cache._digest)
+
+
+def is_on_disk(kernel: Any) -> bool:
+    """Return whether a kernel was compiled on this machine before."""
+    cache_file = kernel._cache._cache_file
+    return Path(cache_file._index_path).is_file()
+
+
 def compile_for(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Compile a kernel for these arguments, or load it from disk, without running it; do nothing for a plain function."""
     if hasattr(function, "py_func"):
@@ -116,6 +129,10 @@ class _KeyedCache(caching.FunctionCache):  # type: ignore[misc]
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
-            super().save_overload(sig, data)
+            try:
+                super().save_overload(sig, data)
+            except (EOFError, ValueError, LookupError, pickle.UnpicklingError):  # the index is damaged: begin it anew
+                self.flush()
+                super().save_overload(sig, data)
         except OSError:
             self.disable()

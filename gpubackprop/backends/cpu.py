@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,9 +36,6 @@ class CpuBackend(ReferenceBackend):
         self._scratch: dict[tuple[int, str], Array] = {}
 
     def bind(self, operation: Operation) -> Call:
-        if operation.name == "matmul":
-            arguments = operation.arguments
-            return np.matmul, (arguments["a"], arguments["b"], arguments["out"])
         call: Call = getattr(self, f"_bind_{operation.name}")(**operation.arguments)
         return call
 
@@ -47,7 +45,17 @@ class CpuBackend(ReferenceBackend):
         calls = [self.bind(operation) for operation in step.operations]
         for function, arguments in calls:
             compile_for(function, arguments)
-        return loop(calls)
+        return CpuStep(calls)
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        out = np.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out
+        _run(self._bind_matmul(a, b, out))
+        return out
+
+    def _bind_matmul(self, a: Array, b: Array, out: Array) -> Call:
+        from gpubackprop.kernels.cpu_blas import chooser
+
+        return chooser().kernel(a, b, out), (a, b, out)
 
     def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
         out = np.empty_like(z) if out is None else out
@@ -198,6 +206,38 @@ class CpuBackend(ReferenceBackend):
         from gpubackprop.kernels.cpu import compile_update
 
         return compile_update(optimizer, parameters.dtype), (parameters, gradients, states, scalars)
+
+
+class CpuStep:
+    """A step that is first a loop over its operations, and one compiled function as soon as that pays.
+
+    Compiling a step takes seconds, once per machine; a short run ends before it would have been worth it. So the step is
+    composed when the time spent in the loop has reached ``PATIENCE``, or at once where it is on disk already. The
+    kernels are the same both ways, and so are the bits.
+    """
+
+    PATIENCE = 2.0  # seconds, about what compiling takes
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        from gpubackprop.kernels.cpu_step import ComposedStep
+
+        self.calls = calls
+        self._loop, self._composed = loop(calls), ComposedStep(calls)
+        self._spent = 0.0 if not self._composed.is_cheap else self.PATIENCE
+
+    def __call__(self, times: int = 1) -> None:
+        """Run the step ``times`` times over."""
+        if self._spent >= self.PATIENCE:
+            self._composed(times)
+            return
+        started = time.perf_counter()
+        self._loop(times)
+        self._spent += time.perf_counter() - started
+
+    def compose(self) -> None:
+        """Compile the step now, without running it."""
+        self._composed(0)
+        self._spent = self.PATIENCE
 
 
 def _run(call: Call) -> None:
