@@ -1,0 +1,25 @@
+"""The CUDA kernels' logic in Numba's simulator, on ragged shapes; see ``cuda_simulator.py``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+
+
+@pytest.mark.parametrize("check", ["passes", "losses", "softmax_blocks", "training", "update", "storage"])
+def test_kernels_in_the_simulator_agree_with_the_reference(check: str) -> None:
+    script = Path(__file__).with_name("cuda_simulator.py")
+    result = subprocess.run(
+        [sys.executable, str(script), check],
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
