@@ -195,6 +195,8 @@ def _feed(digest: Any, item: Any, seen: set[int]) -> None:
         digest.update(f"[{len(item)}".encode())
         for part in item:
             _feed(digest, part, seen)
+    elif isinstance(item, set | frozenset):
+        _feed(digest, sorted(item, key=repr), seen)
     elif callable(item) or inspect.ismodule(item):
         digest.update(getattr(item, "__name__", type(item).__name__).encode())
     else:
