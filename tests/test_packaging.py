@@ -1,0 +1,73 @@
+"""What an import costs and claims."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+import gpubackprop as gb
+
+
+def run(code: str, folder: Path) -> str:
+    """Run Python code in a process of its own, away from the repository."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_import_loads_neither_cupy_nor_numba(tmp_path: Path) -> None:
+    code = "import sys, gpubackprop; gpubackprop.available_devices(); print(sorted({m.partition('.')[0] for m in sys.modules}))"
+    loaded = run(code, tmp_path)
+    assert "'gpubackprop'" in loaded
+    for heavy in ("cupy", "numba", "llvmlite", "scipy", "torch", "matplotlib", "rich", "typer", "sklearn"):
+        assert f"'{heavy}'" not in loaded
+
+
+def test_the_reference_needs_no_compiler(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy as np, gpubackprop as gb; m = gb.MLP([3, 4, 2], device='reference');"
+        "m.fit(np.eye(3), [0, 1, 1], epochs=1, progress=False); print('numba' in sys.modules)"
+    )
+    assert run(code, tmp_path) == "False"
+
+
+def test_the_import_takes_less_than_half_a_second(tmp_path: Path) -> None:
+    code = "import time; t = time.perf_counter(); import gpubackprop; print(time.perf_counter() - t)"
+    best, deadline = float("inf"), time.monotonic() + 60
+    for _ in range(5):
+        best = min(best, float(run(code, tmp_path)))
+        if best < 0.5 or time.monotonic() > deadline:
+            break
+    assert best < 0.5
+
+
+def test_kernels_is_not_a_name_of_ours_away_from_the_repository(tmp_path: Path) -> None:
+    code = "import importlib.util as u; print(u.find_spec('kernels'), u.find_spec('gpubackprop.kernels') is not None)"
+    assert run(code, tmp_path) == "None True"
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(hasattr(gb, name) for name in gb.__all__)
+    assert sorted(gb.__all__) == sorted(set(gb.__all__))
+    exported: dict[str, object] = {}
+    exec("from gpubackprop import *", exported)
+    assert set(gb.__all__) <= set(exported)
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert gb.__version__ == version("gpubackprop")
+
+
+def test_types_are_announced() -> None:
+    assert (Path(gb.__file__).parent / "py.typed").is_file()
+
+
+def test_the_backends_are_entry_points() -> None:
+    names = {entry.name: entry.value for entry in entry_points(group="gpubackprop.backends")}
+    assert set(names) >= {"reference", "cpu", "cuda"}
+    for name in ("reference", "cpu"):
+        assert pytest.importorskip(names[name].partition(":")[0])
