@@ -15,6 +15,7 @@ import numpy as np
 from gpubackprop.activations import Activation
 from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
 from gpubackprop.kernels.cpu_compile import SCALAR, compiled, inlined
+from gpubackprop.kernels.cpu_math import vector_math
 from gpubackprop.losses import Loss
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.philox import define_philox
@@ -23,7 +24,7 @@ from gpubackprop.philox import define_philox
 @cache
 def compile_bias_activation_forward(activation: Activation, dtype: np.dtype[Any], in_place: bool) -> Any:
     """Return kernel(z, b, h): z <- z + b, h = phi(z); in place: kernel(z, b), z <- phi(z + b)."""
-    phi = inlined(activation.scalars(dtype, SCALAR)[0])
+    phi = inlined(activation.scalars(dtype, vector_math(dtype))[0])
 
     def forward_in_place(z, b):  # type: ignore[no-untyped-def]
         for i in range(z.shape[0]):
@@ -43,7 +44,7 @@ def compile_bias_activation_forward(activation: Activation, dtype: np.dtype[Any]
 @cache
 def compile_bias_activation_backward(activation: Activation, dtype: np.dtype[Any], in_place: bool) -> Any:
     """Return kernel(dh, s, delta, db), s = h or z as phi' needs; in place: kernel(dh, s, db), dh <- delta."""
-    dphi = inlined(activation.scalars(dtype, SCALAR)[1])
+    dphi = inlined(activation.scalars(dtype, vector_math(dtype))[1])
     zero = dtype.type(0)
 
     def backward_in_place(dh, s, db):  # type: ignore[no-untyped-def]
@@ -76,7 +77,7 @@ def compile_bias_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
 
 
 def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:
-    ell, dell = map(inlined, loss.scalars(dtype, SCALAR))
+    ell, dell = map(inlined, loss.scalars(dtype, vector_math(dtype)))
     zero, one = dtype.type(0), dtype.type(1)
 
     def elementwise_loss(z, b, y, weight, scale, count, out, db, value, scratch):  # type: ignore[no-untyped-def]
@@ -101,9 +102,9 @@ def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
 
 
 def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:
-    target, ell, dell = map(inlined, loss.scalars(dtype, SCALAR))
+    target, ell, dell = map(inlined, loss.scalars(dtype, vector_math(dtype)))
     zero, one = dtype.type(0), dtype.type(1)
-    exp, log = SCALAR.exp, SCALAR.log
+    exp, log = vector_math(dtype).exp, SCALAR.log
 
     def read_index(y, i, j):  # type: ignore[no-untyped-def]
         return one if y[i] == j else zero
@@ -247,7 +248,7 @@ def compile_advance(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
 @cache
 def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
     """Return kernel(parameters, gradients, states, scalars)."""
-    update = inlined(optimizer.define(dtype.type, SCALAR)[1])
+    update = inlined(optimizer.define(dtype.type, vector_math(dtype))[1])
     _, clip_value = optimizer.clipping
     clipped, limit = clip_value is not None, dtype.type(clip_value or 0)
     has0, has1, has2 = (optimizer.n_states > k for k in range(3))
