@@ -80,7 +80,7 @@ def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_
         (["train", "--optimizer", "lbfgs", "--weight-decay", "0.1"], "lbfgs takes no weight_decay"),
         (["train", "--schedule", "cosin"], "unknown schedule 'cosin'"),
         (["train", "--device", "tpu"], "unknown device 'tpu'"),
-        (["train", "--dtype", "float16"], "unknown dtype 'float16'; choose from float32, float64"),
+        (["train", "--dtype", "float16"], "device 'cpu' computes in float32, float64; dtype is 'float16'"),
         (["train", "--learning-rate", "-1"], "learning_rate is -1.0; it must be a number > 0"),
         (["train", "--epochs", "0"], "epochs is 0; it must be a whole number >= 1"),
         (["train", "--batch-size", "0"], "batch_size is 0"),
