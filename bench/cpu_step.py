@@ -11,6 +11,7 @@ after the same steps from the same weights are compared.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -30,15 +31,21 @@ CASES = [
 ]
 LEARNING_RATE = 1e-3
 
+Steps = Callable[[int], object]  # takes some steps and returns the loss of the last
+
 
 def main() -> None:
     """Run all cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--markdown", action="store_true", help="print the table of a stored run and end")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), help="indices of the cases")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu_step.json")
     arguments = parser.parse_args()
+    if arguments.markdown:
+        print(markdown(json.loads(arguments.out.read_text(encoding="utf-8"))["results"]))
+        return
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(arguments.threads)
     if arguments.threads == 1:
@@ -58,7 +65,11 @@ def measure(sizes: tuple[int, ...], n: int, rounds: int, threads: int) -> dict[s
     rng = np.random.default_rng(0)
     X = rng.standard_normal((n, sizes[0])).astype(np.float32)
     y = rng.integers(0, sizes[-1], n)
-    contestants = {"products": products(sizes, n), "gpubackprop": ours(sizes, X, y, "cpu")}
+    contestants = {
+        "products": products(sizes, n),
+        "gpubackprop": ours(sizes, X, y, "cpu"),
+        "loop": ours(sizes, X, y, "cpu", composed=False),
+    }
     losses = {}
     for name, make in (("numpy", lambda *a: ours(*a, "reference")), ("torch", torch_step), ("jax", jax_step)):
         try:
@@ -66,10 +77,9 @@ def measure(sizes: tuple[int, ...], n: int, rounds: int, threads: int) -> dict[s
         except ImportError:
             print(f"{name}: not installed, left out", file=sys.stderr)
     for name, step in contestants.items():
-        for _ in range(3):
-            loss = step()
+        loss = step(3)
         if name != "products":
-            losses[name] = float(loss)
+            losses[name] = float(loss)  # type: ignore[arg-type]
     spread = max(losses.values()) - min(losses.values())
     if spread > 1e-3:
         raise SystemExit(f"the contestants disagree on the loss after 3 steps: {losses}")
@@ -92,45 +102,66 @@ def measure(sizes: tuple[int, ...], n: int, rounds: int, threads: int) -> dict[s
     }  # fmt: skip
 
 
-def once(step: Callable[[], object], repeats: int) -> float:
-    """Return the seconds of one call, as the mean of ``repeats``."""
+def once(step: Steps, repeats: int) -> float:
+    """Return the seconds of one step, as the mean of ``repeats``."""
     started = time.perf_counter()
-    for _ in range(repeats):
-        step()
+    step(repeats)
     return (time.perf_counter() - started) / repeats
 
 
-def products(sizes: tuple[int, ...], n: int) -> Callable[[], object]:
+def repeated(one: Callable[[], object]) -> Steps:
+    """Return a function that takes some steps, one call each, as a training loop in Python does."""
+
+    def steps(times: int) -> object:
+        for _ in range(times):
+            result = one()
+        return result
+
+    return steps
+
+
+def products(sizes: tuple[int, ...], n: int) -> Steps:
     """The floor: the matrix products of a step and nothing else, ``numpy.matmul(..., out=)``."""
+    import numpy as np
+
     import gpubackprop as gb
 
     step = gb.MLP(sizes).step(n)
-    calls = [gb.get_backend("cpu").bind(op) for op in step.operations if op.name == "matmul"]  # type: ignore[attr-defined]
+    calls = [op.arguments for op in step.operations if op.name == "matmul"]
+    triples = [(a["a"], a["b"], a["out"]) for a in calls]
 
     def run() -> None:
-        for function, arguments in calls:
-            function(*arguments)
+        for a, b, out in triples:
+            np.matmul(a, b, out=out)
 
-    return run
+    return repeated(run)
 
 
-def ours(sizes: tuple[int, ...], X: object, y: object, device: str) -> Callable[[], object]:
-    """Forward, softmax cross-entropy, backward and SGD through a compiled step."""
+def ours(sizes: tuple[int, ...], X: object, y: object, device: str, *, composed: bool = True) -> Steps:
+    """Forward, softmax cross-entropy, backward and SGD: a step compiled into one function, or one call per operation."""
     import gpubackprop as gb
 
     step = gb.MLP(sizes, device=device).step(len(X), gb.SGD(LEARNING_RATE))  # type: ignore[arg-type]
     step.names.array("X")[...] = X
     step.names.array("y")[...] = y
     run, value = step.compile(), step.names.array("loss")
+    if device == "cpu":
+        run = composed_run(run) if composed else run._loop  # type: ignore[attr-defined]
 
-    def one() -> object:
-        run()
+    def steps(times: int) -> object:
+        run(times)
         return value[0]
 
-    return one
+    return steps
 
 
-def torch_step(sizes: tuple[int, ...], X: object, y: object) -> Callable[[], object]:
+def composed_run(run: object) -> object:
+    """Return a CPU step that is compiled into one function already."""
+    run.compose()  # type: ignore[attr-defined]
+    return run
+
+
+def torch_step(sizes: tuple[int, ...], X: object, y: object) -> Steps:
     """The same step in eager PyTorch."""
     import torch
 
@@ -138,7 +169,7 @@ def torch_step(sizes: tuple[int, ...], X: object, y: object) -> Callable[[], obj
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     layers: list[torch.nn.Module] = []
-    for d_in, d_out in zip(sizes, sizes[1:], strict=False):
+    for d_in, d_out in itertools.pairwise(sizes):
         layers += [torch.nn.Linear(d_in, d_out), torch.nn.ReLU()]
     net = torch.nn.Sequential(*layers[:-1])
     state = gb.MLP(sizes).state_dict()
@@ -156,10 +187,10 @@ def torch_step(sizes: tuple[int, ...], X: object, y: object) -> Callable[[], obj
         optimizer.step()
         return value.detach()
 
-    return one
+    return repeated(one)
 
 
-def jax_step(sizes: tuple[int, ...], X: object, y: object) -> Callable[[], object]:
+def jax_step(sizes: tuple[int, ...], X: object, y: object) -> Steps:
     """The same step under ``jax.jit``, parameters donated."""
     import jax
     import jax.numpy as jnp
@@ -189,7 +220,20 @@ def jax_step(sizes: tuple[int, ...], X: object, y: object) -> Callable[[], objec
         jax.block_until_ready(theta)
         return value
 
-    return one
+    return repeated(one)
+
+
+def markdown(results: list[dict[str, object]]) -> str:
+    """Return the table of the README."""
+    peers = list(results[0]["peer_over_gpubackprop"])
+    lines = [
+        f"| layers | batch | over the products alone | {' | '.join(f'{p} / ours' for p in peers)} |",
+        "|---|---|---|" + "---|" * len(peers),
+    ]
+    for r in results:
+        ratios = " | ".join(f"{r['peer_over_gpubackprop'][p]:.2f}x" for p in peers)
+        lines.append(f"| {r['layers']} | {r['batch']} | {r['gpubackprop_over_products']:.2f}x | {ratios} |")
+    return "\n".join(lines)
 
 
 def environment(threads: int) -> dict[str, object]:
@@ -212,7 +256,9 @@ def environment(threads: int) -> dict[str, object]:
 
 def print_table(results: list[dict[str, object]]) -> None:
     """Print times in microseconds and ratios."""
-    print(f"{'layers':18s} {'batch':>5s} {'products':>10s} {'gpubackprop':>12s} {'over products':>14s}   peer / gpubackprop")
+    print(
+        f"{'layers':18s} {'batch':>5s} {'products':>10s} {'gpubackprop':>12s} {'over products':>14s}   peer / gpubackprop"
+    )
     for r in results:
         us = r["microseconds"]
         peers = "  ".join(f"{name} {value:.2f}x" for name, value in r["peer_over_gpubackprop"].items())
