@@ -14,7 +14,9 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd $(VENV) && bin/mypy --strict -p gpubackprop --config-file ../pyproject.toml
+	# mypy sees a package as it is installed: kernels/ inside gpubackprop/
+	rm -rf build/typed && mkdir -p build/typed && cp -r gpubackprop build/typed && cp -r kernels build/typed/gpubackprop/kernels
+	cd build/typed && $(abspath $(BIN))/mypy --strict --config-file ../../pyproject.toml -p gpubackprop
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/cpu_step.py
