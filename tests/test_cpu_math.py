@@ -27,7 +27,12 @@ def test_functions_are_right_to_a_few_units_in_the_last_place(name, dtype):
     rng = np.random.default_rng(0)
     info = np.finfo(dtype)
     end = np.log(info.max)
-    parts = [np.linspace(-end - 20, end + 20, 40_001), np.linspace(-1, 1, 20_001), 10.0 ** -np.arange(30), rng.normal(size=5000)]
+    parts = [
+        np.linspace(-end - 20, end + 20, 40_001),
+        np.linspace(-1, 1, 20_001),
+        10.0 ** -np.arange(30),
+        rng.normal(size=5000),
+    ]
     x = np.concatenate([*parts, -parts[2]]).astype(dtype)
     y = apply(name, x)
     with np.errstate(over="ignore", under="ignore"):
