@@ -251,14 +251,14 @@ else:
         @intrinsic
         def load1(typingctx, p, i):  # type: ignore[no-untyped-def]
             def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-                return _widen(builder, storage, builder.load(pointer(builder, *arguments, element)))
+                return _widen(builder, storage, builder.load(pointer(builder, arguments[0], arguments[1], element)))
 
             return compute(p, types.int64), codegen
 
         @intrinsic
         def store1(typingctx, p, i, x):  # type: ignore[no-untyped-def]
             def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-                builder.store(_narrow(builder, storage, arguments[2]), pointer(builder, *arguments[:2], element))
+                builder.store(_narrow(builder, storage, arguments[2]), pointer(builder, arguments[0], arguments[1], element))
                 return context.get_dummy_value()
 
             return types.void(p, types.int64, compute), codegen
