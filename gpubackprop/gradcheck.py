@@ -146,14 +146,14 @@ def _loss_at(step: Step, run: Any, source: str, change: Array) -> float:
     parameter = source[0] in "Wb"
     if parameter:
         array += change
-    todo = not parameter
+    pending = not parameter
     for operation in step.operations:
         if operation.phase == "backward":
             break
         run(operation)
-        if todo and source in operation.writes:
+        if pending and source in operation.writes:
             array += change
-            todo = False
+            pending = False
     if parameter:
         array -= change
     return float(step.names.array("loss")[0])

@@ -107,15 +107,15 @@ class Autotuner:
     def calls(self, operations: Sequence[Operation], bind: Callable[[Operation], Call]) -> list[Call]:
         """Return the calls of a step, with an epilogue wherever it won."""
         result: list[Call] = []
-        todo = list(operations)
-        while todo:
-            first = todo.pop(0)
-            pair = None if self.mode == "off" or not todo else fused_call(self.products, first, todo[0], self.mode)
+        pending = list(operations)
+        while pending:
+            first = pending.pop(0)
+            pair = None if self.mode == "off" or not pending else fused_call(self.products, first, pending[0], self.mode)
             if pair is not None:
-                plain = [bind(first), bind(todo[0])]
+                plain = [bind(first), bind(pending[0])]
                 name, fused = pair
                 if self._choose(name, plain, fused).fused:
-                    todo.pop(0)
+                    pending.pop(0)
                     result.append(fused)
                     continue
             result.append(bind(first))
