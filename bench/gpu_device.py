@@ -160,7 +160,6 @@ def environment(backend: Any) -> dict[str, Any]:
     """Return the device, the driver, the libraries and the settings that the numbers depend on."""
     index = int(backend.device.split(":")[1])
     device, properties = cupy.cuda.Device(index), cupy.cuda.runtime.getDeviceProperties(index)
-    products = getattr(backend, "_products", None)
     runtime = cupy.cuda.runtime.runtimeGetVersion()
     return {
         "gpu": properties["name"].decode(),
@@ -177,15 +176,11 @@ def environment(backend: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: installed(name) for name in (*PACKAGES, *cupy_wheels())},
-        "tf32": {"gpubackprop": bool(products and products.tf32), "cupy": os.environ.get("CUPY_TF32") == "1"},
+        "tf32": {"gpubackprop": "where dtype is tf32", "cupy": os.environ.get("CUPY_TF32") == "1"},
         "commit": commit(),
     }
 
 
-def epilogues(backend: Any) -> dict[str, Any]:
+def epilogues(backend: Any) -> list[dict[str, Any]]:
     """Return which products end with the next operation, what was measured for each, and why it was chosen."""
-    tuner = getattr(backend, "_autotuner", None)
-    if tuner is None:
-        return {"mode": "off", "reason": "nvmath-python is not installed", "choices": {}}
-    choices = {name: dict(vars(choice)) for name, choice in tuner.choices.items()}
-    return {"mode": tuner.mode, "choices": choices}
+    return [dict(vars(choice)) for choice in getattr(backend, "epilogue_choices", [])]
