@@ -50,15 +50,15 @@ def keep_threshold(rate: float) -> int:
     return min(int((1.0 - rate) * 2.0**32), 0xFFFFFFFF)
 
 
-def random_uint32(n: int, seed: int, step: int, stream: int) -> Array:
-    """Return n random uint32: element e is word e mod 4 of the block with counter (e // 4, step, stream) and key seed.
+def random_uint32(n: int, seed: int, step: int, stream: int, first_block: int = 0) -> Array:
+    """Return n random uint32: element e is word e mod 4 of the block with counter (first_block + e // 4, step, stream), key seed.
 
     Shapes
     ------
     returns (n,) uint32
     """
     philox = define_philox(lambda x: x.astype(np.uint32), lambda x: x.astype(np.uint64))
-    block = np.arange(-(-n // 4), dtype=np.uint64)
+    block = np.arange(first_block, first_block - (-n // 4), dtype=np.uint64)
     word = np.ones(1, np.uint32)
     low, high = split_seed(seed)
     words = philox(

@@ -144,6 +144,7 @@ class Recorder:
         db: Array,
         value: Array,
         scalars: Array | None = None,
+        samples: int | None = None,
     ) -> tuple[Array, Array, Array]:
         of = self.names.of
         kept = [] if address(z) == address(out) else [z]
@@ -153,7 +154,7 @@ class Recorder:
         )
         arguments = {
             "z": z, "b": b, "y": y, "loss": loss, "weight": weight, "out": out, "db": db, "value": value,
-            "scalars": scalars,
+            "scalars": scalars, "samples": samples,
         }  # fmt: skip
         self._add("bias_loss", arguments, equation, [z, b, y, weight, scalars], [*kept, value, out, db], 5 * z.size)
         return value, out, db
@@ -163,10 +164,13 @@ class Recorder:
         self._add("normalize_weights", {"weight": weight, "out": out}, equation, [weight], [out], 2 * weight.size)
         return out
 
-    def dropout(self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array) -> Array:
+    def dropout(
+        self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array, first_block: int = 0
+    ) -> Array:
         equation = f"{self.names.of(out)} = dropout({self.names.of(x)}, {rate})"
         arguments = {
             "x": x, "rate": rate, "seed": seed, "layer": layer, "counters": counters, "out": out,
+            "first_block": first_block,
         }  # fmt: skip
         self._add("dropout", arguments, equation, [x, counters], [out], x.size)
         return out
@@ -186,6 +190,13 @@ class Recorder:
                 2 * out.nbytes + len(out) * order.itemsize,
             )
         )
+        return out
+
+    def accumulate(self, total: Array | None, term: Array, out: Array) -> Array:
+        of = self.names.of
+        equation = f"{of(out)} = {of(term) if total is None else f'{of(total)} + {of(term)}'}"
+        arguments = {"total": total, "term": term, "out": out}
+        self._add("accumulate", arguments, equation, [total, term], [out], 0 if total is None else term.size)
         return out
 
     def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:

@@ -169,15 +169,15 @@ def compile_normalize_weights(dtype: np.dtype[Any]) -> Any:
 
 @cache
 def compile_dropout(dtype: np.dtype[Any]) -> Any:
-    """Return kernel(x, threshold, scale, seed_low, seed_high, layer, counters, out) on flat arrays."""
+    """Return kernel(x, threshold, scale, seed_low, seed_high, layer, counters, out, first_block) on flat arrays."""
     philox = inlined(define_philox(np.uint32, np.uint64))
     zero, u32, u64, high = dtype.type(0), np.uint32, np.uint64, np.uint64(32)
 
-    def dropout(x, threshold, scale, seed_low, seed_high, layer, counters, out):  # type: ignore[no-untyped-def]
+    def dropout(x, threshold, scale, seed_low, seed_high, layer, counters, out, first_block):  # type: ignore[no-untyped-def]
         step = u32(counters[STEPS])
         words = np.empty(4, np.uint32)
         for first in range(0, x.size, 4):
-            block = u64(first // 4)
+            block = u64(first_block + first // 4)
             words[0], words[1], words[2], words[3] = philox(
                 u32(block), u32(block >> high), step, u32(layer), u32(seed_low), u32(seed_high)
             )
@@ -204,6 +204,21 @@ def compile_gather(dtype: np.dtype[Any], ndim: int) -> Any:
             out[i] = source[order[first + i]]
 
     return compiled(gather_rows if ndim == 2 else gather_values, dtype.name)
+
+
+@cache
+def compile_accumulate(dtype: np.dtype[Any], first: bool) -> Any:
+    """Return kernel(total, term, out): out = total + term; for the first term kernel(term, out): out = term."""
+
+    def copy(term, out):  # type: ignore[no-untyped-def]
+        for i in range(term.size):
+            out[i] = term[i]
+
+    def accumulate(total, term, out):  # type: ignore[no-untyped-def]
+        for i in range(term.size):
+            out[i] = total[i] + term[i]
+
+    return compiled(copy if first else accumulate, dtype.name)
 
 
 @cache

@@ -58,9 +58,10 @@ def normalize_weights(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
 
 @cache
 def dropout(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
-    """kernel(x, out, counters, threshold, scale, low, high, layer, n): four elements and one Philox block per thread.
+    """kernel(x, out, counters, threshold, scale, low, high, layer, n, first): four elements and one Philox block per thread.
 
-    ``out`` may be ``x``. A width of 1 is for addresses off 16 bytes; whatever the width, n may be any number.
+    ``out`` may be ``x``; its random numbers begin at block ``first``. A width of 1 is for addresses off 16 bytes; whatever
+    the width, n may be any number.
     """
     storage = storage_of(dtype)
     load, store, load1, store1 = access(storage, width)
@@ -69,7 +70,7 @@ def dropout(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
     parts = 4 // width
 
     @unrolled
-    def kernel(x, out, counters, threshold, scale, low, high, layer, n):  # type: ignore[no-untyped-def]
+    def kernel(x, out, counters, threshold, scale, low, high, layer, n, first):  # type: ignore[no-untyped-def]
         r = cuda.local.array(4, real)
         word = cuda.local.array(4, numba.uint32)
         k0 = uint32(low)
@@ -79,7 +80,7 @@ def dropout(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
         bound = uint32(threshold)
         block = numba.int64(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
         while block * 4 < n:
-            w0, w1, w2, w3 = philox(uint32(block), uint32(block >> 32), c2, c3, k0, k1)
+            w0, w1, w2, w3 = philox(uint32(block + first), uint32((block + first) >> 32), c2, c3, k0, k1)
             word[0] = w0
             word[1] = w1
             word[2] = w2
@@ -97,8 +98,40 @@ def dropout(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
                         store1(out, block * 4 + k, where(word[k] < bound, load1(x, block * 4 + k) * scale, zero))
             block += cuda.gridDim.x * cuda.blockDim.x
 
-    signature = f"{storage}* {storage}* i8* i8 {storage} i8 i8 i8 i8"
+    signature = f"{storage}* {storage}* i8* i8 {storage} i8 i8 i8 i8 i8"
     return Source(label("dropout", storage, f"v{width}"), kernel, signature)
+
+
+@cache
+def accumulate(dtype: np.dtype[Any], width: int, first: bool) -> Source:
+    """kernel(total, term, out, size): out = total + term, or (``first``) term; ``out`` may be either."""
+    storage = storage_of(dtype)
+    load, store, load1, store1 = access(storage, width)
+    real = numba.from_dtype(dtype)
+
+    @unrolled
+    def kernel(total, term, out, size):  # type: ignore[no-untyped-def]
+        a = cuda.local.array(width, real)
+        b = cuda.local.array(width, real)
+        thread = numba.int64(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
+        i = thread * width
+        whole = size - size % width
+        while i < whole:
+            load(b, 0, term, i)
+            if not first:
+                load(a, 0, total, i)
+                for k in static_range(width):
+                    b[k] = a[k] + b[k]
+            store(out, i, b, 0)
+            i += cuda.gridDim.x * cuda.blockDim.x * width
+        if width > 1 and whole + thread < size:
+            x = load1(term, whole + thread)
+            if not first:
+                x = load1(total, whole + thread) + x
+            store1(out, whole + thread, x)
+
+    name = label("accumulate", storage, "first" if first else "", f"v{width}")
+    return Source(name, kernel, f"{storage}* {storage}* {storage}* i8")
 
 
 @cache

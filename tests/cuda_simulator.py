@@ -143,7 +143,7 @@ def check_training() -> None:
     for dtype, width, n in ((F4, 4, 43), (F8, 2, 40), (F8, 1, 1)):
         x, counters = normal(n, dtype), np.array([7, 2])
         expected = REFERENCE.dropout(x, 0.3, 2**40 + 3, 1, counters)
-        numbers = (keep_threshold(0.3), dtype.type(1 / 0.7), *split_seed(2**40 + 3), 1, n)
+        numbers = (keep_threshold(0.3), dtype.type(1 / 0.7), *split_seed(2**40 + 3), 1, n, 0)
         source = cuda_training.dropout(dtype, width, THREADS)
         np.testing.assert_array_equal(launch(source, (2, 1), (8, 1), x, x, counters, *numbers)[1], expected)
 

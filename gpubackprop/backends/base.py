@@ -70,6 +70,10 @@ class Backend(Protocol):
         """Wait until the device has done all work queued so far."""
         ...
 
+    def memory(self) -> tuple[int, int] | None:
+        """Return the bytes that may still be allocated on this device and all it has, or None for the host's memory."""
+        ...
+
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Return a new array of zeros on this device, aligned to 64 bytes."""
         ...
@@ -122,12 +126,14 @@ class Backend(Protocol):
         db: Array | None = None,
         value: Array | None = None,
         scalars: Array | None = None,
+        samples: int | None = None,
     ) -> tuple[Array, Array, Array]:
         """o = z + b; value = loss(o, y); do = d value / do; db = sum over rows of do, in one pass over the outputs.
 
         ``z`` becomes o in place, unless ``out`` is ``z``: then only do is kept. Under the reduction ``"mean"``,
         ``weight`` comes from :meth:`normalize_weights`. The sum in ``value[1]`` grows by n times the mean, or by the sum.
-        With ``scalars``, do and db, not the value, are multiplied by the loss scale ``scalars[SCALE]``.
+        With ``scalars``, do and db, not the value, are multiplied by the loss scale ``scalars[SCALE]``. Where the rows are a
+        part of a mini-batch of ``samples`` samples, the mean is over those, and the value is this part's share of it.
 
         Shapes
         ------
@@ -145,12 +151,22 @@ class Backend(Protocol):
         """
         ...
 
-    def dropout(self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array | None = None) -> Array:
+    def dropout(
+        self,
+        x: Array,
+        rate: float,
+        seed: int,
+        layer: int,
+        counters: Array,
+        out: Array | None = None,
+        first_block: int = 0,
+    ) -> Array:
         """out = x / (1 - rate) where a random number of this step keeps the element, else 0. ``out`` may be ``x``.
 
         The mask depends on seed, layer, ``counters[STEPS]`` and the element's position alone, so the backward pass calls
         the same method on the gradient, and every device drops the same elements. Source: Srivastava et al. (2014),
-        inverted; see :mod:`gpubackprop.philox`.
+        inverted; see :mod:`gpubackprop.philox`. Four elements share a block of random numbers; where x is a part of the rows
+        of a mini-batch, it begins at element 4 ``first_block`` of them all.
         """
         ...
 
@@ -160,6 +176,15 @@ class Backend(Protocol):
         Shapes
         ------
         source : (N, ...); order : (N,) int64; out : (n, ...) (must be given)
+        """
+        ...
+
+    def accumulate(self, total: Array | None, term: Array, out: Array) -> Array:
+        """out = total + term, or term where there is no total yet; ``out`` may be either.
+
+        Shapes
+        ------
+        total, term, out : (size,) real or float64
         """
         ...
 

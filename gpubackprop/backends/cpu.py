@@ -103,11 +103,12 @@ class CpuBackend(ReferenceBackend):
         db: Array | None = None,
         value: Array | None = None,
         scalars: Array | None = None,
+        samples: int | None = None,
     ) -> tuple[Array, Array, Array]:
         out = np.empty_like(z) if out is None else out
         db = np.empty(z.shape[1], z.dtype) if db is None else db
         value = np.zeros(2) if value is None else value
-        _run(self._bind_bias_loss(z, b, y, loss, weight, out, db, value, scalars))
+        _run(self._bind_bias_loss(z, b, y, loss, weight, out, db, value, scalars, samples))
         return value, out, db
 
     def _bind_bias_loss(
@@ -121,10 +122,11 @@ class CpuBackend(ReferenceBackend):
         db: Array,
         value: Array,
         scalars: Array | None,
+        samples: int | None = None,
     ) -> Call:
         from gpubackprop.kernels.cpu import compile_bias_loss
 
-        n, d = z.shape
+        n, d = samples or len(z), z.shape[1]
         kernel = compile_bias_loss(loss, z.dtype, y.ndim == 1, weight is not None, address(z) == address(out))
         scratch = self._scratch.setdefault((d, z.dtype.name), np.empty((2, d), z.dtype))
         scale = z.dtype.type(loss.scale(n, d, weight is not None))
@@ -141,16 +143,27 @@ class CpuBackend(ReferenceBackend):
 
         return compile_normalize_weights(weight.dtype), (weight, out)
 
-    def dropout(self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array | None = None) -> Array:
+    def dropout(
+        self,
+        x: Array,
+        rate: float,
+        seed: int,
+        layer: int,
+        counters: Array,
+        out: Array | None = None,
+        first_block: int = 0,
+    ) -> Array:
         out = np.empty_like(x) if out is None else out
-        _run(self._bind_dropout(x, rate, seed, layer, counters, out))
+        _run(self._bind_dropout(x, rate, seed, layer, counters, out, first_block))
         return out
 
-    def _bind_dropout(self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array) -> Call:
+    def _bind_dropout(
+        self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array, first_block: int = 0
+    ) -> Call:
         from gpubackprop.kernels.cpu import compile_dropout
 
         scale, (low, high) = x.dtype.type(1 / (1 - rate)), split_seed(seed)
-        flat = x.reshape(-1), keep_threshold(rate), scale, low, high, layer, counters, out.reshape(-1)
+        flat = x.reshape(-1), keep_threshold(rate), scale, low, high, layer, counters, out.reshape(-1), first_block
         return compile_dropout(x.dtype), flat
 
     def gather(self, source: Array, order: Array, counters: Array, out: Array | None = None) -> Array:
@@ -162,6 +175,16 @@ class CpuBackend(ReferenceBackend):
         from gpubackprop.kernels.cpu import compile_gather
 
         return compile_gather(out.dtype, out.ndim), (source, order, counters, out)
+
+    def accumulate(self, total: Array | None, term: Array, out: Array) -> Array:
+        _run(self._bind_accumulate(total, term, out))
+        return out
+
+    def _bind_accumulate(self, total: Array | None, term: Array, out: Array) -> Call:
+        from gpubackprop.kernels.cpu import compile_accumulate
+
+        arguments = (term, out) if total is None else (total, term, out)
+        return compile_accumulate(term.dtype, total is None), arguments
 
     def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
         _run(self._bind_clip(gradients, max_norm, scalars, loss_scaling))

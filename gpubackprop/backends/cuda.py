@@ -105,6 +105,11 @@ class CudaBackend:
     def synchronize(self) -> None:
         self._device.synchronize()
 
+    def memory(self) -> tuple[int, int] | None:
+        with self._device:
+            free, total = cupy.cuda.runtime.memGetInfo()
+            return free + cupy.get_default_memory_pool().free_bytes(), total
+
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         with self._device:
             return cupy.zeros(shape, dtype)
@@ -150,12 +155,13 @@ class CudaBackend:
         db: Array | None = None,
         value: Array | None = None,
         scalars: Array | None = None,
+        samples: int | None = None,
     ) -> tuple[Array, Array, Array]:
         with self._device:
             out = cupy.empty_like(z) if out is None else out
             db = cupy.empty(z.shape[1], z.dtype) if db is None else db
             value = cupy.zeros(2) if value is None else value
-            self._run(self._bias_loss(z, b, y, loss, weight, out, db, value, scalars))
+            self._run(self._bias_loss(z, b, y, loss, weight, out, db, value, scalars, samples))
         return value, out, db
 
     def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
@@ -164,16 +170,30 @@ class CudaBackend:
             self._run(self._normalize_weights(weight, out))
         return out
 
-    def dropout(self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array | None = None) -> Array:
+    def dropout(
+        self,
+        x: Array,
+        rate: float,
+        seed: int,
+        layer: int,
+        counters: Array,
+        out: Array | None = None,
+        first_block: int = 0,
+    ) -> Array:
         with self._device:
             out = cupy.empty_like(x) if out is None else out
-            self._run(self._dropout(x, rate, seed, layer, counters, out))
+            self._run(self._dropout(x, rate, seed, layer, counters, out, first_block))
         return out
 
     def gather(self, source: Array, order: Array, counters: Array, out: Array | None = None) -> Array:
         assert out is not None
         with self._device:
             self._run(self._gather(source, order, counters, out))
+        return out
+
+    def accumulate(self, total: Array | None, term: Array, out: Array) -> Array:
+        with self._device:
+            self._run(self._accumulate(total, term, out))
         return out
 
     def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
@@ -282,6 +302,7 @@ class CudaBackend:
         db: Array,
         value: Array,
         scalars: Array | None,
+        samples: int | None = None,
     ) -> list[Launch]:
         n, d, dtype = *self._matrix("z", z), z.dtype
         indices, weighted, keep = y.ndim == 1 and loss.family == "softmax", weight is not None, _at(out) != _at(z)
@@ -290,7 +311,7 @@ class CudaBackend:
         self._require(np.dtype(np.float64), value=(value, (2,)))
         if weighted:
             self._require(dtype, weight=(weight, (n,)))
-        scale = loss.scale(n, d, weighted)
+        scale = loss.scale(samples or n, d, weighted)
         vectors = (_at(z), _at(b), _at(out)) if indices else (_at(z), _at(b), _at(out), _at(y))
         width = passes.width_of(dtype, d, *vectors)
         inputs = [_at(z), _at(b), _at(y), _at(weight) if weighted else 0, _at(out)]
@@ -320,7 +341,7 @@ class CudaBackend:
             room = self._room(count + rows * d, dtype)
             losses, partial = _at(room), _at(room) + count * dtype.itemsize
             first.append(self._launch(source, grid, block, *inputs, partial, losses, *numbers, scratch=room))
-        growth = float(n) if loss.reduction == "mean" else 1.0
+        growth = float(samples or n) if loss.reduction == "mean" else 1.0
         columns, rows_at_once = passes.block_shape(d, passes.SUM_COLUMNS)
         finish = self._launch(
             cuda_loss.finish_loss(dtype), (-(-d // columns) + 1, 1), (columns, rows_at_once),
@@ -334,14 +355,26 @@ class CudaBackend:
         source = cuda_training.normalize_weights(dtype)
         return [self._launch(source, (1, 1), (passes.THREADS, 1), _at(weight), _at(out), n)]
 
-    def _dropout(self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array) -> list[Launch]:
+    def _dropout(
+        self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array, first_block: int = 0
+    ) -> list[Launch]:
         n, dtype = x.size, check_dtype(x.dtype)
         self._require(dtype, x=(x, x.shape), out=(out, x.shape))
         self._require(np.dtype(np.int64), counters=(counters, (2,)))
         source = cuda_training.dropout(dtype, passes.width_of(dtype, 4, _at(x), _at(out)))
-        numbers = [keep_threshold(rate), dtype.type(1 / (1 - rate)), *split_seed(seed), layer, n]
+        numbers = [keep_threshold(rate), dtype.type(1 / (1 - rate)), *split_seed(seed), layer, n, first_block]
         grid = (self._flat_grid(-(-n // 4)), 1)
         return [self._launch(source, grid, (passes.THREADS, 1), _at(x), _at(out), _at(counters), *numbers)]
+
+    def _accumulate(self, total: Array | None, term: Array, out: Array) -> list[Launch]:
+        size, dtype = term.size, check_dtype(term.dtype)
+        self._require(dtype, term=(term, (size,)), out=(out, (size,)))
+        first, a = total is None, term if total is None else total
+        self._require(dtype, total=(a, (size,)))
+        width = passes.width_of(dtype, passes.VECTOR_BYTES, _at(a), _at(term), _at(out))
+        source = cuda_training.accumulate(dtype, width, first)
+        grid = (self._flat_grid(-(-size // width)), 1)
+        return [self._launch(source, grid, (passes.THREADS, 1), _at(a), _at(term), _at(out), size)]
 
     def _gather(self, source: Array, order: Array, counters: Array, out: Array) -> list[Launch]:
         size, rows, n = len(order), len(source), len(out)

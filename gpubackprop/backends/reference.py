@@ -53,6 +53,9 @@ class ReferenceBackend:
     def synchronize(self) -> None:
         return None
 
+    def memory(self) -> tuple[int, int] | None:
+        return None
+
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         block = np.zeros(nbytes + ALIGNMENT, np.uint8)
@@ -94,9 +97,10 @@ class ReferenceBackend:
         db: Array | None = None,
         value: Array | None = None,
         scalars: Array | None = None,
+        samples: int | None = None,
     ) -> tuple[Array, Array, Array]:
         value = np.zeros(2) if value is None else value
-        n, d = z.shape
+        n, d = samples or len(z), z.shape[1]
         o = _wide(z) + _wide(b)
         z[...] = o
         ell, do = loss.per_sample(o, y)
@@ -112,8 +116,17 @@ class ReferenceBackend:
     def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
         return _store(weight / weight.sum(), out)
 
-    def dropout(self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array | None = None) -> Array:
-        random = random_uint32(x.size, seed, int(counters[STEPS]), layer).reshape(x.shape)
+    def dropout(
+        self,
+        x: Array,
+        rate: float,
+        seed: int,
+        layer: int,
+        counters: Array,
+        out: Array | None = None,
+        first_block: int = 0,
+    ) -> Array:
+        random = random_uint32(x.size, seed, int(counters[STEPS]), layer, first_block).reshape(x.shape)
         keep = random < keep_threshold(rate)
         scale = real_of(x.dtype).type(1 / (1 - rate))
         return _store(np.where(keep, _wide(x) * scale, scale * 0), out, x.dtype)
@@ -122,6 +135,9 @@ class ReferenceBackend:
         assert out is not None
         first = int(counters[CURSOR])
         return np.take(source, order[first : first + len(out)], axis=0, out=out, mode="clip")
+
+    def accumulate(self, total: Array | None, term: Array, out: Array) -> Array:
+        return _store(term if total is None else total + term, out)
 
     def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
