@@ -33,6 +33,11 @@ _MODULES = (
 _PACKAGES = ("numba", "numba-cuda", "llvmlite", "nvidia-cuda-nvcc-cu12", "nvidia-nvvm", "nvidia-cuda-nvcc")
 
 
+THREADS = 256
+"""Threads of a block."""
+_LAUNCH_BOUNDS = (THREADS, 2)  # at least two blocks to a multiprocessor: at most 128 registers a thread
+
+
 class Source(NamedTuple):
     """A kernel before compilation.
 
@@ -63,7 +68,9 @@ def compile_ptx(source: Source, capability: tuple[int, int]) -> str:
     """Return the PTX of a kernel for a compute capability, with the kernel's readable name as its entry."""
     signature = numba.void(*map(_numba_type, source.signature.split()))
     # abi="numba" is the only one for kernels; with pointers and numbers it has one parameter for each argument.
-    ptx, _ = cuda.compile(source.function, signature, cc=capability, abi="numba", device=False)
+    ptx, _ = cuda.compile(
+        source.function, signature, cc=capability, abi="numba", device=False, launch_bounds=_LAUNCH_BOUNDS
+    )
     entry = re.search(r"\.visible \.entry (\w+)\(", ptx)
     assert entry is not None
     return str(ptx).replace(entry[1], source.name)

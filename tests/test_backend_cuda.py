@@ -58,7 +58,8 @@ def normal(rng: np.random.Generator, shape: Any, dtype: str) -> np.ndarray:
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation_passes_agree_with_the_reference(name: str, dtype: str, cuda: Any, rng: Any) -> None:
     activation = ACTIVATIONS[name]
-    for n, d in [(33, 257), (9, 64)] if name not in ("relu", "gelu") else SHAPES:
+    every = name in ("relu", "gelu")  # the others: 16-byte access in float32, one element in float64
+    for n, d in SHAPES if every else [(9, 64)] if dtype == "float32" else [(33, 257)]:
         z, b, dh = normal(rng, (n, d), dtype), normal(rng, d, dtype), normal(rng, (n, d), dtype)
         z[0, 0] = np.nan
         o = z.copy()
@@ -112,7 +113,8 @@ def test_losses_agree_with_the_reference(
     loss = LOSSES[name](reduction="sum") if weighted and indices else LOSSES[name]
     if name == "softmax_cross_entropy":
         loss = loss(label_smoothing=0.1)
-    shapes = [(33, 10), (4, 300)] if loss.family == "softmax" else [(33, 257), (70, 64)]
+    shapes = [(33, 10), (4, 300)] if loss.family == "softmax" else [(70, 64), (33, 257)]
+    shapes = shapes if dtype == "float32" else shapes[:1]
     if (name, weighted, dtype) == ("softmax_cross_entropy", False, "float32") and indices:
         shapes += [*SHAPES, (140, 260)]  # every width of a row, and more rows than one launch adds up
     for n, d in shapes:
@@ -124,11 +126,12 @@ def test_losses_agree_with_the_reference(
         ell, _ = loss.per_sample(o, y)
         on = {"y": cuda.asarray(y), "weight": None if weight is None else cuda.asarray(weight)}
 
-        z_kept, z_lost = cuda.asarray(z), cuda.asarray(z)
-        value_new, do_new, db_new = cuda.bias_loss(z_kept, cuda.asarray(b), loss=loss, **on)
-        value_two = cuda.zeros((2,), "float64")
-        cuda.bias_loss(z_lost, cuda.asarray(b), loss=loss, **on, out=z_lost, value=value_two)
-        close(z_kept, o, cuda)
+        # with weights z becomes o; without, do takes its place
+        z_new, value_new = cuda.asarray(z), cuda.zeros((2,), "float64")
+        out = None if weighted else z_new
+        _, do_new, db_new = cuda.bias_loss(z_new, cuda.asarray(b), loss=loss, **on, out=out, value=value_new)
+        if weighted:
+            close(z_new, o, cuda)
         close(do_new, do, cuda)
         close(db_new, db, cuda, sum_tolerance(do, dtype, axis=0))
         # every sample's loss is a sum over d outputs of numbers as large as 2 max|o|; their sum is taken in two levels
@@ -136,11 +139,13 @@ def test_losses_agree_with_the_reference(
         slack = (32 + d) * eps(dtype) * (np.abs(ell).max() + np.abs(o).max() * (d if loss.family != "softmax" else 1))
         growth = n if loss.reduction == "mean" else 1
         assert_within(cuda.to_numpy(value_new), value, np.array([1, growth]) * scale * slack)
-        np.testing.assert_array_equal(cuda.to_numpy(z_lost), cuda.to_numpy(do_new))
-        np.testing.assert_array_equal(cuda.to_numpy(value_two), cuda.to_numpy(value_new))
-        cuda.bias_loss(cuda.asarray(z), cuda.asarray(b), loss=loss, **on, value=value_two)
-        first, total = cuda.to_numpy(value_two)
-        assert total == 2 * growth * first
+        first, total = cuda.to_numpy(value_new)
+        z_new = cuda.asarray(z)
+        out = None if weighted else z_new
+        _, do_two, db_two = cuda.bias_loss(z_new, cuda.asarray(b), loss=loss, **on, out=out, value=value_new)
+        np.testing.assert_array_equal(cuda.to_numpy(do_two), cuda.to_numpy(do_new))  # the same bits in each call
+        np.testing.assert_array_equal(cuda.to_numpy(db_two), cuda.to_numpy(db_new))
+        np.testing.assert_array_equal(cuda.to_numpy(value_new), [first, 2 * total])
 
 
 @pytest.mark.parametrize("columns", [3, 40, 300])

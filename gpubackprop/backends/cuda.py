@@ -92,7 +92,7 @@ class CudaBackend:
         elif matmul_precision == "tf32":
             raise DeviceUnavailableError("matmul_precision 'tf32' needs nvmath-python; run: pip install nvmath-python")
 
-    def asarray(self, a: Any, dtype: npt.DTypeLike = None) -> Array:
+    def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
         with self._device:
             if isinstance(a, cupy.ndarray) and a.device != self._device:
                 a = a.copy()
@@ -272,7 +272,7 @@ class CudaBackend:
         self._require(dtype, b=(b, (d,)), out=(out, (n, d)))
         width = passes.width_of(dtype, d, _at(z), _at(b), _at(out))
         source = passes.bias_activation_forward(activation, dtype, width, _at(out) != _at(z))
-        return [self._launch(source, *self._cut(n, d, width), _at(z), _at(b), _at(out), n, d)]
+        return [self._launch(source, *self._cut(n, d, width, dtype), _at(z), _at(b), _at(out), n, d)]
 
     def _bias_activation_backward(
         self, dh: Array, z: Array | None, h: Array | None, activation: Activation, out: Array, db: Array
@@ -281,7 +281,7 @@ class CudaBackend:
         s = h if activation.needs == "h" else z
         self._require(dtype, **{activation.needs: (s, (n, d))}, out=(out, (n, d)), db=(db, (d,)))
         width = passes.width_of(dtype, d, _at(dh), _at(s), _at(out))
-        grid, block = self._cut(n, d, width)
+        grid, block = self._cut(n, d, width, dtype)
         source = passes.bias_activation_backward(activation, dtype, width)
         if grid[1] == 1:
             return [self._launch(source, grid, block, _at(dh), _at(s), _at(out), _at(db), n, d)]
@@ -334,7 +334,7 @@ class CudaBackend:
                 source = cuda_softmax.softmax_loss_warp(loss, dtype, d, indices, weighted, keep)
                 numbers = [dtype.type(scale), dtype.type(1 / d), n, d]
             else:
-                grid, block = self._cut(n, d, width)
+                grid, block = self._cut(n, d, width, dtype)
                 source = cuda_loss.elementwise_loss(loss, dtype, width, weighted, keep)
                 numbers = [dtype.type(scale), n, d]
             count, rows = grid[0] * grid[1], grid[1]
@@ -387,7 +387,7 @@ class CudaBackend:
         width = passes.width_of(floats, d, _at(source), _at(out))
         kernel = cuda_training.gather(storage_of(floats), width)
         arrays = (_at(source), _at(order), _at(counters), _at(out))
-        return [self._launch(kernel, *self._cut(n, d, width), *arrays, size, rows, n, d)]
+        return [self._launch(kernel, *self._cut(n, d, width, floats), *arrays, size, rows, n, d)]
 
     def _clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool) -> list[Launch]:
         size, dtype = gradients.size, check_dtype(gradients.dtype)
@@ -462,11 +462,11 @@ class CudaBackend:
     ) -> Launch:
         return Launch(launch_config(grid, block), load(source, self._capability), arguments, scratch)
 
-    def _cut(self, n: int, d: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def _cut(self, n: int, d: int, width: int, dtype: np.dtype[Any]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return grid and block for a matrix (n, d), see :mod:`gpubackprop.kernels.cuda`."""
         bx, by = passes.block_shape(-(-d // width))
         across = -(-d // (bx * width))
-        down = min(self._blocks // across, -(-n // (by * passes.rows_in_flight(width))))
+        down = min(self._blocks // across, -(-n // (by * passes.rows_in_flight(dtype, width))))
         return (across, max(1, down)), (bx, by)
 
     def _cut_sum(self, n: int, d: int) -> tuple[tuple[int, int], tuple[int, int]]:
