@@ -19,7 +19,7 @@ from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.parameters import Parameters
 from gpubackprop.step import Names, Recorder, Step
 from gpubackprop.validation import check_count
-from gpubackprop.workspace import Layer, Workspace, make_layers
+from gpubackprop.workspace import Inputs, Layer, Workspace, make_layers
 
 
 @dataclass
@@ -91,7 +91,10 @@ class Network:
             # h_l = phi_l(z_l + b_l)
             ops.bias_activation_forward(a.z, layer.b, layer.activation, out=a.h)
             if training and self.dropout:
-                ops.dropout(a.h, self.dropout, self.seed, number, self._counters, out=a.dropped)
+                ops.dropout(
+                    a.h, self.dropout, self.seed, number, self._counters, out=a.dropped,
+                    first_block=ws.first * a.h.shape[1] // 4,
+                )  # fmt: skip
         # o = h_L W_o
         ops.matmul(ws.layers[-1].h_in, output.W, out=ws.o)
 
@@ -99,10 +102,15 @@ class Network:
         """loss = ell(o + b_o, y), do = d loss / d o and db_o = sum over rows of do, in one pass over the outputs."""
         weight = ws.weight
         if weight is not None and self.loss.reduction == "mean":
-            weight = ops.normalize_weights(weight, out=ws.normalized)
+            weight = ws.normalized
+            if ws.samples is None:  # else it is one part of a mini-batch, and the mean is over all of it
+                ops.normalize_weights(ws.weight, out=weight)
         output = self.layers[-1]
         scalars = self._scalars if training and self.loss_scaling else None  # do in float16 is scaled against underflow
-        ops.bias_loss(ws.o, output.b, ws.y, self.loss, weight, out=ws.do, db=output.db, value=ws.value, scalars=scalars)
+        ops.bias_loss(
+            ws.o, output.b, ws.y, self.loss, weight, out=ws.do, db=output.db, value=ws.value, scalars=scalars,
+            samples=ws.samples,
+        )  # fmt: skip
 
     def backward_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
         """dW_o, then for l = L ... 1: dh_l, delta_l, db_l, dW_l; do and db_o are there already."""
@@ -116,17 +124,20 @@ class Network:
             # dh_{l-1} = delta_l W_l^T
             ops.matmul(a.delta, layer.W_T, out=b.ddropped)
             if training and self.dropout:
-                ops.dropout(b.ddropped, self.dropout, self.seed, i - 1, self._counters, out=b.dh)
+                ops.dropout(
+                    b.ddropped, self.dropout, self.seed, i - 1, self._counters, out=b.dh,
+                    first_block=ws.first * b.dh.shape[1] // 4,
+                )  # fmt: skip
             # delta_{l-1} = dh_{l-1} * phi'(z_{l-1}),  db_{l-1} = sum over rows of delta_{l-1}
             ops.bias_activation_backward(b.dh, b.z, b.h, below.activation, out=b.delta, db=below.db)
 
-    def update_pass(self, ops: Any, ws: Workspace, state: OptimizerState) -> None:
+    def update_pass(self, ops: Any, n: int, state: OptimizerState) -> None:
         """theta <- theta - eta * gradient, and the other optimizers, over all parameters at once."""
         clip_norm, _ = state.optimizer.clipping
         theta, gradient, scaling = self._named_parameters, self._named_gradients, self.loss_scaling
         if clip_norm is not None or scaling:
             ops.clip(gradient, float("inf") if clip_norm is None else clip_norm, state.scalars, scaling)
-        ops.advance(state.optimizer, state.rate, ws.n, state.counters, state.scalars, scaling)
+        ops.advance(state.optimizer, state.rate, n, state.counters, state.scalars, scaling)
         ops.update(state.optimizer, theta, gradient, state.states, state.scalars, self._named_weights)
 
     def _loss_and_gradients(self, ws: Workspace) -> None:
@@ -145,6 +156,9 @@ class Network:
         class_indices: bool = True,
         weighted: bool = False,
         keep: bool = False,
+        micro_batch_size: int | None = None,
+        inputs: Inputs | None = None,
+        workspace: Workspace | None = None,
     ) -> Step:
         """Return one training step as data: the list of its operations.
 
@@ -162,40 +176,89 @@ class Network:
             Without ``data``: there are sample weights, in ``step.names.array("w")``.
         keep : bool
             Give every intermediate memory of its own.
+        micro_batch_size : int, optional
+            Go through the passes with so many samples at a time, and add up their gradients in order: the update is that of
+            the whole mini-batch up to rounding, and the workspace is that of a micro-batch.
+        inputs : Inputs, optional
+            Where the caller puts the mini-batch.
+        workspace : Workspace, optional
+            Use the memory of one that is as large or larger.
+
+        Raises
+        ------
+        ValueError
+            A size is no whole number >= 1, or micro-batches would not have the dropout masks of the mini-batch.
         """
         n = check_count("batch_size", batch_size)
+        m = n if micro_batch_size is None else min(n, check_count("micro_batch_size", micro_batch_size))
+        if m < n and self.dropout and any(m * d % 4 for d in self.layer_sizes[1:-1]):
+            raise ValueError(
+                f"micro_batch_size is {m}; with dropout it must be a multiple of 4, so that the masks are the mini-batch's"
+            )
         self.refresh()
         indices = self.loss.targets == "classes" and (data.y.ndim == 1 if data else class_indices)
-        y = (n,) if indices else (n, self.layer_sizes[-1])
         weighted = weighted if data is None else data.weight is not None
-        ws = Workspace(
-            self.backend, self.layers, n, y, np.dtype(np.int64) if indices else self.real,
-            dropout=self.dropout, weighted=weighted, keep=keep,
-        )  # fmt: skip
         state = None if optimizer is None else self.state_of(optimizer)
+        inputs = self.inputs(n, indices, weighted) if inputs is None else inputs
+        ws = self.workspace(inputs.rows(0, m), keep=keep) if workspace is None else workspace.part(inputs.rows(0, m))
         names = Names()
         names.update(self._names)
-        names.update(ws.names)
+        names.update(inputs.names)
         recorder = Recorder(names)
         recorder.phase = "input"
         if data is not None:
             assert state is not None
             order = names("order", data.order)
-            recorder.gather(names("X_all", data.X), order, self._counters, out=ws.X)
-            recorder.gather(names("y_all", data.y), order, self._counters, out=ws.y)
+            recorder.gather(names("X_all", data.X), order, self._counters, out=inputs.X)
+            recorder.gather(names("y_all", data.y), order, self._counters, out=inputs.y)
             if data.weight is not None:
-                recorder.gather(names("w_all", data.weight), order, self._counters, out=ws.weight)
+                recorder.gather(names("w_all", data.weight), order, self._counters, out=inputs.weight)
+        if m == n:
+            names.update(ws.names)
+            self._record(recorder, ws, state)
+        else:
+            self._record_in_parts(recorder, ws, inputs, m, state)
+        if state is not None:
+            recorder.phase = "update"
+            state.states, state.rate = names("states", state.states), names("η_0", state.rate)
+            self.update_pass(recorder, n, state)
+        return Step(self.backend, recorder.operations, names)
+
+    def _record(self, recorder: Recorder, ws: Workspace, state: OptimizerState | None) -> None:
         recorder.phase = "forward"
         self.forward_pass(recorder, ws, training=True)
         recorder.phase = "loss"
         self.loss_pass(recorder, ws, training=state is not None)
         recorder.phase = "backward"
         self.backward_pass(recorder, ws, training=True)
-        if state is not None:
-            recorder.phase = "update"
-            state.states, state.rate = names("states", state.states), names("η_0", state.rate)
-            self.update_pass(recorder, ws, state)
-        return Step(self.backend, recorder.operations, names)
+
+    def _record_in_parts(
+        self, recorder: Recorder, ws: Workspace, inputs: Inputs, m: int, state: OptimizerState | None
+    ) -> None:
+        """Record the passes over m samples at a time; loss and gradients are added up in this order."""
+        n, names, zeros = inputs.n, recorder.names, self.backend.zeros
+        if inputs.weight is not None and self.loss.reduction == "mean":
+            recorder.normalize_weights(inputs.weight, out=inputs.normalized)
+        loss, gradient = names("loss[0]", ws.value[:1]), self._named_gradients
+        sums = names("Σ∇", zeros(gradient.shape, self.real)), names("Σloss", zeros((1,), np.dtype(np.float64)))
+        for first in range(0, n, m):
+            part = ws.part(inputs.rows(first, min(m, n - first)), n, first)
+            names.update(part.names)
+            self._record(recorder, part, state)
+            for total, term in zip(sums, (gradient, loss), strict=True):
+                recorder.accumulate(None if first == 0 else total, term, out=term if first + m >= n else total)
+
+    def inputs(self, n: int, class_indices: bool, weighted: bool) -> Inputs:
+        """Return memory for a mini-batch of n samples."""
+        y = ((n,), np.dtype(np.int64)) if class_indices else ((n, self.layer_sizes[-1]), self.real)
+        return Inputs(self.backend, ((n, self.layer_sizes[0]), self.dtype), y, self.real, weighted=weighted)
+
+    def workspace(self, inputs: Inputs, *, keep: bool = False) -> Workspace:
+        """Return the memory of a training step that reads ``inputs``."""
+        y = inputs.y
+        return Workspace(
+            self.backend, self.layers, inputs.n, y.shape, y.dtype, dropout=self.dropout, keep=keep, inputs=inputs
+        )  # fmt: skip
 
     def state_of(self, optimizer: str | Optimizer) -> OptimizerState:
         """Return the optimizer's arrays: those of the last ``fit`` if it had an equal optimizer, else new ones."""
@@ -206,13 +269,13 @@ class Network:
         if self.optimizer_state is None or self.optimizer_state.optimizer != optimizer:
             zeros = self.backend.zeros
             size = self.parameters.flat.size
+            rate = zeros((1,), np.dtype(np.float64))
+            states = zeros((optimizer.n_states, size), self.real)  # first, since there may be no memory for them
+            rate[0] = optimizer.schedule.learning_rate
             self._counters[...] = 0
             scalars = self._scalars
             scalars[...] = 0
             scalars[FACTOR] = 1
             scalars[SCALE] = FIRST_SCALE if self.loss_scaling else 1
-            rate = zeros((1,), np.dtype(np.float64))
-            rate[0] = optimizer.schedule.learning_rate
-            states = zeros((optimizer.n_states, size), self.real)
             self.optimizer_state = OptimizerState(optimizer, states, self._counters, rate, scalars)
         return self.optimizer_state

@@ -73,6 +73,47 @@ def make_layers(
     return layers
 
 
+class Inputs:
+    """Where a mini-batch of n samples goes.
+
+    Attributes
+    ----------
+    X : array, shape (n, d_0)
+    y : array, shape ``y_shape``
+    weight, normalized : array, shape (n,), or None
+        Sample weights, and the same over their sum.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        X: tuple[tuple[int, ...], np.dtype[Any]],
+        y: tuple[tuple[int, ...], np.dtype[Any]],
+        real: np.dtype[Any],
+        *,
+        weighted: bool = False,
+    ) -> None:
+        self.n = X[0][0]
+        self.names = names = Names()
+        self.X = names("X", backend.zeros(*X))
+        self.y = names("y", backend.zeros(*y))
+        self.weight = names("w", backend.zeros((self.n,), real)) if weighted else None
+        self.normalized = names("w̄", backend.zeros((self.n,), real)) if weighted else None
+
+    def rows(self, first: int, n: int) -> Inputs:
+        """Return views of n rows; names say which."""
+        part = object.__new__(Inputs)
+        part.n, part.names = n, Names()
+        whole = first == 0 and n == self.n
+        for field in ("X", "y", "weight", "normalized"):
+            array = getattr(self, field)
+            if array is not None:
+                name = self.names.of(array)
+                array = part.names(name if whole else f"{name}[{first}:{first + n}]", array[first : first + n])
+            setattr(part, field, array)
+        return part
+
+
 class Workspace:
     """The arrays of one pass over n samples.
 
@@ -85,6 +126,8 @@ class Workspace:
         where the mathematics allows.
     y_shape, y_dtype
         Of the targets.
+    inputs : Inputs, optional
+        Where the mini-batch lies; else it gets memory here.
     """
 
     def __init__(
@@ -98,18 +141,21 @@ class Workspace:
         dropout: float = 0.0,
         weighted: bool = False,
         keep: bool = False,
+        inputs: Inputs | None = None,
     ) -> None:
         self.n = n
+        self.samples: int | None = None  # of the mini-batch that these n are a part of
+        self.first = 0  # the place of the first of them
         self.names = names = Names()
         dtype, real = layers[0].W.dtype, layers[0].dW.dtype
 
         def new(*shape: int) -> Array:
             return backend.zeros(shape, dtype)
 
-        self.X = names("X", new(n, layers[0].W.shape[0]))
-        self.y = names("y", backend.zeros(y_shape, y_dtype))
-        self.weight = names("w", backend.zeros((n,), real)) if weighted else None
-        self.normalized = names("w̄", backend.zeros((n,), real)) if weighted else None
+        if inputs is None:
+            inputs = Inputs(backend, ((n, layers[0].W.shape[0]), dtype), (y_shape, y_dtype), real, weighted=weighted)
+        names.update(inputs.names)
+        self.X, self.y, self.weight, self.normalized = inputs.X, inputs.y, inputs.weight, inputs.normalized
         self.value = names("loss", backend.zeros((2,), np.float64))
         self.layers: list[LayerArrays] = []
         h_in = self.X
@@ -126,6 +172,35 @@ class Workspace:
                 LayerArrays(h_in, names(f"{names.of(h_in)}ᵀ", h_in.T), z, h, dh, delta, dropped, ddropped)
             )
             h_in = dropped
+
+    def part(self, inputs: Inputs, samples: int | None = None, first: int = 0) -> Workspace:
+        """Return a workspace in the same memory that reads ``inputs``, as many rows as those have.
+
+        With ``samples``, they are the rows from ``first`` on of a mini-batch of so many.
+        """
+        part = object.__new__(Workspace)
+        part.n, part.samples, part.first = inputs.n, samples, first
+        part.names = names = Names()
+        names.update(inputs.names)
+        part.X, part.y, part.weight, part.normalized = inputs.X, inputs.y, inputs.weight, inputs.normalized
+        part.value = names("loss", self.value)
+        views: dict[int, Array] = {id(self.layers[0].h_in): inputs.X}
+
+        def rows(a: Array) -> Array:
+            if id(a) not in views:
+                views[id(a)] = names(self.names.of(a), a[: part.n])
+            return views[id(a)]
+
+        part.layers = []
+        for a in self.layers:
+            h_in = rows(a.h_in)
+            part.layers.append(
+                LayerArrays(
+                    h_in, names(f"{names.of(h_in)}ᵀ", h_in.T), rows(a.z), rows(a.h), rows(a.dh), rows(a.delta),
+                    rows(a.dropped), rows(a.ddropped),
+                )
+            )  # fmt: skip
+        return part
 
     @property
     def o(self) -> Array:
