@@ -30,6 +30,10 @@ TOLERANCE = {"float64": 1e-6, "float32": 2e-3, "tf32": 1e-2, "float16": 2e-2, "b
 """How far losses may be apart after the compared steps, relative to the first loss: rounding of the products, over steps."""
 
 
+class ComparisonError(RuntimeError):
+    """There is nothing to compare the contestants by."""
+
+
 @dataclass
 class Problem:
     """What all contestants are given: host arrays, and the parameters under PyTorch's names."""
@@ -129,7 +133,7 @@ def compare(
         steps += 1
     expected = yardstick.loss()
     if abs(expected - first) < 4 * allowed:
-        raise SystemExit(f"the loss moves from {first} to {expected} in {steps} steps: too little to compare by")
+        raise ComparisonError(f"the loss moves from {first} to {expected} in {steps} steps: too little to compare by")
     losses = {}
     for one in trained:
         for _ in range(steps // one.units):
