@@ -103,7 +103,8 @@ def copy_bandwidth(stream: cupy.cuda.Stream, rounds: int, seconds: float, *, dry
     free = int(cupy.cuda.runtime.memGetInfo()[0])
     nbytes = 1 << 16 if dry else min(COPY_BYTES, free // 8)
     elements, kernel = nbytes // 16, copier()
-    pairs = [(cupy.ones(elements, "D"), cupy.empty(elements, "D")) for _ in range(2)]
+    with stream:  # it does not wait for the default stream
+        pairs = [(cupy.ones(elements, "D"), cupy.empty(elements, "D")) for _ in range(2)]
 
     def by_kernel() -> None:
         for source, target in pairs:

@@ -30,7 +30,8 @@ def time_kernel(
         ``error`` where the kernel is wrong: it then has no times. ``left_out`` names the contestants that have none, and
         the reason of each.
     """
-    a = case.make()
+    with stream:  # it does not wait for the default stream
+        a = case.make()
     operation = case.operation(a)
     row: dict[str, Any] = {"kernel": case.name, "shape": list(case.shape), "bytes": operation.bytes, "left_out": {}}
     wrong, plain_wrong = check(backend, case, a, stream)
