@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpubackprop.backends import get_backend
 from gpubackprop.backends.base import CURSOR, RATE, STEPS, Run
 from gpubackprop.callbacks import call
 from gpubackprop.definitions import Array
@@ -20,6 +22,8 @@ from gpubackprop.validation import check_count, check_features, check_targets, c
 
 if TYPE_CHECKING:
     from gpubackprop.mlp import MLP
+
+LARGEST_SHARE = 0.5  # of the free memory that a data set may take before it stays on the host
 
 
 class History(dict[str, list[float]]):
@@ -71,6 +75,8 @@ def fit(
     callbacks: Iterable[Any] = (),
     progress: bool = True,
     shuffle: bool = True,
+    micro_batch_size: int | None = None,
+    stream_data: bool | None = None,
 ) -> History:
     """Train a network by mini-batches.
 
@@ -95,6 +101,13 @@ def fit(
         Show loss, metric, samples per second and time left in the terminal.
     shuffle : bool
         A new order of the samples in each epoch; it depends on the seed and the number of the epoch alone.
+    micro_batch_size : int, optional
+        Go through the passes with so many samples at a time and add up their gradients: the update is that of the whole
+        mini-batch up to rounding, in less memory. With dropout it must be a multiple of 4.
+    stream_data : bool, optional
+        Keep the data set on the host and copy mini-batches to the GPU while it computes, in two buffers: the same bits as
+        with the data on the GPU. By default the data stays on the host if it takes more than half of the GPU's
+        free memory. On the CPU the data is used where it is.
 
     Returns
     -------
@@ -109,12 +122,20 @@ def fit(
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
     optimizer = Adam() if optimizer is None else optimizer
-    data = _prepare(model, X, y, sample_weight)
+    if micro_batch_size is not None:
+        check_count("micro_batch_size", micro_batch_size)
+    on_host = _stays_on_host(model, X, stream_data)
+    data = _prepare(model, X, y, sample_weight, on_host=on_host)
     validation = None if validation_data is None else _prepare(model, *validation_data, None, "validation_data: ")
     training = Training(model, History(), epochs)
     state = model.state_of(optimizer)
     callbacks = list(callbacks)
-    run = _minimize if isinstance(state.optimizer, LBFGS) else _descend
+    if isinstance(state.optimizer, LBFGS):
+        if micro_batch_size is not None or on_host:
+            raise ValueError("LBFGS takes the whole data set at once; leave out micro_batch_size and stream_data")
+        run = _minimize
+    else:
+        run = partial(_descend_from_host if on_host else _descend, micro_batch_size=micro_batch_size)
 
     def end_epoch(loss: float) -> bool:
         """Write the epoch's row, call the callbacks, and return whether to go on."""
@@ -139,8 +160,19 @@ def fit(
     return training.history
 
 
-def _prepare(model: MLP, X: Any, y: Any, weight: Any, name: str = "") -> Data:
-    backend, loss = model.backend, model.loss
+def _stays_on_host(model: MLP, X: Any, stream_data: bool | None) -> bool:
+    """Return whether mini-batches are copied from the host."""
+    memory = model.backend.memory() if hasattr(model.backend, "memory") else None
+    if memory is None or stream_data is False:
+        return False
+    if stream_data:
+        return True
+    on_gpu = hasattr(X, "__cuda_array_interface__") or not hasattr(X, "shape")
+    return not on_gpu and int(np.prod(X.shape)) * model.dtype.itemsize > memory[0] * LARGEST_SHARE
+
+
+def _prepare(model: MLP, X: Any, y: Any, weight: Any, name: str = "", *, on_host: bool = False) -> Data:
+    backend, loss = get_backend("reference") if on_host else model.backend, model.loss
     try:
         X = check_features(backend, X, model.layer_sizes[0], model.dtype)
         y = check_targets(backend, y, len(X), model.layer_sizes[-1], loss, model.real)
@@ -154,7 +186,13 @@ def _prepare(model: MLP, X: Any, y: Any, weight: Any, name: str = "") -> Data:
 
 
 def _descend(
-    training: Training, data: Data, batch_size: int, shuffle: bool, report: Progress, end_epoch: Callable[[float], bool]
+    training: Training,
+    data: Data,
+    batch_size: int,
+    shuffle: bool,
+    report: Progress,
+    end_epoch: Callable[[float], bool],
+    micro_batch_size: int | None = None,
 ) -> None:
     """Train by mini-batches; the loss of an epoch is the mean over its batches, as they were met."""
     model, backend = training.model, training.model.backend
@@ -166,7 +204,7 @@ def _descend(
     started = time.perf_counter()
     for n, times in ((batch_size, n_full), (rest, 1)):
         if n and times:
-            step = model.step(n, state.optimizer, data=data)
+            step = model.step(n, state.optimizer, data=data, micro_batch_size=micro_batch_size)
             parts.append((n, times, step.compile(), step.names.array("loss")))
     training.history.compile_seconds = time.perf_counter() - started
     for epoch in range(training.epochs):
@@ -184,6 +222,41 @@ def _descend(
                 left -= chunk
                 report.batches_done(chunk, n, value)
         total = sum(float(value[1]) for _, _, _, value in parts)
+        if not end_epoch(total / N if model.loss.reduction == "mean" else total):
+            return
+
+
+def _descend_from_host(
+    training: Training,
+    data: Data,
+    batch_size: int,
+    shuffle: bool,
+    report: Progress,
+    end_epoch: Callable[[float], bool],
+    micro_batch_size: int | None = None,
+) -> None:
+    """Train by mini-batches that are copied while the device computes: the same steps as :func:`_descend` takes."""
+    from gpubackprop.streaming import Prefetcher
+
+    model, N = training.model, len(data.X)
+    state = model.optimizer_state
+    assert state is not None
+    started = time.perf_counter()
+    batches = Prefetcher(model, data, batch_size, state.optimizer, micro_batch_size)
+    training.history.compile_seconds = time.perf_counter() - started
+    order = data.order
+    for epoch in range(training.epochs):
+        training.epoch = epoch
+        report.epoch_begins()
+        if shuffle:
+            order = _order(model.seed, int(state.counters[STEPS]), N)
+        state.counters[CURSOR] = 0
+        batches.value[...] = 0
+        for first in range(0, N, batch_size):
+            rows = order[first : first + batch_size]
+            batches.step(rows)
+            report.batches_done(1, len(rows), batches.value)
+        total = float(batches.value[1])
         if not end_epoch(total / N if model.loss.reduction == "mean" else total):
             return
 

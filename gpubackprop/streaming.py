@@ -1,0 +1,108 @@
+"""Data larger than the GPU: mini-batches come from the host while the device computes.
+
+There are two buffers on the device, each with a buffer in pinned memory, and two compiled steps that share one workspace. While
+the device takes a step from one buffer, the host gathers the rows of the next mini-batch and a stream of its own copies
+them into the other. Events order the two streams in both directions: a step waits for its copy, and a copy waits for the
+step that read the buffer before. The host waits only where it is two batches ahead: a pinned buffer must not be written
+to before its last copy is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpubackprop.backends.base import Run
+from gpubackprop.definitions import Array
+from gpubackprop.optimizers import Optimizer
+from gpubackprop.workspace import Inputs
+
+if TYPE_CHECKING:
+    from gpubackprop.mlp import MLP
+    from gpubackprop.network import Data
+
+
+@dataclass
+class Slot:
+    """One of the two buffers: on the device, in pinned memory, the events around its copy, and the step that reads it."""
+
+    inputs: Inputs
+    pinned: tuple[Array, ...]
+    targets: tuple[Array, ...]
+    copied: Any
+    read: Any
+    runs: dict[int, Run]
+    used: bool = False
+
+
+class Prefetcher:
+    """Runs training steps on mini-batches of a data set on the host.
+
+    Parameters
+    ----------
+    model : MLP
+        On a CUDA device.
+    data : Data
+        With X, y and weight on the host, in the dtypes of the device.
+    batch_size : int
+    optimizer : Optimizer
+    micro_batch_size : int, optional
+        See :meth:`gpubackprop.network.Network.step`.
+    """
+
+    def __init__(
+        self, model: MLP, data: Data, batch_size: int, optimizer: Optimizer, micro_batch_size: int | None = None
+    ) -> None:
+        import cupy
+        import cupyx
+
+        self._device = cupy.cuda.Device(int(model.device.partition(":")[2] or 0))
+        self._current = cupy.cuda.get_current_stream
+        self.sources = tuple(a for a in (data.X, data.y, data.weight) if a is not None)
+        n, rest = divmod(len(data.X), batch_size)
+        sizes = [min(batch_size, len(data.X))] + ([rest] if n and rest else [])
+        indices, weighted = data.y.ndim == 1, data.weight is not None
+        largest = min(sizes[0], micro_batch_size or sizes[0])
+        self.slots: list[Slot] = []
+        with self._device:
+            self.stream = cupy.cuda.Stream(non_blocking=True)
+            workspace = None
+            for _ in range(2):
+                inputs = model.inputs(sizes[0], indices, weighted)
+                workspace = model.workspace(inputs.rows(0, largest)) if workspace is None else workspace
+                targets = tuple(a for a in (inputs.X, inputs.y, inputs.weight) if a is not None)
+                pinned = tuple(cupyx.empty_pinned(a.shape, a.dtype) for a in targets)
+                events = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
+                self.slots.append(Slot(inputs, pinned, targets, *events, {}))
+                for size in sizes:
+                    step = model.step(
+                        size, optimizer, class_indices=indices, weighted=weighted, inputs=inputs.rows(0, size),
+                        workspace=workspace, micro_batch_size=micro_batch_size,
+                    )  # fmt: skip
+                    self.slots[-1].runs[size] = step.compile()
+        assert workspace is not None
+        self.value: Array = workspace.value
+        self._next = 0
+
+    def step(self, rows: np.ndarray) -> None:
+        """Queue a training step on these rows of the data set."""
+        slot, n = self.slots[self._next], len(rows)
+        self._next = 1 - self._next
+        if slot.used and not slot.copied.done:
+            slot.copied.synchronize()
+        for source, pinned in zip(self.sources, slot.pinned, strict=True):
+            np.take(source, rows, axis=0, out=pinned[:n], mode="clip")  # "raise" would go through a buffer
+        with self._device:
+            compute = self._current()
+            if slot.used:
+                self.stream.wait_event(slot.read)
+            for target, pinned in zip(slot.targets, slot.pinned, strict=True):
+                nbytes = n * (pinned.nbytes // len(pinned))
+                target.data.copy_from_host_async(pinned.ctypes.data, nbytes, self.stream)
+            slot.copied.record(self.stream)
+            compute.wait_event(slot.copied)
+            slot.runs[n]()
+            slot.read.record(compute)
+        slot.used = True

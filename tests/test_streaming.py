@@ -1,0 +1,97 @@
+"""Data that stays on the host: the same bits as data on the GPU, and nothing waits but what must."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpubackprop as gb
+from gpubackprop.backends.diagnosis import cuda_problem, installed
+
+gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem())),
+]
+GPU = pytest.mark.parametrize("device", [pytest.param("cuda", marks=gpu)])
+
+
+def train(device: str, X: Any, y: Any, **options: Any) -> tuple[np.ndarray, list[float]]:
+    model = gb.MLP([6, 8, 3], "tanh", device=device, seed=2, dropout=0.25)
+    history = model.fit(X, y, **({"epochs": 2, "batch_size": 8, "progress": False} | options))
+    return model.backend.to_numpy(model.parameters.flat), history["loss"]
+
+
+@GPU
+@pytest.mark.parametrize("n", [5, 8, 29, 40])  # one short batch; one; an even and an odd number, with and without a rest
+@pytest.mark.parametrize("options", [{}, {"weighted": True, "micro_batch_size": 4}])
+def test_streamed_data_gives_the_same_bits(device: str, n: int, options: Any, rng: np.random.Generator) -> None:
+    X, y = rng.normal(size=(n, 6)).astype(np.float32), np.arange(n) % 3
+    options = dict(options)
+    if options.pop("weighted", False):
+        options["sample_weight"] = rng.uniform(0.1, 2, n)
+    streamed = train(device, X, y, stream_data=True, **options)
+    resident = train(device, X, y, stream_data=False, **options)
+    np.testing.assert_array_equal(streamed[0], resident[0])
+    # the same sum, but resident batches and the short last one are summed apart
+    assert streamed[1] == pytest.approx(resident[1], rel=1e-14)
+
+
+@GPU
+def test_a_data_set_of_half_the_memory_stays_on_the_host(
+    device: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    from gpubackprop import streaming
+
+    made = []
+    monkeypatch.setattr(streaming.Prefetcher, "__init__", lambda *a, **k: made.append(1) or (_ for _ in ()).throw(KeyError))
+    X, y = rng.normal(size=(64, 6)).astype(np.float32), np.arange(64) % 3
+    backend = gb.get_backend(device)
+    monkeypatch.setattr(type(backend), "memory", lambda self: (2 * X.nbytes, 1 << 40))
+    train(device, X, y, epochs=1)
+    assert not made
+    monkeypatch.setattr(type(backend), "memory", lambda self: (2 * X.nbytes - 1, 1 << 40))
+    with pytest.raises(KeyError):
+        train(device, X, y, epochs=1)
+
+
+@GPU
+@pytest.mark.skipif(installed("nvmath-python") is None, reason="a captured step needs nvmath-python")
+def test_a_warm_streamed_step_copies_its_batch_launches_one_graph_and_waits_for_nothing(
+    device: str, rng: np.random.Generator
+) -> None:
+    ledger = pytest.importorskip("ledger", reason="counts need an emulated device")
+    if not ledger.available():
+        pytest.skip("counts need an emulated device")
+    from gpubackprop.network import Data
+    from gpubackprop.streaming import Prefetcher
+
+    X, y = rng.normal(size=(64, 6)).astype(np.float32), np.arange(64) % 3
+    model = gb.MLP([6, 8, 3], device=device)
+    batches = Prefetcher(model, Data(X, y, None, np.arange(64)), 16, model.state_of("adam").optimizer)
+    rows = [np.arange(i, i + 16) for i in range(0, 64, 16)]
+    for r in rows[:2]:
+        batches.step(r)
+    model.backend.synchronize()
+    with ledger.record(level=1) as record:
+        for r in rows:
+            batches.step(r)
+        counts = record.to_dict()["host"]
+    model.backend.synchronize()
+    assert counts["graph_launches"] == 4
+    assert counts["copies_h2d"] == 8  # X and y
+    assert counts["bytes_h2d"] == 64 * (6 * 4 + 8)
+    assert counts["event_records"] == 8  # after each copy, after each step
+    assert counts["event_waits"] == 8
+    for name in ("launches", "pageable_copies", "allocations", "frees", "pinned_allocations", "copies_d2h", "memsets"):
+        assert counts.get(name, 0) == 0, name
+    # sync_event: the host waits for a copy two batches ago before it writes to that pinned buffer, and only if it is not done
+    for name in ("sync_stream", "sync_context", "sync_implicit"):
+        assert counts.get(name, 0) == 0, name
+    assert counts.get("sync_event", 0) <= 4
+
+
+def test_on_the_cpu_data_is_used_where_it_is(rng: np.random.Generator) -> None:
+    X, y = rng.normal(size=(20, 6)).astype(np.float32), np.arange(20) % 3
+    np.testing.assert_array_equal(train("cpu", X, y, stream_data=True)[0], train("cpu", X, y)[0])
