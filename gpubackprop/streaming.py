@@ -75,7 +75,7 @@ class Prefetcher:
                 targets = tuple(a for a in (inputs.X, inputs.y, inputs.weight) if a is not None)
                 pinned = tuple(cupyx.empty_pinned(a.shape, a.dtype) for a in targets)
                 events = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
-                self.slots.append(Slot(inputs, pinned, targets, *events, {}))
+                self.slots.append(Slot(inputs, pinned, targets, events[0], events[1], {}))
                 for size in sizes:
                     step = model.step(
                         size, optimizer, class_indices=indices, weighted=weighted, inputs=inputs.rows(0, size),

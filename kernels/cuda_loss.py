@@ -13,8 +13,8 @@ import numba
 import numpy as np
 from numba import cuda
 
-from gpubackprop.kernels.cuda import THREADS, fold_rows, label, sum_columns
-from gpubackprop.kernels.cuda_launch import Source
+from gpubackprop.kernels.cuda import fold_rows, label, sum_columns
+from gpubackprop.kernels.cuda_launch import THREADS, Source
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
 from gpubackprop.kernels.cuda_vector import MATH, access, block_reductions, inlined, storage_of
 from gpubackprop.losses import Loss

@@ -14,8 +14,8 @@ import numpy as np
 from numba import cuda
 
 from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
-from gpubackprop.kernels.cuda import THREADS, label
-from gpubackprop.kernels.cuda_launch import Source
+from gpubackprop.kernels.cuda import label
+from gpubackprop.kernels.cuda_launch import THREADS, Source
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
 from gpubackprop.kernels.cuda_vector import (
     MATH,

@@ -22,8 +22,8 @@ from gpubackprop.backends.diagnosis import DeviceUnavailableError, cuda_version,
 from gpubackprop.definitions import Array, check_dtype, check_precision
 from gpubackprop.kernels import cuda as passes
 from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_training
-from gpubackprop.kernels.cuda_launch import Source, launch_config, load
-from gpubackprop.kernels.cuda_vector import storage_of
+from gpubackprop.kernels.cuda_launch import THREADS, Source, launch_config, load
+from gpubackprop.kernels.cuda_vector import VECTOR_BYTES, storage_of
 from gpubackprop.philox import keep_threshold, split_seed
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ class CudaBackend:
         inputs = [_at(z), _at(b), _at(y), _at(weight) if weighted else 0, _at(out)]
         first: list[Launch] = []
         if loss.family == "softmax" and d > cuda_softmax.WARP_COLUMNS:
-            grid, block = (min(n, self._blocks), 1), (passes.THREADS, 1)
+            grid, block = (min(n, self._blocks), 1), (THREADS, 1)
             tall, (sum_grid, sum_block) = n > FEW_ROWS, self._cut_sum(n, d)
             room = self._room(grid[0] + sum_grid[1] * d, dtype)
             losses, count, partial, rows = _at(room), grid[0], _at(out), n
@@ -353,7 +353,7 @@ class CudaBackend:
         (n,), dtype = weight.shape, check_dtype(weight.dtype)
         self._require(dtype, weight=(weight, (n,)), out=(out, (n,)))
         source = cuda_training.normalize_weights(dtype)
-        return [self._launch(source, (1, 1), (passes.THREADS, 1), _at(weight), _at(out), n)]
+        return [self._launch(source, (1, 1), (THREADS, 1), _at(weight), _at(out), n)]
 
     def _dropout(
         self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array, first_block: int = 0
@@ -364,17 +364,17 @@ class CudaBackend:
         source = cuda_training.dropout(dtype, passes.width_of(dtype, 4, _at(x), _at(out)))
         numbers = [keep_threshold(rate), dtype.type(1 / (1 - rate)), *split_seed(seed), layer, n, first_block]
         grid = (self._flat_grid(-(-n // 4)), 1)
-        return [self._launch(source, grid, (passes.THREADS, 1), _at(x), _at(out), _at(counters), *numbers)]
+        return [self._launch(source, grid, (THREADS, 1), _at(x), _at(out), _at(counters), *numbers)]
 
     def _accumulate(self, total: Array | None, term: Array, out: Array) -> list[Launch]:
         size, dtype = term.size, check_dtype(term.dtype)
         self._require(dtype, term=(term, (size,)), out=(out, (size,)))
         first, a = total is None, term if total is None else total
         self._require(dtype, total=(a, (size,)))
-        width = passes.width_of(dtype, passes.VECTOR_BYTES, _at(a), _at(term), _at(out))
+        width = passes.width_of(dtype, VECTOR_BYTES, _at(a), _at(term), _at(out))
         source = cuda_training.accumulate(dtype, width, first)
         grid = (self._flat_grid(-(-size // width)), 1)
-        return [self._launch(source, grid, (passes.THREADS, 1), _at(a), _at(term), _at(out), size)]
+        return [self._launch(source, grid, (THREADS, 1), _at(a), _at(term), _at(out), size)]
 
     def _gather(self, source: Array, order: Array, counters: Array, out: Array) -> list[Launch]:
         size, rows, n = len(order), len(source), len(out)
@@ -396,7 +396,7 @@ class CudaBackend:
             raise ValueError("gradients must be aligned to 16 bytes, as backend.zeros gives them")
         blocks = self._flat_grid(size * dtype.itemsize // 16 + 1)
         partial = self._room(blocks, dtype)
-        block = (passes.THREADS, 1)
+        block = (THREADS, 1)
         return [
             self._launch(
                 cuda_training.sum_of_squares(dtype), (blocks, 1), block, _at(gradients), _at(partial), size,
@@ -436,7 +436,7 @@ class CudaBackend:
         source = cuda_training.update(optimizer, dtype, width)
         pointers = [*pointers, 0][:3]
         grid = (self._flat_grid(-(-size // width)), 1)
-        return [self._launch(source, grid, (passes.THREADS, 1), *pointers, _at(scalars), size)]
+        return [self._launch(source, grid, (THREADS, 1), *pointers, _at(scalars), size)]
 
     # Launching.
 
@@ -475,7 +475,7 @@ class CudaBackend:
         return (across, max(1, min(self._blocks // across, -(-n // (4 * by))))), (bx, by)
 
     def _flat_grid(self, threads: int) -> int:
-        return max(1, min(2 * self._blocks, -(-threads // passes.THREADS)))
+        return max(1, min(2 * int(self._blocks), -(-threads // THREADS)))
 
     def _column_sum(self, a: int, out: int, n: int, d: int, dtype: np.dtype[Any]) -> Launch:
         bx, by = passes.block_shape(d, passes.SUM_COLUMNS)

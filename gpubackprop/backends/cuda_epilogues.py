@@ -110,7 +110,9 @@ class Autotuner:
         pending = list(operations)
         while pending:
             first = pending.pop(0)
-            pair = None if self.mode == "off" or not pending else fused_call(self.products, first, pending[0], self.mode)
+            pair = (
+                None if self.mode == "off" or not pending else fused_call(self.products, first, pending[0], self.mode)
+            )
             if pair is not None:
                 plain = [bind(first), bind(pending[0])]
                 name, fused = pair
