@@ -24,7 +24,7 @@ def info() -> dict[str, str]:
         "processors": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} usable",
         "kernel cache": str(cache_folder()),
         "TF32": "off unless asked for: matmul_precision='tf32'",
-        "16 bits": "dtype='bfloat16' or 'float16' on CUDA: float32 parameters and sums; float16 with dynamic loss scaling",
+        "16 bits": "dtype='bfloat16' or 'float16' on device='reference' only, so far",
         "CUDA graphs": "yes"
         if installed("nvmath-python")
         else "no: nvmath-python is missing, a step is one call per operation",
