@@ -91,6 +91,7 @@ def _softmax_loss_warp(
         while trips > 0:  # as many for every thread: the lanes of a warp stay together, and only stores are guarded
             i = min(row, n - 1)
             inside = row < n
+            own_class = y[i] if indices else 0
             top = lowest
             for k in static_range(slots):
                 q[k] = lowest
@@ -117,7 +118,7 @@ def _softmax_loss_warp(
             for k in static_range(slots):
                 g[k] = zero
                 if lane + lanes * k < d:
-                    t = where(lane + lanes * k == y[i], one, zero) if indices else y[i * d + lane + lanes * k]
+                    t = where(lane + lanes * k == own_class, one, zero) if indices else y[i * d + lane + lanes * k]
                     t = target(t, u)
                     g[k] = dell(q[k] - log_s, t)
                     value = value + ell(q[k] - log_s, t)
@@ -182,6 +183,7 @@ def softmax_loss_block(
         total = zero
         i = numba.int64(cuda.blockIdx.x)
         while i < n:
+            own_class = y[i] if indices else 0
             top = lowest
             s = zero
             j = numba.int64(thread * width)
@@ -217,7 +219,7 @@ def softmax_loss_block(
                     load(t, 0, y, i * d + j)
                 for k in static_range(width):
                     if indices:
-                        t[k] = where(j + k == y[i], one, zero)
+                        t[k] = where(j + k == own_class, one, zero)
                     x = target(t[k], u)
                     slope = slope + dell(o[k] - top - log_s, x)
                     value = value + ell(o[k] - top - log_s, x)
@@ -239,7 +241,7 @@ def softmax_loss_block(
                     load(t, 0, y, i * d + j)
                 for k in static_range(width):
                     if indices:
-                        t[k] = where(j + k == y[i], one, zero)
+                        t[k] = where(j + k == own_class, one, zero)
                     x = o[k] - top - log_s
                     o[k] = (dell(x, target(t[k], u)) - exp(x) * slope) * w * scale
                 store(out, i * d + j, o, 0)

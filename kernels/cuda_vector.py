@@ -258,7 +258,9 @@ else:
         @intrinsic
         def store1(typingctx, p, i, x):  # type: ignore[no-untyped-def]
             def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-                builder.store(_narrow(builder, storage, arguments[2]), pointer(builder, arguments[0], arguments[1], element))
+                builder.store(
+                    _narrow(builder, storage, arguments[2]), pointer(builder, arguments[0], arguments[1], element)
+                )
                 return context.get_dummy_value()
 
             return types.void(p, types.int64, compute), codegen
