@@ -18,6 +18,16 @@ def kind_of(a: Any) -> str:
     return {"jaxlib": "jax"}.get(module, module if module in ("cupy", "torch", "jax") else "numpy")
 
 
+def as_array(a: Any) -> Any:
+    """Return ``a`` if it has a dtype, else a NumPy array of it: what has only ``__dlpack__`` shares its memory."""
+    if hasattr(a, "dtype") and hasattr(a, "shape"):
+        return a
+    if hasattr(a, "__cuda_array_interface__"):
+        return sys.modules["cupy"].asarray(a) if "cupy" in sys.modules else a
+    on_host = hasattr(a, "__dlpack__") and a.__dlpack_device__()[0] == 1
+    return np.from_dlpack(a) if on_host else np.asarray(a)
+
+
 def to_backend(backend: Backend, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
     """Return ``a`` on the backend's device: without a copy where the device and dtype are already right."""
     here = "cupy" if backend.xp.__name__ == "cupy" else "numpy"

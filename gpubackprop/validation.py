@@ -9,7 +9,7 @@ import numpy as np
 
 from gpubackprop.backends.base import Backend
 from gpubackprop.definitions import Array
-from gpubackprop.interop import to_backend
+from gpubackprop.interop import as_array, to_backend
 from gpubackprop.losses import Loss
 
 
@@ -58,7 +58,7 @@ def check_targets(backend: Backend, y: Any, n: int, d: int, loss: Loss, dtype: n
     ValueError
         For another shape, labels out of range, or values that the loss has no meaning for.
     """
-    given = y if hasattr(y, "ndim") and hasattr(y, "dtype") else np.asarray(y)
+    given = as_array(y)
     shape = tuple(int(s) for s in given.shape)
     indices = loss.targets == "classes" and shape in ((n,), (n, 1))
     expected = f"({n}, {d})" + (f" or class indices ({n},)" if loss.targets == "classes" else "")
@@ -107,7 +107,7 @@ def _check_labels(backend: Backend, y: Any, n: int, classes: int) -> Array:
 
 def _numbers(backend: Backend, name: str, a: Any, dtype: Any) -> Array:
     try:
-        array = to_backend(backend, a if hasattr(a, "dtype") else np.asarray(a))
+        array = to_backend(backend, as_array(a))
         if array.dtype.kind not in "biuf":
             raise TypeError
         return backend.asarray(array, dtype)

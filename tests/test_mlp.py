@@ -19,6 +19,27 @@ def host(model: gb.MLP, a: Any) -> np.ndarray:
     return np.asarray(model.backend.to_numpy(a))
 
 
+class OnlyDLPack:
+    """An array of which only the exchange protocol is known."""
+
+    def __init__(self, a):
+        self.a = a
+
+    def __dlpack__(self, **options):
+        return self.a.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.a.__dlpack_device__()
+
+
+def test_an_object_that_has_only_dlpack_is_taken_as_an_array():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(6, 4)).astype(np.float32), rng.integers(0, 3, 6)
+    model = gb.MLP([4, 5, 3], device="reference")
+    np.testing.assert_array_equal(model.forward(OnlyDLPack(X)), model.forward(X))
+    assert model.evaluate(OnlyDLPack(X), OnlyDLPack(y)) == model.evaluate(X, y)
+
+
 def test_forward_is_the_equations(device: str, rng: np.random.Generator) -> None:
     model = gb.MLP([5, 7, 3], "tanh", device=device, dtype="float64")
     X = rng.normal(size=(4, 5))
