@@ -10,7 +10,7 @@ import numpy as np
 
 from gpubackprop.activations import Activation
 from gpubackprop.backends.base import Backend
-from gpubackprop.definitions import Array, address
+from gpubackprop.definitions import Array
 from gpubackprop.parameters import Parameters
 from gpubackprop.step import Names
 
@@ -211,9 +211,3 @@ class Workspace:
     def do(self) -> Array:
         """d loss / d o, shape (n, d_o)."""
         return self.layers[-1].delta
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory."""
-        distinct = {address(a): a.nbytes for layer in self.layers for a in vars(layer).values()}
-        return int(sum(distinct.values()) + self.y.nbytes)
