@@ -222,7 +222,7 @@ class Network:
             recorder.phase = "update"
             state.states, state.rate = names("states", state.states), names("η_0", state.rate)
             self.update_pass(recorder, n, state)
-        return Step(self.backend, recorder.operations, names)
+        return Step(self.backend, recorder.operations, names, keep)
 
     def _record(self, recorder: Recorder, ws: Workspace, state: OptimizerState | None) -> None:
         recorder.phase = "forward"

@@ -246,11 +246,14 @@ class Step:
     operations : list of Operation
     names : Names
         The arrays by name: ``step.names.array("X")`` is where the mini-batch goes.
+    keep : bool
+        Every intermediate has memory of its own and is there after the step; else a backend may leave out what nothing reads.
     """
 
     backend: Backend
     operations: list[Operation]
     names: Names
+    keep: bool = False
 
     def compile(self) -> Run:
         """Return a function that runs the step, once or ``times`` times over, made by the backend."""

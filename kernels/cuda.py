@@ -1,17 +1,21 @@
-"""CUDA kernels of the two passes: phi fused with the bias add, phi' fused with the bias gradient, and sums over rows.
+"""CUDA kernels of the two passes: phi fused with the bias add and dropout, phi' with dropout and the bias gradient.
 
 A function here returns a :class:`~gpubackprop.kernels.cuda_launch.Source`: a kernel over raw pointers and int64 sizes,
-made from a definition for one dtype, one vector width and one block size (the simulator wants small ones).
+made from a definition for one dtype, one vector width and one block size (the simulator wants small ones). Arrays of 16-bit
+numbers are computed with in float32; what a kernel reads or writes as "real" is float32 then, else of the same dtype.
 
-How a matrix (n, d) is cut: a block is (bx, by) threads, each thread owns ``width`` neighbouring columns and strides over
-rows, so the bias stays in registers and column sums need no atomics. Threads of a warp read neighbouring addresses, for
-narrow matrices over several rows. Column sums are taken in a fixed order: each thread its own rows, a tree over the block,
-then :func:`column_sum` over the blocks; the same shape on the same device gives the same bits.
+How a matrix (n, d) is cut: a *line* is the least number of whole rows whose length is a multiple of the vector width, one
+row where d is one. A block is (bx, by) threads; each thread owns ``width`` neighbouring elements of a line and strides over
+lines. So every access moves 16 bytes, whatever d is; a thread meets the same columns throughout, so the bias stays in
+registers and column sums need no atomics; and the threads of a warp read neighbouring addresses. The last line may be short.
+Column sums are taken in a fixed order: each thread its own lines, a tree over the block, then :func:`column_sum` over the
+blocks and the rows of a line; the same shape on the same device gives the same bits.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from math import gcd
 from typing import Any
 
 import numba
@@ -19,32 +23,54 @@ import numpy as np
 from numba import cuda
 
 from gpubackprop.activations import Activation
+from gpubackprop.definitions import real_of
 from gpubackprop.kernels.cuda_launch import THREADS, Source
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
-from gpubackprop.kernels.cuda_vector import MATH, VECTOR_BYTES, access, device, inlined, storage_of
+from gpubackprop.kernels.cuda_vector import (
+    MATH,
+    VECTOR_BYTES,
+    access,
+    device,
+    inlined,
+    load_current,
+    read_once,
+    storage_of,
+    take_ticket,
+    uint32,
+    uint64,
+)  # fmt: skip
+from gpubackprop.philox import define_philox
 
 SUM_COLUMNS = 8
 """Columns of a block of :func:`column_sum`: 32 bytes of float32, the least that memory delivers, and many rows at once."""
+WIDEST = 32
+"""Threads of a block along a line, at most: half a kilobyte of neighbouring memory."""
 
 
-def rows_in_flight(dtype: np.dtype[Any], width: int) -> int:
-    """Return how many rows a thread loads before it computes: enough bytes under way to keep the memory busy.
+def lines_in_flight(dtype: np.dtype[Any], width: int) -> int:
+    """Return how many lines a thread loads before it computes: enough bytes under way to keep the memory busy.
 
-    Half as many in float64, whose loads are as wide: with two rows, gelu' takes 163 registers on sm_90.
+    One where a vector takes many registers: eight numbers of 16 bits, or float64, where gelu' would need 163.
     """
-    return (2 if width > 1 else 4) // (dtype.itemsize // 4)
+    if width > 1:
+        return 2 if dtype.itemsize == 4 else 1
+    return 4 if dtype.itemsize < 8 else 2
 
 
-def block_shape(columns: int, widest: int = 32, threads: int = THREADS) -> tuple[int, int]:
+def block_shape(columns: int, widest: int = WIDEST, threads: int = THREADS) -> tuple[int, int]:
     """Return (bx, by), bx the least power of two that spans the columns, at most ``widest``."""
     bx = min(widest, 1 << (columns - 1).bit_length())
     return bx, threads // bx
 
 
-def width_of(dtype: np.dtype[Any], columns: int, *addresses: int) -> int:
-    """Return how many elements one access moves: 16 bytes where rows and addresses allow it, else one element."""
-    width = VECTOR_BYTES // dtype.itemsize
-    return width if columns % width == 0 and not any(a % VECTOR_BYTES for a in addresses) else 1
+def width_of(dtype: np.dtype[Any], *addresses: int) -> int:
+    """Return how many elements one access moves: 16 bytes where addresses allow it, else one element."""
+    return 1 if any(a % VECTOR_BYTES for a in addresses) else VECTOR_BYTES // dtype.itemsize
+
+
+def rows_of_line(width: int, d: int) -> int:
+    """Return the least number of rows of d elements whose length is a multiple of ``width``."""
+    return width // gcd(width, d)
 
 
 def label(*parts: object) -> str:
@@ -52,129 +78,253 @@ def label(*parts: object) -> str:
     return "_".join(str(part) for part in parts if part != "")
 
 
+def signature(dtype: np.dtype[Any], text: str) -> str:
+    """Return a signature with the storage of a dtype for "s" and of its real numbers for "r": ``"s* r* i8"``."""
+    names = {"s": storage_of(dtype), "r": storage_of(real_of(dtype))}
+    return " ".join(names.get(word[0], word[0]) + word[1:] if word[0] in names else word for word in text.split())
+
+
 @cache
-def bias_activation_forward(
-    activation: Activation, dtype: np.dtype[Any], width: int, keep: bool, threads: int = THREADS
-) -> Source:
-    """kernel(z, b, out, n, d): out = phi(z + b); with ``keep`` also z <- z + b. ``out`` may be ``z`` without ``keep``."""
-    storage = storage_of(dtype)
-    load, store, _, _ = access(storage, width)
-    real = numba.from_dtype(dtype)
-    phi = inlined(activation.scalars(dtype, MATH)[0])
-    ROWS = rows_in_flight(dtype, width)
+def stage_bias(dtype: np.dtype[Any], width: int, threads: int) -> Any:
+    """Return stage(b, staged, bias, line, d): bias[k] = b of the thread's k-th column, read once by its block."""
+    _, _, load1, _, _ = access(storage_of(dtype), 1)
 
     @unrolled
-    def kernel(z, b, out, n, d):  # type: ignore[no-untyped-def]
+    def stage(b, staged, bias, line, d):  # type: ignore[no-untyped-def]
+        first = cuda.blockIdx.x * cuda.blockDim.x * width
+        j = numba.int64(cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x)
+        while j < cuda.blockDim.x * width and first + j < line:
+            column = first + j
+            while column >= d:  # the line has a few rows at most
+                column -= d
+            staged[j] = load1(b, column)
+            j += threads
+        cuda.syncthreads()
+        for k in static_range(width):
+            bias[k] = staged[cuda.threadIdx.x * width + k]
+
+    return device(stage)
+
+
+@cache
+def define_dropout(dtype: np.dtype[Any], width: int) -> Any:
+    """Return drop(x, offset, e, step, layer, bound, scale, low, high, first): dropout of x[offset : offset + width].
+
+    They are the elements from e on, a multiple of ``width``; four share a block of random numbers, the first of which is
+    block ``first``. An element that stays is rounded to memory's type before it is scaled, as if it came from there.
+    """
+    philox, where = inlined(define_philox(uint32, uint64)), MATH.where
+    rounded = access(storage_of(dtype), 1).rounded
+    zero = real_of(dtype).type(0)
+    blocks, whole = max(1, width // 4), width >= 4
+
+    @unrolled
+    def drop(x, offset, e, step, layer, bound, scale, low, high, first):  # type: ignore[no-untyped-def]
+        for q in static_range(blocks):
+            block = first + (e >> 2) + q
+            w0, w1, w2, w3 = philox(
+                uint32(block), uint32(block >> 32), uint32(step), uint32(layer), uint32(low), uint32(high)
+            )
+            if whole:
+                x[offset + 4 * q] = where(w0 < uint32(bound), rounded(x[offset + 4 * q]) * scale, zero)
+                x[offset + 4 * q + 1] = where(w1 < uint32(bound), rounded(x[offset + 4 * q + 1]) * scale, zero)
+                x[offset + 4 * q + 2] = where(w2 < uint32(bound), rounded(x[offset + 4 * q + 2]) * scale, zero)
+                x[offset + 4 * q + 3] = where(w3 < uint32(bound), rounded(x[offset + 4 * q + 3]) * scale, zero)
+            else:
+                for k in static_range(width):
+                    i = (e + k) & 3
+                    w = where(i == 0, w0, where(i == 1, w1, where(i == 2, w2, w3)))
+                    x[offset + k] = where(w < uint32(bound), rounded(x[offset + k]) * scale, zero)
+
+    return inlined(drop)
+
+
+@cache
+def bias_activation_forward(
+    activation: Activation,
+    dtype: np.dtype[Any],
+    width: int,
+    keep: bool,
+    dropout: bool = False,
+    output: bool = True,
+    threads: int = THREADS,
+) -> Source:
+    """kernel(z, b, out, dropped, counters, bound, scale, low, high, layer, first, size, line, d): out = phi(z + b).
+
+    With ``keep`` also z <- z + b; without it ``out`` may be ``z``. With ``dropout`` also dropped = dropout(out), see
+    :func:`define_dropout`; without ``output`` only that. size = n d; ``line`` is the length of a line.
+    """
+    storage, real_dtype = storage_of(dtype), real_of(dtype)
+    load, store, load1, store1, _ = access(storage, width)
+    real = numba.from_dtype(real_dtype)
+    phi = inlined(activation.scalars(real_dtype, MATH)[0])
+    stage, fetch = stage_bias(dtype, width, threads), read_once("i8")
+    drop, drop1 = define_dropout(dtype, width), define_dropout(dtype, 1)
+    LINES = lines_in_flight(dtype, width)
+    STAGED = WIDEST * width
+    vector = width > 1
+
+    @unrolled
+    def kernel(z, b, out, dropped, counters, bound, scale, low, high, layer, first, size, line, d):  # type: ignore[no-untyped-def]
+        staged = cuda.shared.array(STAGED, real)
+        shared_step = cuda.shared.array(1, numba.int64)
+        bias = cuda.local.array(width, real)
+        o = cuda.local.array(LINES * width, real)
+        h = cuda.local.array(LINES * width, real)
+        step = numba.int64(0)
+        if dropout:
+            step = fetch(counters, 0, shared_step)
+        stage(b, staged, bias, line, d)
         column = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
-        if column < d:
-            bias = cuda.local.array(width, real)
-            o = cuda.local.array(ROWS * width, real)
-            h = cuda.local.array(ROWS * width, real)
-            load(bias, 0, b, column)
-            i = cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y
-            step = cuda.gridDim.y * cuda.blockDim.y
-            p = i * d + column
-            stride = step * d
+        if column < line:
+            p = (cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y) * line + column
+            stride = cuda.gridDim.y * cuda.blockDim.y * line
             # All loads of a trip come before its stores: out may be z, so the compiler cannot reorder them itself.
-            while i + (ROWS - 1) * step < n:
-                for r in static_range(ROWS):
+            while p + (LINES - 1) * stride + width <= size:
+                for r in static_range(LINES):
                     load(o, r * width, z, p + r * stride)
-                for r in static_range(ROWS):
+                for r in static_range(LINES):
                     for k in static_range(width):
                         o[r * width + k] = o[r * width + k] + bias[k]
                         h[r * width + k] = phi(o[r * width + k])
-                for r in static_range(ROWS):
+                for r in static_range(LINES):
                     if keep:
                         store(z, p + r * stride, o, r * width)
-                    store(out, p + r * stride, h, r * width)
-                i += ROWS * step
-                p += ROWS * stride
-            while i < n:
+                    if output:
+                        store(out, p + r * stride, h, r * width)
+                    if dropout:
+                        drop(h, r * width, p + r * stride, step, layer, bound, scale, low, high, first)
+                        store(dropped, p + r * stride, h, r * width)
+                p += LINES * stride
+            while p + width <= size:
                 load(o, 0, z, p)
                 for k in static_range(width):
                     o[k] = o[k] + bias[k]
                     h[k] = phi(o[k])
                 if keep:
                     store(z, p, o, 0)
-                store(out, p, h, 0)
-                i += step
+                if output:
+                    store(out, p, h, 0)
+                if dropout:
+                    drop(h, 0, p, step, layer, bound, scale, low, high, first)
+                    store(dropped, p, h, 0)
                 p += stride
+            if vector and p < size:  # the end of a short line
+                for k in static_range(width):
+                    if p + k < size:
+                        o[k] = load1(z, p + k) + bias[k]
+                        h[k] = phi(o[k])
+                        if keep:
+                            store1(z, p + k, o[k])
+                        if output:
+                            store1(out, p + k, h[k])
+                        if dropout:
+                            drop1(h, k, p + k, step, layer, bound, scale, low, high, first)
+                            store1(dropped, p + k, h[k])
 
-    name = label("bias_activation_forward", activation.name, storage, f"v{width}", "keep" if keep else "")
-    pointer = f"{storage}*"
-    return Source(name, kernel, f"{pointer} {pointer} {pointer} i8 i8", activation.fingerprint)
+    flags = ["keep" * keep, "dropout" * dropout, "only" * (not output)]
+    name = label("bias_activation_forward", activation.name, storage, f"v{width}", *flags)
+    types = "s* s* s* s* i8* i8 r i8 i8 i8 i8 i8 i8 i8"
+    return Source(name, kernel, signature(dtype, types), activation.fingerprint, threads)
 
 
 @cache
 def bias_activation_backward(
-    activation: Activation, dtype: np.dtype[Any], width: int, threads: int = THREADS
+    activation: Activation,
+    dtype: np.dtype[Any],
+    width: int,
+    dropout: bool = False,
+    finish: bool = False,
+    threads: int = THREADS,
 ) -> Source:
-    """kernel(dh, s, delta, partial, n, d): delta = dh * phi'(s), partial[block row] = its column sums of delta.
+    """kernel(dh, s, delta, partial, db, tickets, counters, bound, scale, low, high, layer, first, size, line).
 
-    s is h or z, whichever phi' needs; delta may be dh. ``partial`` is (grid.y, d): with one row of blocks it is db itself.
+    delta = dh * phi'(s), partial[block row] = its column sums of delta, over a line. s is h or z, whichever phi' needs; delta
+    may be dh. With ``dropout``, dh is the gradient of what was dropped. ``partial`` is (grid.y, line). With ``finish`` the last
+    block of a column of blocks adds up their sums: db[0 : line], and ``tickets``, one number for each such column, 0 before,
+    is 0 again.
     """
-    storage = storage_of(dtype)
-    load, store, _, _ = access(storage, width)
-    real, zero = numba.from_dtype(dtype), dtype.type(0)
-    dphi = inlined(activation.scalars(dtype, MATH)[1])
-    fold = fold_rows(width, threads)
-    ROWS = rows_in_flight(dtype, width)
+    storage, real_dtype = storage_of(dtype), real_of(dtype)
+    load, store, load1, store1, _ = access(storage, width)
+    real, zero = numba.from_dtype(real_dtype), real_dtype.type(0)
+    dphi = inlined(activation.scalars(real_dtype, MATH)[1])
+    fold, finish_sums, fetch = fold_rows(width, threads), finish_rows(dtype, width, threads), read_once("i8")
+    drop, drop1 = define_dropout(dtype, width), define_dropout(dtype, 1)
+    LINES = lines_in_flight(dtype, width)
+    vector = width > 1
 
     @unrolled
-    def kernel(dh, s, delta, partial, n, d):  # type: ignore[no-untyped-def]
+    def kernel(dh, s, delta, partial, db, tickets, counters, bound, scale, low, high, layer, first, size, line):  # type: ignore[no-untyped-def]
         shared = cuda.shared.array(threads * width, real)
+        shared_step = cuda.shared.array(1, numba.int64)
         sums = cuda.local.array(width, real)
-        g = cuda.local.array(ROWS * width, real)
-        at = cuda.local.array(ROWS * width, real)
+        g = cuda.local.array(LINES * width, real)
+        at = cuda.local.array(LINES * width, real)
         for k in static_range(width):
             sums[k] = zero
+        step = numba.int64(0)
+        if dropout:
+            step = fetch(counters, 0, shared_step)
         column = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
-        if column < d:
-            i = cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y
-            step = cuda.gridDim.y * cuda.blockDim.y
-            p = i * d + column
-            stride = step * d
-            while i + (ROWS - 1) * step < n:
-                for r in static_range(ROWS):
+        if column < line:
+            p = (cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y) * line + column
+            stride = cuda.gridDim.y * cuda.blockDim.y * line
+            while p + (LINES - 1) * stride + width <= size:
+                for r in static_range(LINES):
                     load(g, r * width, dh, p + r * stride)
-                for r in static_range(ROWS):
+                for r in static_range(LINES):
                     load(at, r * width, s, p + r * stride)
-                for r in static_range(ROWS):
+                for r in static_range(LINES):
+                    if dropout:
+                        drop(g, r * width, p + r * stride, step, layer, bound, scale, low, high, first)
                     for k in static_range(width):
                         g[r * width + k] = g[r * width + k] * dphi(at[r * width + k], at[r * width + k])
-                for r in static_range(ROWS):
+                for r in static_range(LINES):
                     store(delta, p + r * stride, g, r * width)
-                for r in static_range(ROWS):
+                for r in static_range(LINES):
                     for k in static_range(width):
                         sums[k] = sums[k] + g[r * width + k]
-                i += ROWS * step
-                p += ROWS * stride
-            while i < n:
+                p += LINES * stride
+            while p + width <= size:
                 load(g, 0, dh, p)
                 load(at, 0, s, p)
+                if dropout:
+                    drop(g, 0, p, step, layer, bound, scale, low, high, first)
                 for k in static_range(width):
                     g[k] = g[k] * dphi(at[k], at[k])
                     sums[k] = sums[k] + g[k]
                 store(delta, p, g, 0)
-                i += step
                 p += stride
-        fold(sums, shared, partial, d)
+            if vector and p < size:
+                for k in static_range(width):
+                    if p + k < size:
+                        g[k] = load1(dh, p + k)
+                        at[k] = load1(s, p + k)
+                        if dropout:
+                            drop1(g, k, p + k, step, layer, bound, scale, low, high, first)
+                        g[k] = g[k] * dphi(at[k], at[k])
+                        sums[k] = sums[k] + g[k]
+                        store1(delta, p + k, g[k])
+        fold(sums, shared, partial, numba.int64(cuda.blockIdx.y), line)
+        if finish:
+            finish_sums(sums, shared, partial, db, tickets, line)
 
-    name = label("bias_activation_backward", activation.name, storage, f"v{width}")
-    pointer = f"{storage}*"
-    return Source(name, kernel, " ".join([pointer] * 4 + ["i8", "i8"]), activation.fingerprint)
+    flags = ["dropout" * dropout, "finish" * finish]
+    name = label("bias_activation_backward", activation.name, storage, f"v{width}", *flags)
+    types = "s* s* s* r* r* i8* i8* i8 r i8 i8 i8 i8 i8 i8"
+    return Source(name, kernel, signature(dtype, types), activation.fingerprint, threads)
 
 
 @cache
 def fold_rows(width: int, threads: int, adjacent: bool = True) -> Any:
-    """Return fold(sums, shared, partial, d): partial[blockIdx.y] = sums over the block's threads of one column.
+    """Return fold(sums, shared, out, row, line): out[row] = sums over the block's threads of one column.
 
     Called by all threads of a block, each with the sums of its ``width`` columns, which are adjacent or else blockDim.x
-    apart; ``shared`` holds threads * width numbers.
+    apart; ``shared`` holds threads * width numbers. ``out`` has rows of ``line`` numbers.
     """
 
     @unrolled
-    def fold(sums, shared, partial, d):  # type: ignore[no-untyped-def]
+    def fold(sums, shared, out, row, line):  # type: ignore[no-untyped-def]
         bx = cuda.blockDim.x
         t = cuda.threadIdx.y * bx + cuda.threadIdx.x
         for k in static_range(width):
@@ -190,19 +340,55 @@ def fold_rows(width: int, threads: int, adjacent: bool = True) -> Any:
         first = cuda.blockIdx.x * bx * width
         j = numba.int64(t)
         while j < bx * width:
-            if first + j < d:  # neighbouring threads write neighbouring columns
+            if first + j < line:  # neighbouring threads write neighbouring columns
                 place = j % width * threads + j // width if adjacent else j // bx * threads + j % bx
-                partial[cuda.blockIdx.y * d + first + j] = shared[place]
+                out[row * line + first + j] = shared[place]
             j += threads
 
     return device(fold)
 
 
 @cache
+def finish_rows(dtype: np.dtype[Any], width: int, threads: int) -> Any:
+    """Return finish(sums, shared, partial, out, tickets, line): out = column sums of partial, by the last block to come here.
+
+    Its order is fixed, whichever block is the last: each thread adds up rows of partial, then :func:`fold_rows` the threads.
+    """
+    fold, zero = fold_rows(width, threads), real_of(dtype).type(0)
+
+    @unrolled
+    def finish(sums, shared, partial, out, tickets, line):  # type: ignore[no-untyped-def]
+        last = cuda.shared.array(1, numba.int64)
+        cuda.threadfence()  # this block's sums, before its ticket
+        cuda.syncthreads()
+        if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
+            last[0] = take_ticket(tickets, numba.int64(cuda.blockIdx.x))
+        cuda.syncthreads()
+        if last[0] == cuda.gridDim.y - 1:
+            cuda.threadfence()
+            column = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
+            for k in static_range(width):
+                sums[k] = zero
+            i = numba.int64(cuda.threadIdx.y)
+            while i < cuda.gridDim.y:
+                for k in static_range(width):
+                    if column + k < line:
+                        sums[k] = sums[k] + load_current(partial, i * line + column + k)
+                i += cuda.blockDim.y
+            fold(sums, shared, out, numba.int64(0), line)
+            if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
+                tickets[cuda.blockIdx.x] = 0
+
+    return device(finish)
+
+
+@cache
 def sum_columns(dtype: np.dtype[Any], threads: int) -> Any:
     """Return sum_columns(a, out, n, d, shared): out[blockIdx.y] = the block's share of the sums over rows of a (n, d)."""
-    zero = dtype.type(0)
-    real = numba.from_dtype(dtype)
+    real_dtype = real_of(dtype)
+    zero = real_dtype.type(0)
+    real = numba.from_dtype(real_dtype)
+    _, _, load1, _, _ = access(storage_of(dtype), 1)
     fold = fold_rows(1, threads)
     ROWS = 4  # loads under way at once: this kernel waits for memory, not for arithmetic
 
@@ -218,13 +404,13 @@ def sum_columns(dtype: np.dtype[Any], threads: int) -> Any:
             step = cuda.gridDim.y * cuda.blockDim.y
             while i + (ROWS - 1) * step < n:
                 for r in static_range(ROWS):
-                    x[r] = x[r] + a[(i + r * step) * d + j]
+                    x[r] = x[r] + load1(a, (i + r * step) * d + j)
                 i += ROWS * step
             while i < n:
-                x[0] = x[0] + a[i * d + j]
+                x[0] = x[0] + load1(a, i * d + j)
                 i += step
         sums[0] = (x[0] + x[1]) + (x[2] + x[3])
-        fold(sums, shared, out, d)
+        fold(sums, shared, out, numba.int64(cuda.blockIdx.y), d)
 
     return device(body)
 
@@ -232,8 +418,7 @@ def sum_columns(dtype: np.dtype[Any], threads: int) -> Any:
 @cache
 def column_sum(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
     """kernel(a, out, n, d): out (grid.y, d) = sums over the rows of a (n, d); with one row of blocks the whole sum."""
-    storage = storage_of(dtype)
-    real = numba.from_dtype(dtype)
+    real = numba.from_dtype(real_of(dtype))
     body = sum_columns(dtype, threads)
 
     @unrolled
@@ -241,4 +426,4 @@ def column_sum(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
         shared = cuda.shared.array(threads, real)
         body(a, out, n, d, shared)
 
-    return Source(label("column_sum", storage), kernel, f"{storage}* {storage}* i8 i8")
+    return Source(label("column_sum", storage_of(dtype)), kernel, signature(dtype, "s* r* i8 i8"), "", threads)

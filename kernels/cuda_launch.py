@@ -35,7 +35,8 @@ _PACKAGES = ("numba", "numba-cuda", "llvmlite", "nvidia-cuda-nvcc-cu12", "nvidia
 
 THREADS = 256
 """Threads of a block."""
-_LAUNCH_BOUNDS = (THREADS, 2)  # at least two blocks to a multiprocessor: at most 128 registers a thread
+RESIDENT = 1024
+"""Threads that a multiprocessor must have room for: half of what it can hold, so at most 64 registers a thread."""
 
 
 class Source(NamedTuple):
@@ -51,12 +52,15 @@ class Source(NamedTuple):
         The types of its arguments, as in ``"f4* f4* i8"``; a pointer ends in ``*``.
     fingerprint : str
         A digest of the definition that is compiled into it, "" where there is none.
+    threads : int
+        Threads of a block, at most.
     """
 
     name: str
     function: Any
     signature: str
     fingerprint: str = ""
+    threads: int = THREADS
 
 
 def _numba_type(name: str) -> Any:
@@ -68,9 +72,8 @@ def compile_ptx(source: Source, capability: tuple[int, int]) -> str:
     """Return the PTX of a kernel for a compute capability, with the kernel's readable name as its entry."""
     signature = numba.void(*map(_numba_type, source.signature.split()))
     # abi="numba" is the only one for kernels; with pointers and numbers it has one parameter for each argument.
-    ptx, _ = cuda.compile(
-        source.function, signature, cc=capability, abi="numba", device=False, launch_bounds=_LAUNCH_BOUNDS
-    )
+    bounds = (source.threads, max(1, RESIDENT // source.threads))
+    ptx, _ = cuda.compile(source.function, signature, cc=capability, abi="numba", device=False, launch_bounds=bounds)
     entry = re.search(r"\.visible \.entry (\w+)\(", ptx)
     assert entry is not None
     return str(ptx).replace(entry[1], source.name)

@@ -1,94 +1,145 @@
 """CUDA kernels of the elementwise losses: bias add, loss, its gradient and the bias gradient in one pass over the outputs.
 
 Each leaves the loss of its share of the rows in ``losses`` (one number a block) and the column sums of do in ``partial``;
-:func:`finish_loss` adds both up. ``scale`` is the factor of the gradient, 1 / (n d) for a mean.
+:func:`finish_loss` adds both up. ``scale`` is the factor of the gradient, 1 / (n d) for a mean. Storage and "real" numbers,
+and the lines that a matrix is cut into, are those of :mod:`gpubackprop.kernels.cuda`.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba import cuda
 
-from gpubackprop.kernels.cuda import fold_rows, label, sum_columns
+from gpubackprop.backends.base import SCALE
+from gpubackprop.definitions import real_of
+from gpubackprop.kernels.cuda import WIDEST, fold_rows, label, signature, stage_bias, sum_columns
 from gpubackprop.kernels.cuda_launch import THREADS, Source
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
-from gpubackprop.kernels.cuda_vector import MATH, access, block_reductions, inlined, storage_of
+from gpubackprop.kernels.cuda_vector import MATH, access, block_reductions, inlined, read_once, storage_of
 from gpubackprop.losses import Loss
 
 
-def variant(loss: Loss, style: str, storage: str, indices: bool, weighted: bool, keep: bool, *shape: str) -> str:
-    """Return the name of a kernel of a loss."""
-    flags = ["indices" * indices, "weighted" * weighted, "keep" * keep]
-    return label("bias_loss", loss.name, style, storage, *shape, *flags)
+class Variant(NamedTuple):
+    """What a kernel of a loss is given.
+
+    Parameters
+    ----------
+    indices : bool
+        y holds class indices (n,), else real numbers (n, d).
+    weighted : bool
+        There are sample weights.
+    keep : bool
+        z <- z + b; else ``out`` may be ``z``.
+    scaled : bool
+        The gradient is multiplied by the loss scale, ``scalars[SCALE]``.
+    """
+
+    indices: bool = False
+    weighted: bool = False
+    keep: bool = False
+    scaled: bool = False
+
+    def name(self, loss: Loss, dtype: np.dtype[Any], *style: str) -> str:
+        """Return the name of the kernel."""
+        flags = [name for name, value in zip(self._fields, self, strict=True) if value]
+        return label("bias_loss", loss.name, storage_of(dtype), *style, *flags)
 
 
 @cache
 def elementwise_loss(
-    loss: Loss, dtype: np.dtype[Any], width: int, weighted: bool, keep: bool, threads: int = THREADS
+    loss: Loss, dtype: np.dtype[Any], width: int, variant: Variant = Variant(), threads: int = THREADS
 ) -> Source:
-    """kernel(z, b, y, weight, out, partial, losses, scale, n, d), cut like ``bias_activation_backward``."""
-    storage = storage_of(dtype)
-    load, store, _, _ = access(storage, width)
-    real, zero, one = numba.from_dtype(dtype), dtype.type(0), dtype.type(1)
-    ell, dell = map(inlined, loss.scalars(dtype, MATH))
+    """kernel(z, b, y, weight, out, partial, losses, scalars, scale, size, line, d), cut like ``bias_activation_backward``."""
+    storage, real_dtype = storage_of(dtype), real_of(dtype)
+    load, store, load1, store1, _ = access(storage, width)
+    load_real, _, _, _, _ = access(storage_of(real_dtype), width)
+    real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
+    ell, dell = map(inlined, loss.scalars(real_dtype, MATH))
+    stage, fetch = stage_bias(dtype, width, threads), read_once(storage_of(real_dtype))
     fold = fold_rows(width, threads)
     block_sum, _ = block_reductions(threads)
+    weighted, keep, scaled = variant.weighted, variant.keep, variant.scaled
+    STAGED = WIDEST * width
+    vector = width > 1
 
     @unrolled
-    def kernel(z, b, y, weight, out, partial, losses, scale, n, d):  # type: ignore[no-untyped-def]
-        shared = cuda.shared.array(threads * width, real)
+    def kernel(z, b, y, weight, out, partial, losses, scalars, scale, size, line, d):  # type: ignore[no-untyped-def]
+        staged = cuda.shared.array(STAGED, real)
+        shared = cuda.shared.array(threads * width, real)  # the weights of a trip's rows, then the sums
         warps = cuda.shared.array(32, real)
         bias = cuda.local.array(width, real)
         sums = cuda.local.array(width, real)
         o = cuda.local.array(width, real)
         t = cuda.local.array(width, real)
+        w = cuda.local.array(width, real)
         for k in static_range(width):
             sums[k] = zero
+            w[k] = one
+        if scaled:
+            scale = scale * fetch(scalars, SCALE, warps)
+        stage(b, staged, bias, line, d)
         total = zero
+        thread = cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x
         column = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
-        if column < d:
-            load(bias, 0, b, column)
-            i = cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y
-            step = cuda.gridDim.y * cuda.blockDim.y
-            while i < n:
-                load(o, 0, z, i * d + column)
-                load(t, 0, y, i * d + column)
-                w = one
-                if weighted:
-                    w = weight[i]
-                row = zero
+        first = numba.int64(cuda.blockIdx.y * cuda.blockDim.y)
+        while first * line < size:  # as many trips for every thread of the block
+            if weighted:
+                row = numba.int64(thread)
+                rows = first * (line // d) + row
+                while row < cuda.blockDim.y * (line // d) and rows * d < size:
+                    shared[row] = weight[rows]
+                    row += threads
+                    rows += threads
+                cuda.syncthreads()
+                for k in static_range(width):
+                    if column + k < line:
+                        w[k] = shared[cuda.threadIdx.y * (line // d) + (column + k) // d]
+                cuda.syncthreads()
+            p = (first + cuda.threadIdx.y) * line + column
+            if column < line and p + width <= size:
+                load(o, 0, z, p)
+                load_real(t, 0, y, p)
                 for k in static_range(width):
                     o[k] = o[k] + bias[k]
-                    row = row + ell(o[k], t[k])
-                    t[k] = dell(o[k], t[k]) * w * scale
+                    total = total + ell(o[k], t[k]) * w[k]
+                    t[k] = dell(o[k], t[k]) * w[k] * scale
                     sums[k] = sums[k] + t[k]
-                total = total + row * w
                 if keep:
-                    store(z, i * d + column, o, 0)
-                store(out, i * d + column, t, 0)
-                i += step
-        fold(sums, shared, partial, d)
+                    store(z, p, o, 0)
+                store(out, p, t, 0)
+            elif vector and column < line:
+                for k in static_range(width):
+                    if p + k < size:
+                        o[k] = load1(z, p + k) + bias[k]
+                        t[k] = y[p + k]
+                        total = total + ell(o[k], t[k]) * w[k]
+                        t[k] = dell(o[k], t[k]) * w[k] * scale
+                        sums[k] = sums[k] + t[k]
+                        if keep:
+                            store1(z, p + k, o[k])
+                        store1(out, p + k, t[k])
+            first += cuda.gridDim.y * cuda.blockDim.y
+        fold(sums, shared, partial, numba.int64(cuda.blockIdx.y), line)
         total = block_sum(total, warps)
-        if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
+        if thread == 0:
             losses[cuda.blockIdx.y * cuda.gridDim.x + cuda.blockIdx.x] = total
 
-    name = variant(loss, "", storage, False, weighted, keep, f"v{width}")
-    p = f"{storage}*"
-    return Source(name, kernel, f"{p} {p} {p} {p} {p} {p} {p} {storage} i8 i8", loss.fingerprint)
+    types = signature(dtype, "s* s* r* r* s* r* r* r* r i8 i8 i8")
+    return Source(variant.name(loss, dtype, f"v{width}"), kernel, types, loss.fingerprint, threads)
 
 
 @cache
 def finish_loss(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
-    """kernel(partial, db, losses, value, scale, growth, rows, d, count): the sums over blocks.
+    """kernel(partial, db, losses, value, scale, growth, rows, d, count): the sums over blocks, all of real numbers.
 
     db = column sums of partial (rows, d), cut like ``column_sum``; the last block, one more than the columns need, sets
     value[0] = scale * sum(losses) and value[1] += growth * value[0], in float64: a sum over an epoch is long.
     """
-    storage = storage_of(dtype)
+    dtype = real_of(dtype)
     real, zero = numba.from_dtype(dtype), np.float64(0)
     body = sum_columns(dtype, threads)
     block_sum, _ = block_reductions(threads)
@@ -111,5 +162,5 @@ def finish_loss(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
                 value[0] = scale * total
                 value[1] = value[1] + growth * value[0]
 
-    p = f"{storage}*"
-    return Source(label("finish_loss", storage), kernel, f"{p} {p} {p} f8* f8 f8 i8 i8 i8")
+    types = signature(dtype, "r* r* r* f8* f8 f8 i8 i8 i8")
+    return Source(label("finish_loss", storage_of(dtype)), kernel, types, "", threads)

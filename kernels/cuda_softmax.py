@@ -1,7 +1,11 @@
-"""CUDA kernels of the softmax losses: bias add, log softmax, loss and gradient, rows held in registers where they fit.
+"""CUDA kernels of the softmax losses: bias add, log softmax, loss and gradient, each output read from memory once.
 
 With g_j = dell(q_j, t_j) and p = softmax(o), do_j = g_j - p_j sum_k g_k, see :mod:`gpubackprop.losses`; what the kernels
 leave is as in :mod:`gpubackprop.kernels.cuda_loss`. An index that is no class matches no column: nothing is read through it.
+
+There are three, by the length d of a row: up to TILE_COLUMNS a block takes a tile of rows through shared memory, so that
+rows of any length move 16 bytes at a time; up to :func:`longest_row` a block holds a row in its registers; beyond, a
+block reads its row again from the cache.
 """
 
 from __future__ import annotations
@@ -13,175 +17,376 @@ import numba
 import numpy as np
 from numba import cuda
 
-from gpubackprop.kernels.cuda import fold_rows
+from gpubackprop.backends.base import SCALE
+from gpubackprop.definitions import real_of
+from gpubackprop.kernels.cuda import fold_rows, signature
 from gpubackprop.kernels.cuda_launch import THREADS, Source
-from gpubackprop.kernels.cuda_loss import variant
+from gpubackprop.kernels.cuda_loss import Variant
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
-from gpubackprop.kernels.cuda_vector import MATH, WARP, access, block_reductions, inlined, storage_of, warp_reductions
+from gpubackprop.kernels.cuda_vector import (
+    MATH,
+    WARP,
+    access,
+    block_reductions,
+    inlined,
+    read_once,
+    storage_of,
+    warp_reductions,
+)  # fmt: skip
 from gpubackprop.losses import Loss
 
-WARP_COLUMNS = 256
-"""Rows up to this length are held in the registers of a warp; longer ones are read again by a block."""
+TILE_COLUMNS = 256
+TILE_BYTES = 16384
+"""Of a tile in shared memory; dense targets take as much again."""
+ROW_THREADS = 1024
+ROW_ELEMENTS = 8
+"""Elements of a row, at most, that a thread of :func:`softmax_loss_row` holds, with as many sums and biases."""
 
 
-def warp_shape(d: int, threads: int = THREADS) -> tuple[int, int]:
-    """Return the block (lanes, rows) of :func:`softmax_loss_warp`: the lanes of a row, and the rows at once."""
-    lanes = min(WARP, 1 << (d - 1).bit_length())
-    return lanes, threads // lanes
+def lanes_of(d: int) -> int:
+    """Return how many threads share a row of a tile: a warp, or a power of two of its lanes."""
+    return min(WARP, 1 << (d - 1).bit_length())
+
+
+def tile_rows(dtype: np.dtype[Any], d: int, threads: int = THREADS) -> int:
+    """Return the most rows of a tile: a multiple of those that a block works on at once."""
+    at_once = threads // lanes_of(d)
+    room = TILE_BYTES * threads // THREADS // real_of(dtype).itemsize
+    return min(threads, max(1, room // (d * at_once)) * at_once)
+
+
+def _place(e: Any) -> Any:
+    """Return where element e of a tile lies in shared memory."""
+    return e + (e >> 5)
 
 
 @cache
-def softmax_loss_warp(
-    loss: Loss,
-    dtype: np.dtype[Any],
-    d: int,
-    indices: bool,
-    weighted: bool,
-    keep: bool,
-    threads: int = THREADS,
+def softmax_loss_tile(
+    loss: Loss, dtype: np.dtype[Any], width: int, d: int, variant: Variant, threads: int = THREADS
 ) -> Source:
-    """kernel(z, b, y, weight, out, partial, losses, scale, u, n, d): a warp, or a power of two of its lanes, per row.
+    """kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d, rows): tiles of ``rows`` rows.
 
-    For d <= WARP_COLUMNS; only the powers of two above d make different kernels. The grid has one column of blocks on y.
+    For d <= TILE_COLUMNS; only the powers of two above d make different kernels. The block is (lanes, threads / lanes), the
+    grid has one column of blocks. ``rows`` is at most :func:`tile_rows`, and a multiple of ``width``.
     """
-    lanes, _ = warp_shape(d, threads)
     slots = 1 << max(0, (d - 1).bit_length() - 5)
-    return _softmax_loss_warp(loss, dtype, lanes, slots, indices, weighted, keep, threads)
+    return _softmax_loss_tile(loss, dtype, width, lanes_of(d), slots, variant, threads)
 
 
 @cache
-def _softmax_loss_warp(
-    loss: Loss,
-    dtype: np.dtype[Any],
-    lanes: int,
-    slots: int,
-    indices: bool,
-    weighted: bool,
-    keep: bool,
-    threads: int,
+def _softmax_loss_tile(
+    loss: Loss, dtype: np.dtype[Any], width: int, lanes: int, slots: int, variant: Variant, threads: int
 ) -> Source:
-    storage = storage_of(dtype)
-    real, zero, one = numba.from_dtype(dtype), dtype.type(0), dtype.type(1)
-    lowest = dtype.type(-np.inf)
-    target, ell, dell = map(inlined, loss.scalars(dtype, MATH))
+    storage, real_dtype = storage_of(dtype), real_of(dtype)
+    load, store, load1, store1, _ = access(storage, width)
+    load_real, _, _, _, _ = access(storage_of(real_dtype), width)
+    real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
+    lowest = real_dtype.type(-np.inf)
+    target, ell, dell = map(inlined, loss.scalars(real_dtype, MATH))
     exp, log, where = MATH.exp, MATH.log, MATH.where
     warp_sum, warp_max = warp_reductions(lanes)
-    fold = fold_rows(slots, threads, adjacent=False)
+    fold, fetch = fold_rows(slots, threads, adjacent=False), read_once(storage_of(real_dtype))
     block_sum, _ = block_reductions(threads)
+    indices, weighted, keep, scaled = variant
+    dense, vector = not indices, width > 1
+    at_once = threads // lanes
+    # rows of the widest d that these lanes and slots serve still make a whole trip
+    capacity = max(TILE_BYTES * threads // THREADS // real_dtype.itemsize, threads * slots)
+    ROOM = capacity + capacity // 32  # a gap after 32 numbers: a warp then meets each bank once, see place
+    TARGETS = ROOM if dense else 1
+    place = inlined(_place)
 
     @unrolled
-    def kernel(z, b, y, weight, out, partial, losses, scale, u, n, d):  # type: ignore[no-untyped-def]
-        shared = cuda.shared.array(threads * slots, real)
+    def kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d, rows):  # type: ignore[no-untyped-def]
+        tile = cuda.shared.array(ROOM, real)
+        targets = cuda.shared.array(TARGETS, real)
+        biases = cuda.shared.array(lanes * slots, real)
+        classes = cuda.shared.array(threads, numba.int64)
+        weights = cuda.shared.array(threads, real)
         warps = cuda.shared.array(32, real)
-        bias = cuda.local.array(slots, real)
+        r = cuda.local.array(width, real)
         sums = cuda.local.array(slots, real)
         q = cuda.local.array(slots, real)
         p = cuda.local.array(slots, real)
         g = cuda.local.array(slots, real)
         lane = cuda.threadIdx.x
+        thread = cuda.threadIdx.y * lanes + lane
         for k in static_range(slots):
             sums[k] = zero
-            bias[k] = zero
-            if lane + lanes * k < d:
-                bias[k] = b[lane + lanes * k]
+        if scaled:
+            scale = scale * fetch(scalars, SCALE, warps)
+        j = numba.int64(thread)
+        while j < d:
+            biases[j] = load1(b, j)
+            j += threads
+        cuda.syncthreads()
         total = zero
-        step = cuda.gridDim.y * cuda.blockDim.y
-        row = cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y
-        trips = (n - 1) // step + 1
-        while trips > 0:  # as many for every thread: the lanes of a warp stay together, and only stores are guarded
-            i = min(row, n - 1)
-            inside = row < n
-            own_class = y[i] if indices else 0
-            top = lowest
-            for k in static_range(slots):
-                q[k] = lowest
-                if lane + lanes * k < d:
-                    q[k] = z[i * d + lane + lanes * k] + bias[k]
-                top = where(q[k] > top, q[k], top)
-            top = warp_max(top)
-            if keep:
-                for k in static_range(slots):
-                    if inside and lane + lanes * k < d:
-                        z[i * d + lane + lanes * k] = q[k]
-            s = zero
-            for k in static_range(slots):
-                q[k] = q[k] - top
-                p[k] = zero
-                if lane + lanes * k < d:
-                    p[k] = exp(q[k])
-                s = s + p[k]
-            s = warp_sum(s)
-            log_s = log(s)
-            inverse = one / s
-            value = zero
-            slope = zero
-            for k in static_range(slots):
-                g[k] = zero
-                if lane + lanes * k < d:
-                    t = where(lane + lanes * k == own_class, one, zero) if indices else y[i * d + lane + lanes * k]
-                    t = target(t, u)
-                    g[k] = dell(q[k] - log_s, t)
-                    value = value + ell(q[k] - log_s, t)
-                    slope = slope + g[k]
-            value = warp_sum(value)
-            slope = warp_sum(slope) * inverse
-            if inside:
-                w = one
+        first = numba.int64(cuda.blockIdx.y) * rows
+        jump = threads * width % d
+        while first < n:
+            here = min(rows, n - first)
+            size = here * d
+            # the tile lies in memory without a gap: move it from end to end, and add the bias on the way
+            e = numba.int64(thread * width)
+            column = e % d
+            while e < size:
+                if e + width <= size:
+                    load(r, 0, z, first * d + e)
+                    c = column
+                    for k in static_range(width):
+                        r[k] = r[k] + biases[c]
+                        tile[place(e + k)] = r[k]
+                        c += 1
+                        c = c if c < d else c - d
+                    if keep:
+                        store(z, first * d + e, r, 0)
+                    if dense:
+                        load_real(r, 0, y, first * d + e)
+                        for k in static_range(width):
+                            targets[place(e + k)] = r[k]
+                elif vector:
+                    c = column
+                    for k in static_range(width):
+                        if e + k < size:
+                            x = load1(z, first * d + e + k) + biases[c]
+                            tile[place(e + k)] = x
+                            if keep:
+                                store1(z, first * d + e + k, x)
+                            if dense:
+                                targets[place(e + k)] = y[first * d + e + k]
+                        c += 1
+                        c = c if c < d else c - d
+                e += threads * width
+                column += jump
+                column = column if column < d else column - d
+            if thread < here:
+                if indices:
+                    classes[thread] = y[first + thread]
                 if weighted:
-                    w = weight[i]
-                if lane == 0:
-                    total = total + value * w
+                    weights[thread] = weight[first + thread]
+            cuda.syncthreads()
+            above = numba.int64(0)
+            while (
+                above < here
+            ):  # as many trips for every thread: the lanes of a warp stay together, only stores are guarded
+                row = above + cuda.threadIdx.y
+                i = min(row, here - 1)
+                inside = row < here
+                own_class = classes[i] if indices else 0
+                top = lowest
                 for k in static_range(slots):
+                    q[k] = lowest
                     if lane + lanes * k < d:
-                        do = (g[k] - p[k] * slope) * w * scale
-                        out[i * d + lane + lanes * k] = do
-                        sums[k] = sums[k] + do
-            row += step
-            trips -= 1
-        fold(sums, shared, partial, d)
+                        q[k] = tile[place(i * d + lane + lanes * k)]
+                    top = where(q[k] > top, q[k], top)
+                top = warp_max(top)
+                s = zero
+                for k in static_range(slots):
+                    q[k] = q[k] - top
+                    p[k] = zero
+                    if lane + lanes * k < d:
+                        p[k] = exp(q[k])
+                    s = s + p[k]
+                s = warp_sum(s)
+                log_s = log(s)
+                inverse = one / s
+                value = zero
+                slope = zero
+                for k in static_range(slots):
+                    g[k] = zero
+                    if lane + lanes * k < d:
+                        t = (
+                            where(lane + lanes * k == own_class, one, zero)
+                            if indices
+                            else targets[place(i * d + lane + lanes * k)]
+                        )
+                        t = target(t, u)
+                        g[k] = dell(q[k] - log_s, t)
+                        value = value + ell(q[k] - log_s, t)
+                        slope = slope + g[k]
+                slope = warp_sum(slope) * inverse
+                if inside:
+                    w = one
+                    if weighted:
+                        w = weights[i]
+                    total = total + value * w
+                    for k in static_range(slots):
+                        if lane + lanes * k < d:
+                            do = (g[k] - p[k] * slope) * w * scale
+                            tile[place(i * d + lane + lanes * k)] = do
+                            sums[k] = sums[k] + do
+                above += at_once
+            cuda.syncthreads()
+            e = numba.int64(thread * width)
+            while e < size:
+                if e + width <= size:
+                    for k in static_range(width):
+                        r[k] = tile[place(e + k)]
+                    store(out, first * d + e, r, 0)
+                elif vector:
+                    for k in static_range(width):
+                        if e + k < size:
+                            store1(out, first * d + e + k, tile[place(e + k)])
+                e += threads * width
+            cuda.syncthreads()
+            first += cuda.gridDim.y * rows
+        fold(sums, tile, partial, numba.int64(cuda.blockIdx.y), d)
         total = block_sum(total, warps)
-        if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
+        if thread == 0:
             losses[cuda.blockIdx.y] = total
 
-    name = variant(loss, "warp", storage, indices, weighted, keep, f"{lanes}x{slots}")
-    p, label_type = f"{storage}*", "i8*" if indices else f"{storage}*"
-    signature = f"{p} {p} {label_type} {p} {p} {p} {p} {storage} {storage} i8 i8"
-    return Source(name, kernel, signature, loss.fingerprint)
+    types = signature(dtype, f"s* s* {'i8*' if indices else 'r*'} r* s* r* r* r* r r i8 i8 i8")
+    name = variant.name(loss, dtype, "tile", f"{lanes}x{slots}", f"v{width}")
+    return Source(name, kernel, types, loss.fingerprint, threads)
+
+
+def row_shape(dtype: np.dtype[Any], width: int, d: int) -> tuple[int, int] | None:
+    """Return (threads, slots) of :func:`softmax_loss_row`, or None where d is too long for it."""
+    threads = min(ROW_THREADS, max(64, 1 << (-(-d // width) - 1).bit_length()))
+    slots = 1 << (-(-d // (threads * width)) - 1).bit_length()
+    most = ROW_ELEMENTS * 4 // real_of(dtype).itemsize
+    return (threads, slots) if slots * width <= max(most, width) else None
 
 
 @cache
-def softmax_loss_block(
-    loss: Loss,
-    dtype: np.dtype[Any],
-    width: int,
-    indices: bool,
-    weighted: bool,
-    keep: bool,
-    threads: int = THREADS,
+def softmax_loss_row(
+    loss: Loss, dtype: np.dtype[Any], width: int, slots: int, variant: Variant, threads: int
 ) -> Source:
-    """kernel(z, b, y, weight, out, losses, scale, u, n, d): a block per row, of any length.
+    """kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d): a block per row, held in its registers.
+
+    For d <= threads * width * slots, a multiple of ``width``. ``partial`` is (grid.y, d).
+    """
+    storage, real_dtype = storage_of(dtype), real_of(dtype)
+    load, store, _, _, _ = access(storage, width)
+    load_real, store_real, _, _, _ = access(storage_of(real_dtype), width)
+    real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
+    lowest = np.finfo(real_dtype).min  # finite: a row may begin with -inf, and -inf - -inf is NaN
+    target, ell, dell = map(inlined, loss.scalars(real_dtype, MATH))
+    exp, log, where = MATH.exp, MATH.log, MATH.where
+    block_sum, block_max = block_reductions(threads)
+    fetch = read_once(storage_of(real_dtype))
+    indices, weighted, keep, scaled = variant
+    dense = not indices
+    SIZE = slots * width
+
+    @unrolled
+    def kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d):  # type: ignore[no-untyped-def]
+        warps = cuda.shared.array(32, real)
+        own = cuda.shared.array(1, numba.int64)
+        own_weight = cuda.shared.array(1, real)
+        bias = cuda.local.array(SIZE, real)
+        sums = cuda.local.array(SIZE, real)
+        o = cuda.local.array(SIZE, real)
+        t = cuda.local.array(width, real)
+        thread = numba.int64(cuda.threadIdx.x)
+        if scaled:
+            scale = scale * fetch(scalars, SCALE, warps)
+        for k in static_range(SIZE):
+            sums[k] = zero
+            bias[k] = zero
+        for slot in static_range(slots):
+            if (slot * threads + thread) * width < d:
+                load(bias, slot * width, b, (slot * threads + thread) * width)
+        total = zero
+        i = numba.int64(cuda.blockIdx.y)
+        while i < n:
+            if thread == 0:
+                if indices:
+                    own[0] = y[i]
+                if weighted:
+                    own_weight[0] = weight[i]
+            top = lowest
+            for slot in static_range(slots):
+                j = (slot * threads + thread) * width
+                if j < d:
+                    load(o, slot * width, z, i * d + j)
+                    for k in static_range(slot * width, slot * width + width):
+                        o[k] = o[k] + bias[k]
+                        top = where(o[k] > top, o[k], top)
+                    if keep:
+                        store(z, i * d + j, o, slot * width)
+            top = block_max(top, warps)
+            own_class = own[0] if indices else 0
+            w = own_weight[0] if weighted else one
+            s = zero
+            for slot in static_range(slots):
+                if (slot * threads + thread) * width < d:
+                    for k in static_range(slot * width, slot * width + width):
+                        o[k] = o[k] - top
+                        s = s + exp(o[k])
+            log_s = log(block_sum(s, warps))
+            slope = zero
+            value = zero
+            for slot in static_range(slots):
+                j = (slot * threads + thread) * width
+                if j < d:
+                    if dense:
+                        load_real(t, 0, y, i * d + j)
+                    for k in static_range(width):
+                        if indices:
+                            t[k] = where(j + k == own_class, one, zero)
+                        x = o[slot * width + k] - log_s
+                        slope = slope + dell(x, target(t[k], u))
+                        value = value + ell(x, target(t[k], u))
+            slope = block_sum(slope, warps)
+            total = total + value * w
+            for slot in static_range(slots):
+                j = (slot * threads + thread) * width
+                if j < d:
+                    if dense:
+                        load_real(t, 0, y, i * d + j)
+                    for k in static_range(width):
+                        if indices:
+                            t[k] = where(j + k == own_class, one, zero)
+                        x = o[slot * width + k] - log_s
+                        do = (dell(x, target(t[k], u)) - exp(x) * slope) * w * scale
+                        o[slot * width + k] = do
+                        sums[slot * width + k] = sums[slot * width + k] + do
+                    store(out, i * d + j, o, slot * width)
+            i += cuda.gridDim.y
+        for slot in static_range(slots):
+            j = (slot * threads + thread) * width
+            if j < d:
+                store_real(partial, cuda.blockIdx.y * d + j, sums, slot * width)
+        total = block_sum(total, warps)
+        if thread == 0:
+            losses[cuda.blockIdx.y] = total
+
+    types = signature(dtype, f"s* s* {'i8*' if indices else 'r*'} r* s* r* r* r* r r i8 i8")
+    name = variant.name(loss, dtype, "row", f"{threads}x{slots}", f"v{width}")
+    return Source(name, kernel, types, loss.fingerprint, threads)
+
+
+@cache
+def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Variant, threads: int = THREADS) -> Source:
+    """kernel(z, b, y, weight, out, losses, scalars, scale, u, n, d): a block per row, of any length.
 
     The maximum and the sum of exponentials come from one pass (the sum is rescaled when the maximum grows); two more read
     the row again, from the cache. Every thread meets only its own columns, so ``out`` may be ``z``. It leaves no column sums.
     """
-    storage = storage_of(dtype)
-    load, store, _, _ = access(storage, width)
-    real, zero, one = numba.from_dtype(dtype), dtype.type(0), dtype.type(1)
-    lowest = np.finfo(dtype).min  # finite: a row may begin with -inf, and -inf - -inf is NaN
-    target, ell, dell = map(inlined, loss.scalars(dtype, MATH))
+    storage, real_dtype = storage_of(dtype), real_of(dtype)
+    load, store, _, _, rounded = access(storage, width)
+    load_real, _, _, _, _ = access(storage_of(real_dtype), width)
+    real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
+    lowest = np.finfo(real_dtype).min  # finite: a row may begin with -inf, and -inf - -inf is NaN
+    target, ell, dell = map(inlined, loss.scalars(real_dtype, MATH))
     exp, log, where = MATH.exp, MATH.log, MATH.where
     block_sum, block_max = block_reductions(threads)
+    fetch = read_once(storage_of(real_dtype))
+    indices, weighted, keep, scaled = variant
     add_bias, dense = not keep, not indices
 
     @unrolled
-    def kernel(z, b, y, weight, out, losses, scale, u, n, d):  # type: ignore[no-untyped-def]
+    def kernel(z, b, y, weight, out, losses, scalars, scale, u, n, d):  # type: ignore[no-untyped-def]
         warps = cuda.shared.array(32, real)
         bias = cuda.local.array(width, real)
         o = cuda.local.array(width, real)
         t = cuda.local.array(width, real)
         thread = cuda.threadIdx.x
+        if scaled:
+            scale = scale * fetch(scalars, SCALE, warps)
         total = zero
-        i = numba.int64(cuda.blockIdx.x)
+        i = numba.int64(cuda.blockIdx.y)
         while i < n:
             own_class = y[i] if indices else 0
             top = lowest
@@ -194,6 +399,8 @@ def softmax_loss_block(
                     o[k] = o[k] + bias[k]
                 if keep:
                     store(z, i * d + j, o, 0)
+                    for k in static_range(width):
+                        o[k] = rounded(o[k])  # as the next passes read it
                 largest = top
                 for k in static_range(width):
                     largest = where(o[k] > largest, o[k], largest)
@@ -216,7 +423,7 @@ def softmax_loss_block(
                     for k in static_range(width):
                         o[k] = o[k] + bias[k]
                 if dense:
-                    load(t, 0, y, i * d + j)
+                    load_real(t, 0, y, i * d + j)
                 for k in static_range(width):
                     if indices:
                         t[k] = where(j + k == own_class, one, zero)
@@ -225,7 +432,6 @@ def softmax_loss_block(
                     value = value + ell(o[k] - top - log_s, x)
                 j += threads * width
             slope = block_sum(slope, warps)
-            value = block_sum(value, warps)
             w = one
             if weighted:
                 w = weight[i]
@@ -238,7 +444,7 @@ def softmax_loss_block(
                     for k in static_range(width):
                         o[k] = o[k] + bias[k]
                 if dense:
-                    load(t, 0, y, i * d + j)
+                    load_real(t, 0, y, i * d + j)
                 for k in static_range(width):
                     if indices:
                         t[k] = where(j + k == own_class, one, zero)
@@ -246,11 +452,10 @@ def softmax_loss_block(
                     o[k] = (dell(x, target(t[k], u)) - exp(x) * slope) * w * scale
                 store(out, i * d + j, o, 0)
                 j += threads * width
-            i += cuda.gridDim.x
+            i += cuda.gridDim.y
+        total = block_sum(total, warps)
         if thread == 0:
-            losses[cuda.blockIdx.x] = total
+            losses[cuda.blockIdx.y] = total
 
-    name = variant(loss, "block", storage, indices, weighted, keep, f"v{width}")
-    p, label_type = f"{storage}*", "i8*" if indices else f"{storage}*"
-    signature = f"{p} {p} {label_type} {p} {p} {p} {storage} {storage} i8 i8"
-    return Source(name, kernel, signature, loss.fingerprint)
+    types = signature(dtype, f"s* s* {'i8*' if indices else 'r*'} r* s* r* r* r r i8 i8")
+    return Source(variant.name(loss, dtype, "long", f"v{width}"), kernel, types, loss.fingerprint, threads)

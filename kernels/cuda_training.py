@@ -13,8 +13,23 @@ import numba
 import numpy as np
 from numba import cuda
 
-from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
-from gpubackprop.kernels.cuda import label
+from gpubackprop.backends.base import (
+    C1,
+    C2,
+    CURSOR,
+    FACTOR,
+    GOOD,
+    GROW,
+    GROW_AFTER,
+    NORM,
+    RATE,
+    SCALE,
+    SHRINK,
+    SKIP,
+    STEPS,
+)  # fmt: skip
+from gpubackprop.definitions import real_of
+from gpubackprop.kernels.cuda import define_dropout, label, signature
 from gpubackprop.kernels.cuda_launch import THREADS, Source
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
 from gpubackprop.kernels.cuda_vector import (
@@ -24,12 +39,13 @@ from gpubackprop.kernels.cuda_vector import (
     block_reductions,
     compute_type,
     inlined,
+    read_once,
     storage_of,
-    uint32,
-    uint64,
 )  # fmt: skip
 from gpubackprop.optimizers import Optimizer
-from gpubackprop.philox import define_philox
+
+ROWS_AT_ONCE = 4
+"""Rows of a mini-batch that a thread of :func:`gather` has under way: they lie anywhere."""
 
 
 @cache
@@ -58,55 +74,43 @@ def normalize_weights(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
 
 @cache
 def dropout(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
-    """kernel(x, out, counters, threshold, scale, low, high, layer, n, first): four elements and one Philox block per thread.
+    """kernel(x, out, counters, bound, scale, low, high, layer, first, size): see :func:`gpubackprop.kernels.cuda.define_dropout`.
 
-    ``out`` may be ``x``; its random numbers begin at block ``first``. A width of 1 is for addresses off 16 bytes; whatever
-    the width, n may be any number.
+    ``out`` may be ``x``; size may be any number.
     """
-    storage = storage_of(dtype)
-    load, store, load1, store1 = access(storage, width)
-    real, zero = numba.from_dtype(dtype), dtype.type(0)
-    philox, where = inlined(define_philox(uint32, uint64)), MATH.where
-    parts = 4 // width
+    storage, real_dtype = storage_of(dtype), real_of(dtype)
+    load, store, load1, store1, _ = access(storage, width)
+    real = numba.from_dtype(real_dtype)
+    drop, drop1, fetch = define_dropout(dtype, width), define_dropout(dtype, 1), read_once("i8")
+    vector = width > 1
 
     @unrolled
-    def kernel(x, out, counters, threshold, scale, low, high, layer, n, first):  # type: ignore[no-untyped-def]
-        r = cuda.local.array(4, real)
-        word = cuda.local.array(4, numba.uint32)
-        k0 = uint32(low)
-        k1 = uint32(high)
-        c2 = uint32(counters[STEPS])
-        c3 = uint32(layer)
-        bound = uint32(threshold)
-        block = numba.int64(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
-        while block * 4 < n:
-            w0, w1, w2, w3 = philox(uint32(block + first), uint32((block + first) >> 32), c2, c3, k0, k1)
-            word[0] = w0
-            word[1] = w1
-            word[2] = w2
-            word[3] = w3
-            if block * 4 + 4 <= n:
-                for part in static_range(parts):
-                    load(r, part * width, x, block * 4 + part * width)
-                for k in static_range(4):
-                    r[k] = where(word[k] < bound, r[k] * scale, zero)
-                for part in static_range(parts):
-                    store(out, block * 4 + part * width, r, part * width)
-            else:
-                for k in static_range(3):
-                    if block * 4 + k < n:
-                        store1(out, block * 4 + k, where(word[k] < bound, load1(x, block * 4 + k) * scale, zero))
-            block += cuda.gridDim.x * cuda.blockDim.x
+    def kernel(x, out, counters, bound, scale, low, high, layer, first, size):  # type: ignore[no-untyped-def]
+        shared = cuda.shared.array(1, numba.int64)
+        r = cuda.local.array(width, real)
+        step = fetch(counters, STEPS, shared)
+        e = numba.int64(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
+        while e + width <= size:
+            load(r, 0, x, e)
+            drop(r, 0, e, step, layer, bound, scale, low, high, first)
+            store(out, e, r, 0)
+            e += cuda.gridDim.x * cuda.blockDim.x * width
+        if vector and e < size:
+            for k in static_range(width):
+                if e + k < size:
+                    r[k] = load1(x, e + k)
+                    drop1(r, k, e + k, step, layer, bound, scale, low, high, first)
+                    store1(out, e + k, r[k])
 
-    signature = f"{storage}* {storage}* i8* i8 {storage} i8 i8 i8 i8 i8"
-    return Source(label("dropout", storage, f"v{width}"), kernel, signature)
+    types = signature(dtype, "s* s* i8* i8 r i8 i8 i8 i8 i8")
+    return Source(label("dropout", storage, f"v{width}"), kernel, types, "", threads)
 
 
 @cache
 def accumulate(dtype: np.dtype[Any], width: int, first: bool) -> Source:
     """kernel(total, term, out, size): out = total + term, or (``first``) term; ``out`` may be either."""
     storage = storage_of(dtype)
-    load, store, load1, store1 = access(storage, width)
+    load, store, load1, store1, _ = access(storage, width)
     real = numba.from_dtype(dtype)
 
     @unrolled
@@ -135,29 +139,45 @@ def accumulate(dtype: np.dtype[Any], width: int, first: bool) -> Source:
 
 
 @cache
-def gather(storage: str, width: int) -> Source:
+def gather(storage: str, width: int, threads: int = THREADS) -> Source:
     """kernel(source, order, counters, out, size, rows, n, d): out[i] = source[order[counters[CURSOR] + i]], i < n.
 
-    ``size`` is the length of ``order`` and ``rows`` that of ``source``; positions beyond them are cut to the last.
+    ``size`` is the length of ``order`` and ``rows`` that of ``source``; positions beyond them are cut to the last. The block
+    reads the places of its rows once, the threads share them.
     """
-    load, store, _, _ = access(storage, width)
+    load, store, _, _, _ = access(storage, width)
     real = numba.from_dtype(np.dtype(compute_type(storage)))
+    fetch = read_once("i8")
+    ROWS = ROWS_AT_ONCE
 
     @unrolled
     def kernel(source, order, counters, out, size, rows, n, d):  # type: ignore[no-untyped-def]
-        r = cuda.local.array(width, real)
+        places = cuda.shared.array(ROWS * threads, numba.int64)
+        shared = cuda.shared.array(1, numba.int64)
+        r = cuda.local.array(ROWS * width, real)
+        cursor = fetch(counters, CURSOR, shared)
         column = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
-        i = numba.int64(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)
-        if column < d:
-            while i < n:
-                row = order[min(counters[CURSOR] + i, size - 1)]
-                row = max(min(row, rows - 1), 0)
-                load(r, 0, source, row * d + column)
-                store(out, i * d + column, r, 0)
-                i += cuda.gridDim.y * cuda.blockDim.y
+        by = cuda.blockDim.y
+        first = numba.int64(cuda.blockIdx.y) * by * ROWS
+        while first < n:
+            row = numba.int64(cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x)
+            while row < by * ROWS and first + row < n:
+                places[row] = max(min(order[min(cursor + first + row, size - 1)], rows - 1), 0)
+                row += threads
+            cuda.syncthreads()
+            i = first + cuda.threadIdx.y
+            if column < d:
+                for k in static_range(ROWS):
+                    if i + k * by < n:
+                        load(r, k * width, source, places[cuda.threadIdx.y + k * by] * d + column)
+                for k in static_range(ROWS):
+                    if i + k * by < n:
+                        store(out, (i + k * by) * d + column, r, k * width)
+            cuda.syncthreads()
+            first += cuda.gridDim.y * by * ROWS
 
-    pointer = f"{storage}*"
-    return Source(label("gather", storage, f"v{width}"), kernel, f"{pointer} i8* i8* {pointer} i8 i8 i8 i8")
+    types = f"{storage}* i8* i8* {storage}* i8 i8 i8 i8"
+    return Source(label("gather", storage, f"v{width}"), kernel, types, "", threads)
 
 
 @cache
@@ -165,7 +185,7 @@ def sum_of_squares(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
     """kernel(g, partial, size): partial[block] = its share of sum(g^2). g is aligned to 16 bytes."""
     storage = storage_of(dtype)
     width = VECTOR_BYTES // dtype.itemsize
-    load, _, load1, _ = access(storage, width)
+    load, _, load1, _, _ = access(storage, width)
     real, zero = numba.from_dtype(dtype), dtype.type(0)
     block_sum, _ = block_reductions(threads)
     PARTS = 2
@@ -206,10 +226,14 @@ def sum_of_squares(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
 
 
 @cache
-def clip(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
-    """kernel(partial, scalars, max_norm, count): the norm and the factor of the gradient from the sums of its squares."""
+def clip(dtype: np.dtype[Any], loss_scaling: bool, threads: int = THREADS) -> Source:
+    """kernel(partial, scalars, max_norm, count): the norm and the factor of the gradient from the sums of its squares.
+
+    With ``loss_scaling`` they are those of the gradient over the loss scale, and SKIP says whether it is infinite or NaN.
+    """
     storage = storage_of(dtype)
     real, zero, one, tiny = numba.from_dtype(dtype), dtype.type(0), dtype.type(1), dtype.type(1e-6)
+    largest = np.finfo(dtype).max
     block_sum, _ = block_reductions(threads)
     sqrt, where = MATH.sqrt, MATH.where
 
@@ -224,41 +248,71 @@ def clip(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
         total = block_sum(total, warps)
         if cuda.threadIdx.x == 0:
             norm = sqrt(total)
+            scale = one
+            if loss_scaling:
+                scale = scalars[SCALE]
+                scalars[SKIP] = where(norm <= largest, zero, one)
+            norm = norm / scale
             factor = max_norm / (norm + tiny)
             scalars[NORM] = norm
-            scalars[FACTOR] = where(factor > one, one, factor)  # NaN stays NaN
+            scalars[FACTOR] = where(factor > one, one, factor) / scale  # NaN stays NaN
 
-    return Source(label("clip", storage), kernel, f"{storage}* {storage}* {storage} i8")
+    name = label("clip", storage, "scaled" if loss_scaling else "")
+    return Source(name, kernel, signature(dtype, "r* r* r i8"), "", threads)
 
 
 @cache
-def advance(optimizer: Optimizer, dtype: np.dtype[Any]) -> Source:
-    """kernel(rate, counters, scalars, batch): one thread, in float64: the schedule and the constants of the next step."""
+def advance(optimizer: Optimizer, dtype: np.dtype[Any], loss_scaling: bool) -> Source:
+    """kernel(rate, counters, scalars, batch): one thread, in float64: the schedule and the constants of the next step.
+
+    With ``loss_scaling`` a skipped step halves the scale and does not count; many good ones in a row double it.
+    """
     real = dtype.type
     constants = inlined(optimizer.define(np.float64, MATH)[0])
     factor = inlined(optimizer.schedule.define(MATH))
     one = np.float64(1)
+    zero, single, shrink, grow, limit = map(real, (0, 1, SHRINK, GROW, GROW_AFTER))
 
     @unrolled
     def kernel(rate, counters, scalars, batch):  # type: ignore[no-untyped-def]
-        t = numba.float64(counters[STEPS])
-        eta, c1, c2 = constants(t + one, rate[0] * factor(t))
-        scalars[RATE] = real(eta)
-        scalars[C1] = real(c1)
-        scalars[C2] = real(c2)
-        counters[STEPS] = counters[STEPS] + 1
         counters[CURSOR] = counters[CURSOR] + batch
+        skipped = False
+        if loss_scaling:
+            good = scalars[GOOD] + single
+            if scalars[SKIP] > zero:
+                skipped = True
+                scalars[SCALE] = scalars[SCALE] * shrink
+                good = zero
+            elif good >= limit:
+                scalars[SCALE] = scalars[SCALE] * grow
+                good = zero
+            scalars[GOOD] = good
+        if not skipped:
+            t = numba.float64(counters[STEPS])
+            eta, c1, c2 = constants(t + one, rate[0] * factor(t))
+            scalars[RATE] = real(eta)
+            scalars[C1] = real(c1)
+            scalars[C2] = real(c2)
+            counters[STEPS] = counters[STEPS] + 1
 
-    storage = storage_of(dtype)
-    name = label("advance", type(optimizer).__name__.lower(), type(optimizer.schedule).__name__.lower(), storage)
-    return Source(name, kernel, f"f8* i8* {storage}* i8", optimizer.fingerprint)
+    names = (type(optimizer).__name__.lower(), type(optimizer.schedule).__name__.lower())
+    name = label("advance", *names, storage_of(dtype), "scaled" if loss_scaling else "")
+    return Source(name, kernel, signature(dtype, "f8* i8* r* i8"), optimizer.fingerprint)
 
 
 @cache
-def update(optimizer: Optimizer, dtype: np.dtype[Any], width: int) -> Source:
-    """kernel(parameters, gradients, states, scalars, size): one step of the optimizer; states are rows of ``size``."""
+def update(
+    optimizer: Optimizer, dtype: np.dtype[Any], width: int, weights: np.dtype[Any] | None = None, threads: int = THREADS
+) -> Source:
+    """kernel(parameters, gradients, states, scalars, copy, size): one step of the optimizer; states are rows of ``size``.
+
+    With ``weights``, a 16-bit dtype, ``copy`` becomes the parameters in it, and a step with SKIP set changes nothing.
+    """
     storage = storage_of(dtype)
-    load, store, load1, store1 = access(storage, width)
+    load, store, load1, store1, _ = access(storage, width)
+    mixed = weights is not None
+    copy_storage = storage_of(weights) if weights is not None else storage
+    _, store_copy, _, store_copy1, _ = access(copy_storage, width)
     real, zero = numba.from_dtype(dtype), dtype.type(0)
     step_of = inlined(optimizer.define(dtype.type, MATH)[1])
     where = MATH.where
@@ -268,16 +322,20 @@ def update(optimizer: Optimizer, dtype: np.dtype[Any], width: int) -> Source:
     vector = width > 1
 
     @unrolled
-    def kernel(parameters, gradients, states, scalars, size):  # type: ignore[no-untyped-def]
+    def kernel(parameters, gradients, states, scalars, copy, size):  # type: ignore[no-untyped-def]
+        shared = cuda.shared.array(8, real)
         p = cuda.local.array(width, real)
         g = cuda.local.array(width, real)
         s0 = cuda.local.array(width, real)
         s1 = cuda.local.array(width, real)
         s2 = cuda.local.array(width, real)
-        rate = scalars[RATE]
-        c1 = scalars[C1]
-        c2 = scalars[C2]
-        factor = scalars[FACTOR]
+        if cuda.threadIdx.x < 8:  # one thread reads each, for all
+            shared[cuda.threadIdx.x] = scalars[cuda.threadIdx.x]
+        cuda.syncthreads()
+        rate = shared[RATE]
+        c1 = shared[C1]
+        c2 = shared[C2]
+        factor = shared[FACTOR]
         for k in static_range(width):
             s0[k] = zero
             s1[k] = zero
@@ -286,6 +344,10 @@ def update(optimizer: Optimizer, dtype: np.dtype[Any], width: int) -> Source:
         i = thread * width
         step = cuda.gridDim.x * cuda.blockDim.x * width
         whole = size - size % width
+        end = size
+        if mixed and shared[SKIP] > zero:
+            whole = numba.int64(0)
+            end = numba.int64(0)
         while i < whole:
             load(g, 0, gradients, i)
             load(p, 0, parameters, i)
@@ -307,10 +369,12 @@ def update(optimizer: Optimizer, dtype: np.dtype[Any], width: int) -> Source:
                 store(states, size + i, s1, 0)
             if has_third:
                 store(states, 2 * size + i, s2, 0)
+            if mixed:
+                store_copy(copy, i, p, 0)
             i += step
         if vector:  # the few elements after the last whole vector; there is at most one state then
             i = whole + thread
-            if i < size:
+            if i < end:
                 x = load1(gradients, i) * factor
                 if clipped:
                     x = where(x > limit, limit, where(x < -limit, -limit, x))
@@ -321,10 +385,12 @@ def update(optimizer: Optimizer, dtype: np.dtype[Any], width: int) -> Source:
                 store1(parameters, i, a)
                 if has_state:
                     store1(states, i, b)
+                if mixed:
+                    store_copy1(copy, i, a)
 
-    name = label("update", type(optimizer).__name__.lower(), storage, f"v{width}")
-    pointer = f"{storage}*"
-    return Source(name, kernel, f"{pointer} {pointer} {pointer} {pointer} i8", optimizer.fingerprint)
+    name = label("update", type(optimizer).__name__.lower(), storage, f"v{width}", copy_storage if mixed else "")
+    types = f"{storage}* {storage}* {storage}* {storage}* {copy_storage}* i8"
+    return Source(name, kernel, types, optimizer.fingerprint, threads)
 
 
 def update_width(optimizer: Optimizer, dtype: np.dtype[Any], size: int, *addresses: int) -> int:

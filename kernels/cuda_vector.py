@@ -25,8 +25,8 @@ from gpubackprop.kernels.cuda_unroll import static_range, unrolled
 SIMULATED = bool(config.ENABLE_CUDASIM)
 VECTOR_BYTES = 16
 WARP = 32
-STORAGE = {"f4": np.float32, "f8": np.float64, "f2": np.float16, "bf16": np.uint16, "i8": np.int64}
-"""The element type of memory by the name of the storage."""
+STORAGE = {"f4": np.float32, "f8": np.float64, "f2": np.float16, "bf16": np.uint16, "u2": np.uint16, "i8": np.int64}
+"""The element type of memory by the name of the storage; "u2" is 16 bits that are only copied."""
 
 
 def compute_type(storage: str) -> Any:
@@ -36,7 +36,7 @@ def compute_type(storage: str) -> Any:
 
 def storage_of(dtype: np.dtype[Any]) -> str:
     """Return the storage name of an array's dtype: ``"f4"`` for float32."""
-    return dtype.str[1:]
+    return "bf16" if dtype.name == "bfloat16" else dtype.str[1:]
 
 
 class Access(NamedTuple):
@@ -50,6 +50,8 @@ class Access(NamedTuple):
     """load1(p, i) -> the element p[i]"""
     store1: Any
     """store1(p, i, x): p[i] = x"""
+    rounded: Any
+    """rounded(x) -> x as it would come back from memory"""
 
 
 if SIMULATED:
@@ -82,7 +84,7 @@ if SIMULATED:
 
     @cache
     def access(storage: str, width: int) -> Access:
-        """Return the loads and stores of one storage type; width * itemsize is 16 bytes, or width is 1."""
+        """Return the loads and stores of one storage type; width is a power of two."""
         narrow, wide = STORAGE[storage], compute_type(storage)
         get = _from_bf16 if storage == "bf16" else wide
         put = _to_bf16 if storage == "bf16" else narrow
@@ -101,7 +103,18 @@ if SIMULATED:
         def store1(p: Any, i: int, x: Any) -> None:
             p[i] = put(x)
 
-        return Access(load, store, load1, store1)
+        def rounded(x: Any) -> Any:
+            return get(put(x))
+
+        return Access(load, store, load1, store1, rounded)
+
+    def load_current(p: Any, i: int) -> Any:
+        """Return p[i] as other blocks have left it."""
+        return p[i]
+
+    def take_ticket(p: Any, i: int) -> Any:
+        """Return p[i] and add 1 to it, which no other thread comes between."""
+        return cuda.atomic.add(p, i, 1)
 
     @cache
     def warp_reductions(lanes: int) -> tuple[Any, Any]:
@@ -134,7 +147,7 @@ else:
 
     _F32, _F64, _HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()
     _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
-    _ELEMENT = {"f4": _F32, "f8": _F64, "f2": _HALF, "bf16": _I16, "i8": _I64}
+    _ELEMENT = {"f4": _F32, "f8": _F64, "f2": _HALF, "bf16": _I16, "u2": _I16, "i8": _I64}
 
     def inlined(function: Callable[..., Any]) -> Any:
         """Return a scalar function as kernels call it.
@@ -184,10 +197,13 @@ else:
 
     @cache
     def access(storage: str, width: int) -> Access:
-        """Return the loads and stores of one storage type; width * itemsize is 16 bytes, or width is 1."""
+        """Return the loads and stores of one storage type; width is a power of two.
+
+        Vectors lie at multiples of their size, those of more than 16 bytes at multiples of 16: they are two accesses.
+        """
         element = _ELEMENT[storage]
         compute = numba.from_dtype(np.dtype(compute_type(storage)))
-        nbytes = width * np.dtype(STORAGE[storage]).itemsize
+        nbytes = min(VECTOR_BYTES, width * np.dtype(STORAGE[storage]).itemsize)
         packed = storage == "bf16" and width > 1  # eight i16 would become two loads; four i32 become one
         vector = ir.VectorType(_I32, width // 2) if packed else ir.VectorType(element, width) if width > 1 else element
 
@@ -265,7 +281,26 @@ else:
 
             return types.void(p, types.int64, compute), codegen
 
-        return Access(load, store, load1, store1)
+        @intrinsic
+        def rounded(typingctx, x):  # type: ignore[no-untyped-def]
+            def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+                return _widen(builder, storage, _narrow(builder, storage, arguments[0]))
+
+            return compute(compute), codegen
+
+        return Access(load, store, load1, store1, rounded)
+
+    @intrinsic
+    def take_ticket(typingctx, p, i):  # type: ignore[no-untyped-def]
+        """Return p[i] and add 1 to it, which no other thread comes between."""
+
+        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            return builder.atomic_rmw("add", builder.gep(arguments[0], [arguments[1]]), _constant(1, _I64), "monotonic")
+
+        return types.int64(p, types.int64), codegen
+
+    load_current = cuda.ldcg
+    """load_current(p, i) -> p[i] as other blocks have left it: past the first cache, which may hold what was there."""
 
     @cache
     def warp_reductions(lanes: int) -> tuple[Any, Any]:
@@ -323,3 +358,19 @@ def block_reductions(threads: int) -> tuple[Any, Any]:
         return result
 
     return device(total), device(top)
+
+
+@cache
+def read_once(storage: str) -> Any:
+    """Return read(p, i, shared) -> p[i], fetched by one thread of the block for all; ``shared`` holds a number."""
+    _, _, load1, _, _ = access(storage, 1)
+
+    def read(p, i, shared):  # type: ignore[no-untyped-def]
+        if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
+            shared[0] = load1(p, i)
+        cuda.syncthreads()
+        x = shared[0]
+        cuda.syncthreads()  # the next call writes into the same place
+        return x
+
+    return device(read)

@@ -46,7 +46,7 @@ def fused_call(products: Products, first: Operation, second: Operation, mode: st
     p, q = first.arguments, second.arguments
     activation, forward = q["activation"], second.name == "bias_activation_forward"
     aligned = p["b"].shape[1] % 8 == 0  # the leading dimension of the epilogue's matrix
-    if activation.parameters or address(p["out"]) != address(q["z"] if forward else q["dh"]):
+    if activation.parameters or q.get("dropout") or address(p["out"]) != address(q["z"] if forward else q["dh"]):
         return None
     epilogue, vector, matrix, out = None, None, None, q["out"]
     in_place = address(out) == address(p["out"])
@@ -56,7 +56,7 @@ def fused_call(products: Products, first: Operation, second: Operation, mode: st
         epilogue, vector = Epilogue.BIAS, q["b"]
     elif forward and activation.name == "relu" and in_place and mode == "all":
         epilogue, vector = Epilogue.RELU_BIAS, q["b"]
-    elif not forward and activation.name == "gelu_tanh" and aligned and in_place:
+    elif not forward and activation.name == "gelu_tanh" and aligned and in_place and q["db"].dtype == out.dtype:
         epilogue, vector, matrix = Epilogue.DGELU_BGRAD, q["db"], q["z"]
     if epilogue is None or vector is None:
         return None

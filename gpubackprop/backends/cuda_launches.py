@@ -1,0 +1,359 @@
+"""What each operation launches on a CUDA device: its kernels, their grids, and the scratch memory between them.
+
+Kernels take raw pointers, so arrays are checked here. Partial sums go to scratch memory that is kept per stream and grows to
+the largest need: operations on one stream come one after another, so they may share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cupy
+import numpy as np
+
+from gpubackprop.definitions import Array, check_dtype, real_of
+from gpubackprop.kernels import cuda as passes
+from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_training
+from gpubackprop.kernels.cuda_launch import THREADS, Source, launch_config, load
+from gpubackprop.kernels.cuda_vector import STORAGE, VECTOR_BYTES
+from gpubackprop.philox import keep_threshold, split_seed
+
+if TYPE_CHECKING:
+    from gpubackprop.activations import Activation
+    from gpubackprop.losses import Loss
+    from gpubackprop.optimizers import Optimizer
+
+BLOCKS_PER_MULTIPROCESSOR = 4  # of 256 threads with up to 64 registers: one full wave, the rest by striding
+SCRATCH_STEP = 4096  # elements; scratch grows in multiples of it
+LARGE = 1 << 20
+"""Bytes of a matrix from which on a block takes so many rows that its own bias and sums are a few percent of the traffic;
+below it, many blocks with few rows are done sooner."""
+
+Grid = tuple[int, int]
+
+
+class Launch(NamedTuple):
+    """A kernel, its grid and its arguments."""
+
+    config: Any
+    kernel: Any
+    arguments: tuple[Any, ...]
+    scratch: Array | None = None
+    """Kept, since the arguments hold only its address."""
+
+
+class Launches:
+    """A method for each operation of :class:`gpubackprop.backends.base.Backend`, all outputs given; CuPy's current device is this one.
+
+    Parameters
+    ----------
+    device : cupy.cuda.Device
+    name : str
+        ``"cuda:0"``, for messages.
+    finish : bool
+        Add up the bias gradient in the launch that makes it, by the last block that comes to its end, where a row of blocks
+        spans whole rows; else in a launch of its own.
+    """
+
+    def __init__(self, device: Any, name: str, finish: bool = False) -> None:
+        self.device, self.name, self.finish = device, name, finish
+        capability = device.compute_capability
+        self.capability = (int(capability[:-1]), int(capability[-1]))
+        self.blocks = BLOCKS_PER_MULTIPROCESSOR * int(device.attributes["MultiProcessorCount"])
+        self._scratch: dict[tuple[int, np.dtype[Any]], Array] = {}
+
+    def bias_activation_forward(
+        self, z: Array, b: Array, activation: Activation, out: Array, dropout: Mapping[str, Any] | None = None
+    ) -> list[Launch]:
+        """With ``dropout``, the arguments of that operation, it is done on the way; ``output`` among them says whether out is kept."""
+        n, d, dtype = *self._matrix("z", z), z.dtype
+        self._require(dtype, b=(b, (d,)), out=(out, (n, d)))
+        dropped, output = out, True
+        if dropout is not None:
+            dropped, output = dropout["out"], dropout["output"]
+            self._require(dtype, dropped=(dropped, (n, d)))
+        width = passes.width_of(dtype, _at(z), _at(out), _at(dropped))
+        line = d * passes.rows_of_line(width, d)
+        keep = _at(out) != _at(z)
+        source = passes.bias_activation_forward(activation, dtype, width, keep, dropout is not None, output)
+        grid, block = self._cut(n * d, line, width, dtype, 16)
+        pointers = _at(z), _at(b), _at(out), _at(dropped)
+        return [self._launch(source, grid, block, *pointers, *self._mask(dtype, dropout), n * d, line, d)]
+
+    def bias_activation_backward(
+        self,
+        dh: Array,
+        z: Array | None,
+        h: Array | None,
+        activation: Activation,
+        out: Array,
+        db: Array,
+        dropout: Mapping[str, Any] | None = None,
+    ) -> list[Launch]:
+        """With ``dropout``, the arguments of that operation, it is done to dh first."""
+        n, d, dtype = *self._matrix("dh", dh), dh.dtype
+        s, real = h if activation.needs == "h" else z, real_of(dtype)
+        self._require(dtype, **{activation.needs: (s, (n, d))}, out=(out, (n, d)))
+        self._require(real, db=(db, (d,)))
+        width = passes.width_of(dtype, _at(dh), _at(s), _at(out))
+        rows = passes.rows_of_line(width, d)
+        grid, block = self._cut(n * d, d * rows, width, dtype, 64 // dtype.itemsize)
+        whole, finish = grid[1] * rows == 1, self.finish and rows == 1 and grid[1] > 1
+        source = passes.bias_activation_backward(activation, dtype, width, dropout is not None, finish)
+        partial = db if whole else self._room(grid[1] * d * rows, real)
+        tickets = self._room(grid[0], np.dtype(np.int64)) if finish else None
+        pointers = _at(dh), _at(s), _at(out), _at(partial), _at(db), 0 if tickets is None else _at(tickets)
+        numbers = *self._mask(dtype, dropout), n * d, d * rows
+        launches = [self._launch(source, grid, block, *pointers, *numbers, scratch=(partial, tickets))]
+        if not (whole or finish):
+            launches.append(self._column_sum(_at(partial), _at(db), grid[1] * rows, d, real))
+        return launches
+
+    def bias_loss(
+        self,
+        z: Array,
+        b: Array,
+        y: Array,
+        loss: Loss,
+        weight: Array | None,
+        out: Array,
+        db: Array,
+        value: Array,
+        scalars: Array | None,
+        samples: int | None = None,
+    ) -> list[Launch]:
+        n, d, dtype = *self._matrix("z", z), z.dtype
+        real, softmax = real_of(dtype), loss.family == "softmax"
+        indices = y.ndim == 1 and softmax
+        self._require(dtype, b=(b, (d,)), out=(out, (n, d)))
+        self._require(real, db=(db, (d,)))
+        self._require(np.dtype(np.int64) if indices else real, y=(y, (n,) if indices else (n, d)))
+        self._require(np.dtype(np.float64), value=(value, (2,)))
+        if weight is not None:
+            self._require(real, weight=(weight, (n,)))
+        if scalars is not None:
+            self._require(real, scalars=(scalars, (8,)))
+        variant = cuda_loss.Variant(indices, weight is not None, _at(out) != _at(z), scalars is not None)
+        scale = loss.scale(samples or n, d, weight is not None)
+        width = passes.width_of(dtype, _at(z), _at(out), 0 if indices else _at(y))
+        inputs = [_at(a) if a is not None else 0 for a in (z, b, y, weight, out)]
+        numbers: list[Any] = [0 if scalars is None else _at(scalars), real.type(scale)]
+        first: list[Launch] = []
+        if not softmax:
+            repeat = passes.rows_of_line(width, d)
+            grid, block = self._cut(n * d, d * repeat, width, dtype, 32, 1)
+            source = cuda_loss.elementwise_loss(loss, dtype, width, variant)
+            rows, numbers = grid[1] * repeat, [*numbers, n * d, d * repeat, d]
+        else:
+            source, grid, block, more = self._softmax(loss, dtype, n, d, width, variant, _at(b))
+            rows, numbers = grid[1], [*numbers, real.type(1 / d), n, d, *more]
+        count, long = grid[0] * grid[1], "_long_" in source.name
+        sums, sum_block = self._cut_sum(n, d) if long else (grid, block)
+        rows = sums[1] if long else rows
+        room = self._room(rows * d + count, real)
+        partial, losses = _at(room), _at(room) + rows * d * real.itemsize
+        places = [losses] if long else [partial, losses]
+        first.append(self._launch(source, grid, block, *inputs, *places, *numbers, scratch=room))
+        if long:
+            first.append(self._launch(passes.column_sum(dtype), sums, sum_block, _at(out), partial, n, d))
+        growth = float(samples or n) if loss.reduction == "mean" else 1.0
+        columns, rows_at_once = passes.block_shape(d, passes.SUM_COLUMNS)
+        finish = self._launch(
+            cuda_loss.finish_loss(dtype), (-(-d // columns) + 1, 1), (columns, rows_at_once),
+            partial, _at(db), losses, _at(value), float(scale), growth, rows, d, count,
+        )  # fmt: skip
+        return [*first, finish]
+
+    def _softmax(
+        self, loss: Loss, dtype: np.dtype[Any], n: int, d: int, width: int, variant: cuda_loss.Variant, b: int
+    ) -> tuple[Source, Grid, Grid, list[int]]:
+        """Return kernel, grid, block and what it takes beyond n and d."""
+        if d <= cuda_softmax.TILE_COLUMNS:
+            lanes = cuda_softmax.lanes_of(d)
+            at_once, most = THREADS // lanes, cuda_softmax.tile_rows(dtype, d)
+            down = min(self.blocks, -(-n // at_once))
+            if n * d * dtype.itemsize >= LARGE:
+                down = min(down, n // 64)
+            rows = min(most, -(-n // (down * at_once)) * at_once)
+            source = cuda_softmax.softmax_loss_tile(loss, dtype, width, d, variant)
+            return source, (1, min(down, -(-n // rows))), (lanes, at_once), [rows]
+        width = width if d % width == 0 and b % VECTOR_BYTES == 0 else 1
+        shape = cuda_softmax.row_shape(dtype, width, d)
+        threads, slots = shape or (THREADS, 0)
+        grid = 1, min(n, self.blocks * THREADS // threads)
+        if shape is None:
+            return cuda_softmax.softmax_loss_long(loss, dtype, width, variant), grid, (threads, 1), []
+        return cuda_softmax.softmax_loss_row(loss, dtype, width, slots, variant, threads), grid, (threads, 1), []
+
+    def normalize_weights(self, weight: Array, out: Array) -> list[Launch]:
+        (n,), dtype = weight.shape, check_dtype(weight.dtype)
+        self._require(dtype, weight=(weight, (n,)), out=(out, (n,)))
+        source = cuda_training.normalize_weights(dtype)
+        return [self._launch(source, (1, 1), (THREADS, 1), _at(weight), _at(out), n)]
+
+    def dropout(
+        self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array, first_block: int = 0
+    ) -> list[Launch]:
+        size, dtype = x.size, check_dtype(x.dtype)
+        self._require(dtype, x=(x, x.shape), out=(out, x.shape))
+        mask = {"rate": rate, "seed": seed, "layer": layer, "counters": counters, "first_block": first_block}
+        width = passes.width_of(dtype, _at(x), _at(out))
+        source = cuda_training.dropout(dtype, width)
+        grid = (self._flat_grid(-(-size // width)), 1)
+        return [self._launch(source, grid, (THREADS, 1), _at(x), _at(out), *self._mask(dtype, mask), size)]
+
+    def accumulate(self, total: Array | None, term: Array, out: Array) -> list[Launch]:
+        size, dtype = term.size, check_dtype(term.dtype)
+        self._require(dtype, term=(term, (size,)), out=(out, (size,)))
+        first, a = total is None, term if total is None else total
+        self._require(dtype, total=(a, (size,)))
+        width = passes.width_of(dtype, _at(a), _at(term), _at(out))
+        source = cuda_training.accumulate(dtype, width, first)
+        grid = (self._flat_grid(-(-size // width)), 1)
+        return [self._launch(source, grid, (THREADS, 1), _at(a), _at(term), _at(out), size)]
+
+    def gather(self, source: Array, order: Array, counters: Array, out: Array) -> list[Launch]:
+        size, rows, n = len(order), len(source), len(out)
+        self._require(source.dtype, source=(source, source.shape), out=(out, (n, *source.shape[1:])))
+        self._require(np.dtype(np.int64), order=(order, (size,)), counters=(counters, (2,)))
+        nbytes = out.nbytes // n
+        storage, width = _copy_unit(nbytes, _at(source), _at(out))
+        d = nbytes // np.dtype(STORAGE[storage]).itemsize
+        bx, by = passes.block_shape(-(-d // width))
+        across = -(-d // (bx * width))
+        down = max(1, min(self.blocks // across, -(-n // (by * cuda_training.ROWS_AT_ONCE))))
+        arrays = (_at(source), _at(order), _at(counters), _at(out))
+        kernel = cuda_training.gather(storage, width)
+        return [self._launch(kernel, (across, down), (bx, by), *arrays, size, rows, n, d)]
+
+    def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool) -> list[Launch]:
+        size, dtype = gradients.size, check_dtype(gradients.dtype)
+        self._require(dtype, gradients=(gradients, (size,)), scalars=(scalars, (8,)))
+        if _at(gradients) % VECTOR_BYTES:
+            raise ValueError("gradients must be aligned to 16 bytes, as backend.zeros gives them")
+        blocks = self._flat_grid(size * dtype.itemsize // VECTOR_BYTES + 1)
+        partial = self._room(blocks, dtype)
+        block = (THREADS, 1)
+        return [
+            self._launch(
+                cuda_training.sum_of_squares(dtype), (blocks, 1), block, _at(gradients), _at(partial), size,
+                scratch=partial,
+            ),
+            self._launch(
+                cuda_training.clip(dtype, loss_scaling), (1, 1), block,
+                _at(partial), _at(scalars), dtype.type(max_norm), blocks,
+            ),
+        ]  # fmt: skip
+
+    def advance(
+        self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool
+    ) -> list[Launch]:
+        dtype = check_dtype(scalars.dtype)
+        self._require(dtype, scalars=(scalars, (8,)))
+        self._require(np.dtype(np.float64), rate=(rate, (1,)))
+        self._require(np.dtype(np.int64), counters=(counters, (2,)))
+        source = cuda_training.advance(optimizer, dtype, loss_scaling)
+        return [self._launch(source, (1, 1), (1, 1), _at(rate), _at(counters), _at(scalars), int(batch))]
+
+    def update(
+        self,
+        optimizer: Optimizer,
+        parameters: Array,
+        gradients: Array,
+        states: Array,
+        scalars: Array,
+        weights: Array | None,
+    ) -> list[Launch]:
+        size, dtype = parameters.size, check_dtype(parameters.dtype)
+        self._require(dtype, parameters=(parameters, (size,)), gradients=(gradients, (size,)), scalars=(scalars, (8,)))
+        pointers = [_at(parameters), _at(gradients), 0, _at(scalars), 0]
+        if optimizer.n_states:
+            self._require(dtype, states=(states, (optimizer.n_states, size)))
+            pointers[2] = _at(states)
+        if weights is not None:
+            self._require(check_dtype(weights.dtype), weights=(weights, (size,)))
+            pointers[4] = _at(weights)
+        width = cuda_training.update_width(optimizer, dtype, size, *pointers[:3], pointers[4])
+        source = cuda_training.update(optimizer, dtype, width, None if weights is None else weights.dtype)
+        grid = (self._flat_grid(-(-size // width)), 1)
+        return [self._launch(source, grid, (THREADS, 1), *pointers, size)]
+
+    # Grids, scratch, checks.
+
+    def _launch(self, source: Source, grid: Grid, block: Grid, *arguments: Any, scratch: Any = None) -> Launch:
+        return Launch(launch_config(grid, block), load(source, self.capability), arguments, scratch)
+
+    def _cut(
+        self, size: int, line: int, width: int, dtype: np.dtype[Any], least: int, in_flight: int = 0
+    ) -> tuple[Grid, Grid]:
+        """Return grid and block for a matrix, see :mod:`gpubackprop.kernels.cuda`; a large one has ``least`` lines to a block."""
+        bx, by = passes.block_shape(-(-line // width))
+        across, lines = -(-line // (bx * width)), -(-size // line)
+        in_flight = in_flight or passes.lines_in_flight(dtype, width)
+        down = min(self.blocks // across, -(-lines // (by * in_flight)))
+        if size * dtype.itemsize >= LARGE:
+            down = min(down, lines // least)
+        return (across, max(1, down)), (bx, by)
+
+    def _cut_sum(self, n: int, d: int) -> tuple[Grid, Grid]:
+        bx, by = passes.block_shape(d, passes.SUM_COLUMNS)
+        across = -(-d // bx)
+        return (across, max(1, min(self.blocks // across, -(-n // (4 * by))))), (bx, by)
+
+    def _flat_grid(self, threads: int) -> int:
+        return max(1, min(2 * self.blocks, -(-threads // THREADS)))
+
+    def _column_sum(self, a: int, out: int, n: int, d: int, dtype: np.dtype[Any]) -> Launch:
+        bx, by = passes.block_shape(d, passes.SUM_COLUMNS)
+        return self._launch(passes.column_sum(dtype), (-(-d // bx), 1), (bx, by), a, out, n, d)
+
+    def _mask(self, dtype: np.dtype[Any], dropout: Mapping[str, Any] | None) -> tuple[Any, ...]:
+        """Return counters, bound, scale, low, high, layer and first, as the kernels take them."""
+        real = real_of(dtype).type
+        if dropout is None:
+            return 0, 0, real(1), 0, 0, 0, 0
+        rate, counters = dropout["rate"], dropout["counters"]
+        self._require(np.dtype(np.int64), counters=(counters, (2,)))
+        numbers = keep_threshold(rate), real(1 / (1 - rate)), *split_seed(dropout["seed"])
+        return _at(counters), *numbers, dropout["layer"], dropout.get("first_block", 0)
+
+    def _room(self, size: int, dtype: np.dtype[Any]) -> Array:
+        """Return scratch for ``size`` numbers; that of whole numbers is 0, and whoever uses it leaves it so."""
+        key = (cupy.cuda.get_current_stream().ptr, dtype)
+        room = self._scratch.get(key)
+        if room is None or room.size < size:
+            new = cupy.zeros if dtype.kind == "i" else cupy.empty
+            room = self._scratch[key] = new(-(-size // SCRATCH_STEP) * SCRATCH_STEP, dtype)
+        return room
+
+    def _matrix(self, name: str, a: Array) -> tuple[int, int]:
+        if a.ndim != 2:
+            raise ValueError(f"{name} has shape {a.shape}; it must have rows (samples) and columns")
+        self._require(check_dtype(a.dtype), **{name: (a, a.shape)})
+        return a.shape  # type: ignore[no-any-return]
+
+    def _require(self, dtype: np.dtype[Any], **arrays: tuple[Array | None, tuple[int, ...]]) -> None:
+        """Check what kernels take on trust: kind, place, dtype, shape and order of memory."""
+        for name, (a, shape) in arrays.items():
+            if not isinstance(a, cupy.ndarray) or a.device != self.device:
+                raise TypeError(f"{name} is {type(a).__name__}; it must be an array on {self.name}")
+            if a.dtype != dtype or a.shape != shape or not a.flags.c_contiguous:
+                raise ValueError(
+                    f"{name} is an array {a.shape} of {a.dtype}; it must be {shape} of {dtype}, C-contiguous"
+                )
+            if a.size == 0:
+                raise ValueError(f"{name} is empty: its shape is {a.shape}")
+
+
+def _copy_unit(nbytes: int, *addresses: int) -> tuple[str, int]:
+    """Return (storage, width) of the widest access that rows of so many bytes allow; bits are copied, whatever they mean."""
+    for size, unit in ((16, ("f4", 4)), (8, ("f8", 1)), (4, ("f4", 1))):
+        if not any(number % size for number in (nbytes, *addresses)):
+            return unit
+    return "u2", 1
+
+
+def _at(a: Array | None) -> int:
+    assert a is not None
+    return int(a.data.ptr)
