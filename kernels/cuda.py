@@ -111,12 +111,17 @@ def define_dropout(dtype: np.dtype[Any], width: int) -> Any:
     """Return drop(x, offset, e, step, layer, bound, scale, low, high, first): dropout of x[offset : offset + width].
 
     They are the elements from e on, a multiple of ``width``; four share a block of random numbers, the first of which is
-    block ``first``. An element that stays is rounded to memory's type before it is scaled, as if it came from there.
+    block ``first``. Numbers are rounded to memory's type before and after, as if they came from there and went there.
     """
     philox, where = inlined(define_philox(uint32, uint64)), MATH.where
     rounded = access(storage_of(dtype), 1).rounded
     zero = real_of(dtype).type(0)
     blocks, whole = max(1, width // 4), width >= 4
+
+    def kept(w, bound, x, scale):  # type: ignore[no-untyped-def]
+        return where(w < uint32(bound), rounded(rounded(x) * scale), zero)
+
+    kept = inlined(kept)
 
     @unrolled
     def drop(x, offset, e, step, layer, bound, scale, low, high, first):  # type: ignore[no-untyped-def]
@@ -126,15 +131,15 @@ def define_dropout(dtype: np.dtype[Any], width: int) -> Any:
                 uint32(block), uint32(block >> 32), uint32(step), uint32(layer), uint32(low), uint32(high)
             )
             if whole:
-                x[offset + 4 * q] = where(w0 < uint32(bound), rounded(x[offset + 4 * q]) * scale, zero)
-                x[offset + 4 * q + 1] = where(w1 < uint32(bound), rounded(x[offset + 4 * q + 1]) * scale, zero)
-                x[offset + 4 * q + 2] = where(w2 < uint32(bound), rounded(x[offset + 4 * q + 2]) * scale, zero)
-                x[offset + 4 * q + 3] = where(w3 < uint32(bound), rounded(x[offset + 4 * q + 3]) * scale, zero)
+                x[offset + 4 * q] = kept(w0, bound, x[offset + 4 * q], scale)
+                x[offset + 4 * q + 1] = kept(w1, bound, x[offset + 4 * q + 1], scale)
+                x[offset + 4 * q + 2] = kept(w2, bound, x[offset + 4 * q + 2], scale)
+                x[offset + 4 * q + 3] = kept(w3, bound, x[offset + 4 * q + 3], scale)
             else:
                 for k in static_range(width):
                     i = (e + k) & 3
                     w = where(i == 0, w0, where(i == 1, w1, where(i == 2, w2, w3)))
-                    x[offset + k] = where(w < uint32(bound), rounded(x[offset + k]) * scale, zero)
+                    x[offset + k] = kept(w, bound, x[offset + k], scale)
 
     return inlined(drop)
 
@@ -250,7 +255,7 @@ def bias_activation_backward(
     dphi = inlined(activation.scalars(real_dtype, MATH)[1])
     fold, finish_sums, fetch = fold_rows(width, threads), finish_rows(dtype, width, threads), read_once("i8")
     drop, drop1 = define_dropout(dtype, width), define_dropout(dtype, 1)
-    LINES = lines_in_flight(dtype, width)
+    LINES = 1 if dropout else lines_in_flight(dtype, width)  # random numbers are work enough, and take registers
     vector = width > 1
 
     @unrolled

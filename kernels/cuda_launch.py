@@ -54,6 +54,8 @@ class Source(NamedTuple):
         A digest of the definition that is compiled into it, "" where there is none.
     threads : int
         Threads of a block, at most.
+    resident : int
+        Threads that a multiprocessor has room for, at least: it bounds the registers of a thread.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Source(NamedTuple):
     signature: str
     fingerprint: str = ""
     threads: int = THREADS
+    resident: int = RESIDENT
 
 
 def _numba_type(name: str) -> Any:
@@ -72,7 +75,7 @@ def compile_ptx(source: Source, capability: tuple[int, int]) -> str:
     """Return the PTX of a kernel for a compute capability, with the kernel's readable name as its entry."""
     signature = numba.void(*map(_numba_type, source.signature.split()))
     # abi="numba" is the only one for kernels; with pointers and numbers it has one parameter for each argument.
-    bounds = (source.threads, max(1, RESIDENT // source.threads))
+    bounds = (source.threads, max(1, source.resident // source.threads))
     ptx, _ = cuda.compile(source.function, signature, cc=capability, abi="numba", device=False, launch_bounds=bounds)
     entry = re.search(r"\.visible \.entry (\w+)\(", ptx)
     assert entry is not None

@@ -50,10 +50,11 @@ class Variant(NamedTuple):
 
 
 @cache
-def elementwise_loss(
-    loss: Loss, dtype: np.dtype[Any], width: int, variant: Variant = Variant(), threads: int = THREADS
-) -> Source:
-    """kernel(z, b, y, weight, out, partial, losses, scalars, scale, size, line, d), cut like ``bias_activation_backward``."""
+def elementwise_loss(loss: Loss, dtype: np.dtype[Any], width: int, variant: Variant, threads: int = THREADS) -> Source:
+    """kernel(z, b, y, weight, out, partial, losses, scalars, scale, size, line, d), cut like ``bias_activation_backward``.
+
+    With weights a line is one row.
+    """
     storage, real_dtype = storage_of(dtype), real_of(dtype)
     load, store, load1, store1, _ = access(storage, width)
     load_real, _, _, _, _ = access(storage_of(real_dtype), width)
@@ -75,10 +76,8 @@ def elementwise_loss(
         sums = cuda.local.array(width, real)
         o = cuda.local.array(width, real)
         t = cuda.local.array(width, real)
-        w = cuda.local.array(width, real)
         for k in static_range(width):
             sums[k] = zero
-            w[k] = one
         if scaled:
             scale = scale * fetch(scalars, SCALE, warps)
         stage(b, staged, bias, line, d)
@@ -86,18 +85,13 @@ def elementwise_loss(
         thread = cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x
         column = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
         first = numba.int64(cuda.blockIdx.y * cuda.blockDim.y)
+        w = one
         while first * line < size:  # as many trips for every thread of the block
             if weighted:
-                row = numba.int64(thread)
-                rows = first * (line // d) + row
-                while row < cuda.blockDim.y * (line // d) and rows * d < size:
-                    shared[row] = weight[rows]
-                    row += threads
-                    rows += threads
+                if thread < cuda.blockDim.y and (first + thread) * line < size:
+                    shared[thread] = weight[first + thread]
                 cuda.syncthreads()
-                for k in static_range(width):
-                    if column + k < line:
-                        w[k] = shared[cuda.threadIdx.y * (line // d) + (column + k) // d]
+                w = shared[cuda.threadIdx.y]
                 cuda.syncthreads()
             p = (first + cuda.threadIdx.y) * line + column
             if column < line and p + width <= size:
@@ -105,8 +99,8 @@ def elementwise_loss(
                 load_real(t, 0, y, p)
                 for k in static_range(width):
                     o[k] = o[k] + bias[k]
-                    total = total + ell(o[k], t[k]) * w[k]
-                    t[k] = dell(o[k], t[k]) * w[k] * scale
+                    total = total + ell(o[k], t[k]) * w
+                    t[k] = dell(o[k], t[k]) * w * scale
                     sums[k] = sums[k] + t[k]
                 if keep:
                     store(z, p, o, 0)
@@ -116,8 +110,8 @@ def elementwise_loss(
                     if p + k < size:
                         o[k] = load1(z, p + k) + bias[k]
                         t[k] = y[p + k]
-                        total = total + ell(o[k], t[k]) * w[k]
-                        t[k] = dell(o[k], t[k]) * w[k] * scale
+                        total = total + ell(o[k], t[k]) * w
+                        t[k] = dell(o[k], t[k]) * w * scale
                         sums[k] = sums[k] + t[k]
                         if keep:
                             store1(z, p + k, o[k])

@@ -3,9 +3,9 @@
 With g_j = dell(q_j, t_j) and p = softmax(o), do_j = g_j - p_j sum_k g_k, see :mod:`gpubackprop.losses`; what the kernels
 leave is as in :mod:`gpubackprop.kernels.cuda_loss`. An index that is no class matches no column: nothing is read through it.
 
-There are three, by the length d of a row: up to TILE_COLUMNS a block takes a tile of rows through shared memory, so that
-rows of any length move 16 bytes at a time; up to :func:`longest_row` a block holds a row in its registers; beyond, a
-block reads its row again from the cache.
+There are three, by the length d of a row: up to :func:`tile_columns` a block takes a tile of rows through shared memory, so that
+rows of any length move 16 bytes at a time; then a block holds a row in its registers, where :func:`row_shape` finds room; beyond,
+a block reads its row again from the cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numba import cuda
 from gpubackprop.backends.base import SCALE
 from gpubackprop.definitions import real_of
 from gpubackprop.kernels.cuda import fold_rows, signature
-from gpubackprop.kernels.cuda_launch import THREADS, Source
+from gpubackprop.kernels.cuda_launch import RESIDENT, THREADS, Source
 from gpubackprop.kernels.cuda_loss import Variant
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
 from gpubackprop.kernels.cuda_vector import (
@@ -35,12 +35,14 @@ from gpubackprop.kernels.cuda_vector import (
 )  # fmt: skip
 from gpubackprop.losses import Loss
 
-TILE_COLUMNS = 256
 TILE_BYTES = 16384
 """Of a tile in shared memory; dense targets take as much again."""
 ROW_THREADS = 1024
-ROW_ELEMENTS = 8
-"""Elements of a row, at most, that a thread of :func:`softmax_loss_row` holds, with as many sums and biases."""
+
+
+def tile_columns(dtype: np.dtype[Any]) -> int:
+    """Return the longest row of a tile: a thread has four registers, or pairs of them, for each of its columns."""
+    return 128 if dtype.itemsize == 8 else 256
 
 
 def lanes_of(d: int) -> int:
@@ -66,7 +68,7 @@ def softmax_loss_tile(
 ) -> Source:
     """kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d, rows): tiles of ``rows`` rows.
 
-    For d <= TILE_COLUMNS; only the powers of two above d make different kernels. The block is (lanes, threads / lanes), the
+    For d <= :func:`tile_columns`; only the powers of two above d make different kernels. The block is (lanes, threads / lanes), the
     grid has one column of blocks. ``rows`` is at most :func:`tile_rows`, and a multiple of ``width``.
     """
     slots = 1 << max(0, (d - 1).bit_length() - 5)
@@ -93,6 +95,7 @@ def _softmax_loss_tile(
     # rows of the widest d that these lanes and slots serve still make a whole trip
     capacity = max(TILE_BYTES * threads // THREADS // real_dtype.itemsize, threads * slots)
     ROOM = capacity + capacity // 32  # a gap after 32 numbers: a warp then meets each bank once, see place
+    BIASES = lanes * slots + lanes * slots // 32
     TARGETS = ROOM if dense else 1
     place = inlined(_place)
 
@@ -100,7 +103,7 @@ def _softmax_loss_tile(
     def kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d, rows):  # type: ignore[no-untyped-def]
         tile = cuda.shared.array(ROOM, real)
         targets = cuda.shared.array(TARGETS, real)
-        biases = cuda.shared.array(lanes * slots, real)
+        biases = cuda.shared.array(BIASES, real)
         classes = cuda.shared.array(threads, numba.int64)
         weights = cuda.shared.array(threads, real)
         warps = cuda.shared.array(32, real)
@@ -117,7 +120,7 @@ def _softmax_loss_tile(
             scale = scale * fetch(scalars, SCALE, warps)
         j = numba.int64(thread)
         while j < d:
-            biases[j] = load1(b, j)
+            biases[place(j)] = load1(b, j)
             j += threads
         cuda.syncthreads()
         total = zero
@@ -134,7 +137,7 @@ def _softmax_loss_tile(
                     load(r, 0, z, first * d + e)
                     c = column
                     for k in static_range(width):
-                        r[k] = r[k] + biases[c]
+                        r[k] = r[k] + biases[place(c)]
                         tile[place(e + k)] = r[k]
                         c += 1
                         c = c if c < d else c - d
@@ -148,7 +151,7 @@ def _softmax_loss_tile(
                     c = column
                     for k in static_range(width):
                         if e + k < size:
-                            x = load1(z, first * d + e + k) + biases[c]
+                            x = load1(z, first * d + e + k) + biases[place(c)]
                             tile[place(e + k)] = x
                             if keep:
                                 store1(z, first * d + e + k, x)
@@ -240,22 +243,28 @@ def _softmax_loss_tile(
     return Source(name, kernel, types, loss.fingerprint, threads)
 
 
-def row_shape(dtype: np.dtype[Any], width: int, d: int) -> tuple[int, int] | None:
-    """Return (threads, slots) of :func:`softmax_loss_row`, or None where d is too long for it."""
+def row_shape(dtype: np.dtype[Any], width: int, d: int, dense: bool) -> tuple[int, int, int] | None:
+    """Return (threads, slots, rows) of :func:`softmax_loss_row`, or None where d is too long for it.
+
+    A thread holds slots * width elements of each of ``rows`` rows, as many dense targets, sums and biases: 24 registers at most.
+    """
     threads = min(ROW_THREADS, max(64, 1 << (-(-d // width) - 1).bit_length()))
     slots = 1 << (-(-d // (threads * width)) - 1).bit_length()
-    most = ROW_ELEMENTS * 4 // real_of(dtype).itemsize
-    return (threads, slots) if slots * width <= max(most, width) else None
+    size, double = slots * width, dtype.itemsize == 8
+    if size > (2 if double else 8):
+        return None
+    return threads, slots, 1 if double or size > 4 else 2 if dense else 4
 
 
 @cache
 def softmax_loss_row(
-    loss: Loss, dtype: np.dtype[Any], width: int, slots: int, variant: Variant, threads: int
+    loss: Loss, dtype: np.dtype[Any], width: int, shape: tuple[int, int, int], variant: Variant
 ) -> Source:
-    """kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d): a block per row, held in its registers.
+    """kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d): a block per few rows, held in its registers.
 
-    For d <= threads * width * slots, a multiple of ``width``. ``partial`` is (grid.y, d).
+    ``shape`` comes from :func:`row_shape`; d is a multiple of ``width``. ``partial`` is (grid.y, d).
     """
+    threads, slots, ROWS = shape
     storage, real_dtype = storage_of(dtype), real_of(dtype)
     load, store, _, _, _ = access(storage, width)
     load_real, store_real, _, _, _ = access(storage_of(real_dtype), width)
@@ -263,21 +272,24 @@ def softmax_loss_row(
     lowest = np.finfo(real_dtype).min  # finite: a row may begin with -inf, and -inf - -inf is NaN
     target, ell, dell = map(inlined, loss.scalars(real_dtype, MATH))
     exp, log, where = MATH.exp, MATH.log, MATH.where
-    block_sum, block_max = block_reductions(threads)
+    block_sum, _ = block_reductions(threads)
+    row_sums, row_maxima = block_reductions(threads, ROWS)
     fetch = read_once(storage_of(real_dtype))
     indices, weighted, keep, scaled = variant
     dense = not indices
     SIZE = slots * width
+    TARGETS = ROWS * SIZE if dense else 1
 
     @unrolled
     def kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d):  # type: ignore[no-untyped-def]
-        warps = cuda.shared.array(32, real)
-        own = cuda.shared.array(1, numba.int64)
-        own_weight = cuda.shared.array(1, real)
+        warps = cuda.shared.array(32 * ROWS, real)
+        own = cuda.shared.array(ROWS, numba.int64)
+        own_weight = cuda.shared.array(ROWS, real)
         bias = cuda.local.array(SIZE, real)
         sums = cuda.local.array(SIZE, real)
-        o = cuda.local.array(SIZE, real)
-        t = cuda.local.array(width, real)
+        o = cuda.local.array(ROWS * SIZE, real)
+        t = cuda.local.array(TARGETS, real)
+        x = cuda.local.array(ROWS, real)  # what is reduced over the block: a number for each row
         thread = numba.int64(cuda.threadIdx.x)
         if scaled:
             scale = scale * fetch(scalars, SCALE, warps)
@@ -288,62 +300,73 @@ def softmax_loss_row(
             if (slot * threads + thread) * width < d:
                 load(bias, slot * width, b, (slot * threads + thread) * width)
         total = zero
-        i = numba.int64(cuda.blockIdx.y)
+        i = numba.int64(cuda.blockIdx.y) * ROWS
         while i < n:
-            if thread == 0:
+            if thread < ROWS:
+                row = min(i + thread, n - 1)
                 if indices:
-                    own[0] = y[i]
+                    own[thread] = y[row]
                 if weighted:
-                    own_weight[0] = weight[i]
-            top = lowest
-            for slot in static_range(slots):
-                j = (slot * threads + thread) * width
-                if j < d:
-                    load(o, slot * width, z, i * d + j)
-                    for k in static_range(slot * width, slot * width + width):
-                        o[k] = o[k] + bias[k]
-                        top = where(o[k] > top, o[k], top)
-                    if keep:
-                        store(z, i * d + j, o, slot * width)
-            top = block_max(top, warps)
-            own_class = own[0] if indices else 0
-            w = own_weight[0] if weighted else one
-            s = zero
-            for slot in static_range(slots):
-                if (slot * threads + thread) * width < d:
-                    for k in static_range(slot * width, slot * width + width):
-                        o[k] = o[k] - top
-                        s = s + exp(o[k])
-            log_s = log(block_sum(s, warps))
-            slope = zero
-            value = zero
-            for slot in static_range(slots):
-                j = (slot * threads + thread) * width
-                if j < d:
-                    if dense:
-                        load_real(t, 0, y, i * d + j)
-                    for k in static_range(width):
-                        if indices:
-                            t[k] = where(j + k == own_class, one, zero)
-                        x = o[slot * width + k] - log_s
-                        slope = slope + dell(x, target(t[k], u))
-                        value = value + ell(x, target(t[k], u))
-            slope = block_sum(slope, warps)
-            total = total + value * w
-            for slot in static_range(slots):
-                j = (slot * threads + thread) * width
-                if j < d:
-                    if dense:
-                        load_real(t, 0, y, i * d + j)
-                    for k in static_range(width):
-                        if indices:
-                            t[k] = where(j + k == own_class, one, zero)
-                        x = o[slot * width + k] - log_s
-                        do = (dell(x, target(t[k], u)) - exp(x) * slope) * w * scale
-                        o[slot * width + k] = do
-                        sums[slot * width + k] = sums[slot * width + k] + do
-                    store(out, i * d + j, o, slot * width)
-            i += cuda.gridDim.y
+                    own_weight[thread] = weight[row]
+            for r in static_range(ROWS):  # a row beyond the last is the last once more, and is not stored
+                for slot in static_range(slots):
+                    j = (slot * threads + thread) * width
+                    if j < d:
+                        load(o, r * SIZE + slot * width, z, min(i + r, n - 1) * d + j)
+                        if dense:
+                            load_real(t, r * SIZE + slot * width, y, min(i + r, n - 1) * d + j)
+            for r in static_range(ROWS):
+                x[r] = lowest
+                for slot in static_range(slots):
+                    j = (slot * threads + thread) * width
+                    if j < d:
+                        for k in static_range(slot * width, slot * width + width):
+                            o[r * SIZE + k] = o[r * SIZE + k] + bias[k]
+                            x[r] = where(o[r * SIZE + k] > x[r], o[r * SIZE + k], x[r])
+                        if keep and i + r < n:
+                            store(z, (i + r) * d + j, o, r * SIZE + slot * width)
+            row_maxima(x, warps)
+            for r in static_range(ROWS):
+                s = zero
+                for slot in static_range(slots):
+                    if (slot * threads + thread) * width < d:
+                        for k in static_range(slot * width, slot * width + width):
+                            o[r * SIZE + k] = o[r * SIZE + k] - x[r]
+                            s = s + exp(o[r * SIZE + k])
+                x[r] = s
+            row_sums(x, warps)
+            for r in static_range(ROWS):
+                log_s = log(x[r])
+                own_class = own[r] if indices else 0
+                value = zero
+                x[r] = zero
+                for slot in static_range(slots):
+                    j = (slot * threads + thread) * width
+                    if j < d:
+                        for k in static_range(width):
+                            q = o[r * SIZE + slot * width + k] - log_s
+                            o[r * SIZE + slot * width + k] = q
+                            v = where(j + k == own_class, one, zero) if indices else t[r * SIZE + slot * width + k]
+                            x[r] = x[r] + dell(q, target(v, u))
+                            value = value + ell(q, target(v, u))
+                if i + r < n:
+                    total = total + (value * own_weight[r] if weighted else value)
+            row_sums(x, warps)
+            for r in static_range(ROWS):
+                own_class = own[r] if indices else 0
+                factor = own_weight[r] * scale if weighted else scale
+                for slot in static_range(slots):
+                    j = (slot * threads + thread) * width
+                    if j < d and i + r < n:
+                        for k in static_range(width):
+                            q = o[r * SIZE + slot * width + k]
+                            v = where(j + k == own_class, one, zero) if indices else t[r * SIZE + slot * width + k]
+                            do = (dell(q, target(v, u)) - exp(q) * x[r]) * factor
+                            o[r * SIZE + slot * width + k] = do
+                            sums[slot * width + k] = sums[slot * width + k] + do
+                        store(out, (i + r) * d + j, o, r * SIZE + slot * width)
+            cuda.syncthreads()  # the next rows' classes and weights go to the same place
+            i += cuda.gridDim.y * ROWS
         for slot in static_range(slots):
             j = (slot * threads + thread) * width
             if j < d:
@@ -361,8 +384,8 @@ def softmax_loss_row(
 def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Variant, threads: int = THREADS) -> Source:
     """kernel(z, b, y, weight, out, losses, scalars, scale, u, n, d): a block per row, of any length.
 
-    The maximum and the sum of exponentials come from one pass (the sum is rescaled when the maximum grows); two more read
-    the row again, from the cache. Every thread meets only its own columns, so ``out`` may be ``z``. It leaves no column sums.
+    Its passes (the maximum, the sum of exponentials, the sum of g, the gradient) read the row again, from the cache. Every
+    thread meets only its own columns, so ``out`` may be ``z``. It leaves no column sums.
     """
     storage, real_dtype = storage_of(dtype), real_of(dtype)
     load, store, _, _, rounded = access(storage, width)
@@ -390,7 +413,6 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
         while i < n:
             own_class = y[i] if indices else 0
             top = lowest
-            s = zero
             j = numba.int64(thread * width)
             while j < d:
                 load(o, 0, z, i * d + j)
@@ -401,18 +423,23 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
                     store(z, i * d + j, o, 0)
                     for k in static_range(width):
                         o[k] = rounded(o[k])  # as the next passes read it
-                largest = top
                 for k in static_range(width):
-                    largest = where(o[k] > largest, o[k], largest)
-                s = s * exp(top - largest)
-                top = largest
+                    top = where(o[k] > top, o[k], top)
+                j += threads * width
+            top = block_max(top, warps)
+            s = zero
+            j = numba.int64(thread * width)
+            while j < d:
+                load(o, 0, z, i * d + j)
+                if add_bias:
+                    load(bias, 0, b, j)
+                    for k in static_range(width):
+                        o[k] = o[k] + bias[k]
                 for k in static_range(width):
                     s = s + exp(o[k] - top)
                 j += threads * width
-            own = top
-            top = block_max(top, warps)
-            s = block_sum(s * exp(own - top), warps)
-            log_s = log(s)
+            top = top + log(block_sum(s, warps))
+            w = weight[i] if weighted else one
             value = zero
             slope = zero
             j = numba.int64(thread * width)
@@ -428,14 +455,11 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
                     if indices:
                         t[k] = where(j + k == own_class, one, zero)
                     x = target(t[k], u)
-                    slope = slope + dell(o[k] - top - log_s, x)
-                    value = value + ell(o[k] - top - log_s, x)
+                    slope = slope + dell(o[k] - top, x)
+                    value = value + ell(o[k] - top, x)
                 j += threads * width
-            slope = block_sum(slope, warps)
-            w = one
-            if weighted:
-                w = weight[i]
             total = total + value * w
+            slope = block_sum(slope, warps)
             j = numba.int64(thread * width)
             while j < d:
                 load(o, 0, z, i * d + j)
@@ -448,7 +472,7 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
                 for k in static_range(width):
                     if indices:
                         t[k] = where(j + k == own_class, one, zero)
-                    x = o[k] - top - log_s
+                    x = o[k] - top
                     o[k] = (dell(x, target(t[k], u)) - exp(x) * slope) * w * scale
                 store(out, i * d + j, o, 0)
                 j += threads * width
@@ -458,4 +482,6 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
             losses[cuda.blockIdx.y] = total
 
     types = signature(dtype, f"s* s* {'i8*' if indices else 'r*'} r* s* r* r* r r i8 i8")
-    return Source(variant.name(loss, dtype, "long", f"v{width}"), kernel, types, loss.fingerprint, threads)
+    # exp and log of float64 take more than 64 registers here, and rows this long in float64 are no one's hot path
+    resident = 512 if dtype.itemsize == 8 else RESIDENT
+    return Source(variant.name(loss, dtype, "long", f"v{width}"), kernel, types, loss.fingerprint, threads, resident)

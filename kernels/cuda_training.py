@@ -248,10 +248,8 @@ def clip(dtype: np.dtype[Any], loss_scaling: bool, threads: int = THREADS) -> So
         total = block_sum(total, warps)
         if cuda.threadIdx.x == 0:
             norm = sqrt(total)
-            scale = one
-            if loss_scaling:
-                scale = scalars[SCALE]
-                scalars[SKIP] = where(norm <= largest, zero, one)
+            scale = scalars[SCALE] if loss_scaling else one
+            scalars[SKIP] = where(norm <= largest, zero, one) if loss_scaling else zero
             norm = norm / scale
             factor = max_norm / (norm + tiny)
             scalars[NORM] = norm
@@ -394,7 +392,11 @@ def update(
 
 
 def update_width(optimizer: Optimizer, dtype: np.dtype[Any], size: int, *addresses: int) -> int:
-    """Return the vector width of :func:`update`: 1 where a later row of the states would start off 16 bytes."""
+    """Return the vector width of :func:`update`: 1 where a later row of the states would start off 16 bytes.
+
+    And 1 for several states in float64, which would take more than 64 registers.
+    """
     width = VECTOR_BYTES // dtype.itemsize
-    aligned = not any(a % VECTOR_BYTES for a in addresses) and (optimizer.n_states < 2 or size % width == 0)
-    return width if aligned else 1
+    several = optimizer.n_states > 1
+    fits = not any(a % VECTOR_BYTES for a in addresses) and not (several and (size % width or dtype.itemsize == 8))
+    return width if fits else 1

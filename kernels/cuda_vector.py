@@ -114,7 +114,9 @@ if SIMULATED:
 
     def take_ticket(p: Any, i: int) -> Any:
         """Return p[i] and add 1 to it, which no other thread comes between."""
-        return cuda.atomic.add(p, i, 1)
+        ticket = p[i]  # blocks run one after another here
+        p[i] = ticket + 1
+        return ticket
 
     @cache
     def warp_reductions(lanes: int) -> tuple[Any, Any]:
@@ -299,8 +301,18 @@ else:
 
         return types.int64(p, types.int64), codegen
 
-    load_current = cuda.ldcg
-    """load_current(p, i) -> p[i] as other blocks have left it: past the first cache, which may hold what was there."""
+    @intrinsic
+    def load_current(typingctx, p, i):  # type: ignore[no-untyped-def]
+        """Return p[i] as other blocks have left it: past the first cache, which may hold what was there."""
+        element = p.dtype
+        kind, letter, name = (_F32, "f", "f32") if element == types.float32 else (_F64, "d", "f64")
+
+        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            place = builder.ptrtoint(builder.gep(arguments[0], [arguments[1]]), _I64)
+            load = ir.FunctionType(kind, [_I64])
+            return builder.asm(load, f"ld.global.cg.{name} $0, [$1];", f"={letter},l", [place], True)
+
+        return element(p, types.int64), codegen
 
     @cache
     def warp_reductions(lanes: int) -> tuple[Any, Any]:
@@ -325,39 +337,41 @@ else:
 
 
 @cache
-def block_reductions(threads: int) -> tuple[Any, Any]:
-    """Return (sum, max) of reduce(x, shared) over a block, in a fixed order; ``shared`` holds a number per warp."""
+def block_reductions(threads: int, count: int = 0) -> tuple[Any, Any]:
+    """Return (sum, max) over a block, in a fixed order; every thread gets the result.
+
+    ``x = reduce(x, shared)`` for one number, with ``shared`` for 32; or, with ``count``, ``reduce(x, shared)`` for as many
+    at once in a local array x, with ``shared`` for 32 times as many.
+    """
     warps = threads // WARP
-    warp_sum, warp_max = warp_reductions(WARP)
-    where = MATH.where
 
-    @unrolled
-    def total(x, shared):  # type: ignore[no-untyped-def]
-        x = warp_sum(x)
-        t = cuda.threadIdx.x + cuda.blockDim.x * cuda.threadIdx.y
-        if t % 32 == 0:
-            shared[t // 32] = x
-        cuda.syncthreads()
-        result = shared[0]
-        for k in static_range(1, warps):
-            result = result + shared[k]
-        cuda.syncthreads()  # the next call writes into the same place
-        return result
+    def define(within: Any, between: Any) -> Any:
+        def one(x, shared):  # type: ignore[no-untyped-def]
+            x = within(x)
+            t = cuda.threadIdx.x + cuda.blockDim.x * cuda.threadIdx.y
+            if t % 32 == 0:
+                shared[t // 32] = x
+            cuda.syncthreads()
+            x = between(shared[t % warps])
+            cuda.syncthreads()  # the next call writes into the same place
+            return x
 
-    @unrolled
-    def top(x, shared):  # type: ignore[no-untyped-def]
-        x = warp_max(x)
-        t = cuda.threadIdx.x + cuda.blockDim.x * cuda.threadIdx.y
-        if t % 32 == 0:
-            shared[t // 32] = x
-        cuda.syncthreads()
-        result = shared[0]
-        for k in static_range(1, warps):
-            result = where(shared[k] > result, shared[k], result)
-        cuda.syncthreads()
-        return result
+        @unrolled
+        def several(x, shared):  # type: ignore[no-untyped-def]
+            t = cuda.threadIdx.x + cuda.blockDim.x * cuda.threadIdx.y
+            for k in static_range(count):
+                x[k] = within(x[k])
+                if t % 32 == 0:
+                    shared[k * 32 + t // 32] = x[k]
+            cuda.syncthreads()
+            for k in static_range(count):
+                x[k] = between(shared[k * 32 + t % warps])
+            cuda.syncthreads()
 
-    return device(total), device(top)
+        return device(several if count else one)
+
+    total, top = map(define, warp_reductions(WARP), warp_reductions(warps))
+    return total, top
 
 
 @cache

@@ -17,82 +17,90 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
-from numba import cuda
 
-from gpubackprop import SGD, schedules
+from gpubackprop import SGD, Adam, schedules
 from gpubackprop.activations import ACTIVATIONS
+from gpubackprop.definitions import check_dtype, real_of
 from gpubackprop.kernels import cuda as passes
 from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_training
 from gpubackprop.kernels.cuda_launch import Source, compile_ptx, link
-from gpubackprop.kernels.cuda_unroll import static_range, unrolled
-from gpubackprop.kernels.cuda_vector import access
 from gpubackprop.losses import LOSSES
 from gpubackprop.optimizers import LBFGS, OPTIMIZERS
 from gpubackprop.schedules import SCHEDULES
 
-F4, F8 = np.dtype(np.float32), np.dtype(np.float64)
+F4, F8, F2, BF16 = (check_dtype(name) for name in ("float32", "float64", "float16", "bfloat16"))
 SOME = ("relu", "gelu", "tanh", "mish")  # a choice, erf, an approximation by parts, exp with divisions
-
-
-def copy_kernel(storage: str, width: int) -> Source:
-    """A kernel that only loads and stores, to check the access to 16-bit storage."""
-    load, store, _, _ = access(storage, width)
-    real = numba.float32
-
-    @unrolled
-    def kernel(source, out, n):  # type: ignore[no-untyped-def]
-        r = cuda.local.array(width, real)
-        i = cuda.grid(1) * width
-        if i < n:
-            load(r, 0, source, i)
-            for k in static_range(width):
-                r[k] = r[k] + r[k]
-            store(out, i, r, 0)
-
-    return Source(f"copy_{storage}_v{width}", kernel, f"{storage}* {storage}* i8")
 
 
 def sources(complete: bool) -> Iterator[tuple[Source, int]]:
     """Yield kernels with the width in bytes that their loads must have, 0 where it does not matter."""
-    for dtype in (F4, F8):
+    for dtype in (F4, BF16, F2, F8):
         vector = 16 // dtype.itemsize
-        for activation in ACTIVATIONS.values():
-            if complete or (activation.name in SOME and (dtype == F4 or activation.name == "tanh")):
-                for width in (vector, 1) if activation.name == "relu" else (vector,):
-                    wanted = 16 if width > 1 else 0
-                    yield passes.bias_activation_forward(activation, dtype, width, True), wanted
-                    if activation.name in SOME:
-                        yield passes.bias_activation_forward(activation, dtype, width, False), wanted
-                    yield passes.bias_activation_backward(activation, dtype, width), wanted
-        for loss in LOSSES.values():
-            if loss.family == "elementwise":
-                if complete or loss.name in ("huber", "sigmoid_cross_entropy"):
-                    yield cuda_loss.elementwise_loss(loss, dtype, vector, True, True), 16
-                    yield cuda_loss.elementwise_loss(loss, dtype, 1, False, False), 0
-            elif complete or dtype == F4:
-                for d in (3, 32, 128, 256) if complete and loss.targets == "classes" else (10, 256):
-                    indices = loss.targets == "classes"
-                    yield cuda_softmax.softmax_loss_warp(loss, dtype, d, indices, d > 64, d > 64), 0
-                yield cuda_softmax.softmax_loss_block(loss, dtype, vector, False, True, True), 16
-                yield cuda_softmax.softmax_loss_block(loss, dtype, 1, True, False, False), 0
-        yield cuda_loss.finish_loss(dtype), 0
+        yield from pass_sources(dtype, vector, complete and dtype != F2)
+        yield from loss_sources(dtype, vector, complete and dtype != F2)
         yield passes.column_sum(dtype), 0
-        yield cuda_training.normalize_weights(dtype), 0
         yield cuda_training.dropout(dtype, vector), 16
         yield cuda_training.dropout(dtype, 1), 0
-        yield cuda_training.gather(dtype.str[1:], vector), 16
+    for dtype in (F4, F8):
+        vector = 16 // dtype.itemsize
+        yield cuda_loss.finish_loss(dtype), 0
+        yield cuda_training.normalize_weights(dtype), 0
+        yield cuda_training.accumulate(dtype, vector, False), 16
         yield cuda_training.sum_of_squares(dtype), 16
-        yield cuda_training.clip(dtype), 0
+        yield cuda_training.clip(dtype, dtype == F4), 0
         for cls in OPTIMIZERS.values():
             if cls is not LBFGS:
-                yield cuda_training.update(cls(), dtype, vector), 16
+                width = cuda_training.update_width(cls(), dtype, 1024)
+                yield cuda_training.update(cls(), dtype, width), 16 if width > 1 else 0
         yield cuda_training.update(SGD(momentum=0.9, nesterov=True, clip_value=1.0), dtype, 1), 0
         for schedule in SCHEDULES.values() if complete else (schedules.OneCycle,):
-            yield cuda_training.advance(SGD(schedule(0.1)), dtype), 0
-    for storage in ("f2", "bf16"):
-        yield copy_kernel(storage, 8), 16
+            yield cuda_training.advance(SGD(schedule(0.1)), dtype, dtype == F4), 0
+    for dtype in (BF16, F2):
+        yield cuda_training.update(Adam(), F4, 4, dtype), 16
+    for storage, width in (("f4", 4), ("f8", 1), ("f4", 1), ("u2", 1)):
+        yield cuda_training.gather(storage, width), 16 if width > 1 else 0
+
+
+def pass_sources(dtype: np.dtype[Any], vector: int, complete: bool) -> Iterator[tuple[Source, int]]:
+    """Yield the kernels of the two passes."""
+    for activation in ACTIVATIONS.values():
+        some = activation.name in SOME
+        if not (complete or (some and (dtype == F4 or activation.name in ("relu", "tanh")))):
+            continue
+        for width in (vector, 1) if activation.name == "relu" else (vector,):
+            wanted = 16 if width > 1 else 0
+            yield passes.bias_activation_forward(activation, dtype, width, True), wanted
+            if some:
+                yield passes.bias_activation_forward(activation, dtype, width, False), wanted
+            yield passes.bias_activation_backward(activation, dtype, width), wanted
+        if some:  # dropout on the way, and the sums of the bias gradient in the same launch
+            yield passes.bias_activation_forward(activation, dtype, vector, True, True, False), 16
+            yield passes.bias_activation_backward(activation, dtype, vector, True, True), 16
+
+
+def loss_sources(dtype: np.dtype[Any], vector: int, complete: bool) -> Iterator[tuple[Source, int]]:
+    """Yield the kernels of the losses."""
+    everything = cuda_loss.Variant(False, True, True, dtype == F2)
+    for loss in LOSSES.values():
+        if loss.family == "elementwise":
+            if complete or loss.name in ("huber", "sigmoid_cross_entropy"):
+                yield cuda_loss.elementwise_loss(loss, dtype, 16 // real_of(dtype).itemsize, everything), 16
+                yield cuda_loss.elementwise_loss(loss, dtype, 1, cuda_loss.Variant()), 0
+        elif complete or loss.targets == "classes":
+            plain = cuda_loss.Variant(indices=loss.targets == "classes")
+            widest = cuda_softmax.tile_columns(dtype)
+            for d in (3, 32, 128, widest) if complete and dtype != F8 else (10, widest):
+                yield cuda_softmax.softmax_loss_tile(loss, dtype, vector, d, everything if d > 64 else plain), 16
+            vector = 16 // real_of(dtype).itemsize
+            for width, d in ((vector, 300), (vector, 4096 if dtype != F8 else 2048), (1, 1001)):
+                variant = everything if d > 2000 else plain
+                shape = cuda_softmax.row_shape(dtype, width, d, not variant.indices)
+                assert shape is not None
+                wanted = width * dtype.itemsize if width > 1 else 0
+                yield cuda_softmax.softmax_loss_row(loss, dtype, width, shape, variant), wanted
+            width = vector if dtype != F8 else 1
+            yield cuda_softmax.softmax_loss_long(loss, dtype, width, everything), 16 if width > 1 else 0
 
 
 def ptxas() -> str | None:

@@ -20,8 +20,9 @@ from tolerances import assert_within, eps, sum_tolerance
 
 from gpubackprop import SGD, Adam, schedules
 from gpubackprop.activations import ACTIVATIONS
-from gpubackprop.backends.base import FACTOR, NORM
+from gpubackprop.backends.base import FACTOR, GOOD, GROW_AFTER, NORM, SCALE, SKIP
 from gpubackprop.backends.reference import ReferenceBackend
+from gpubackprop.definitions import check_dtype, eps_of, real_of
 from gpubackprop.kernels import cuda as passes
 from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_training
 from gpubackprop.kernels.cuda_vector import STORAGE, access, compute_type
@@ -31,51 +32,86 @@ from gpubackprop.philox import keep_threshold, split_seed
 THREADS = 32
 REFERENCE = ReferenceBackend()
 RNG = np.random.default_rng(1)
-F4, F8 = np.dtype(np.float32), np.dtype(np.float64)
+F4, F8, F2, BF16 = (check_dtype(name) for name in ("float32", "float64", "float16", "bfloat16"))
 
 
 def launch(source: Any, grid: tuple[int, int], block: tuple[int, int], *arguments: Any) -> list[np.ndarray]:
-    """Run a kernel on flat copies of the arrays, one copy for an array given twice; return all of them, as they became."""
-    arrays = {id(a): cuda.to_device(a.ravel().copy()) for a in arguments if isinstance(a, np.ndarray)}
-    cuda.jit(source.function)[grid, block](*[arrays.get(id(a), a) for a in arguments])
-    return [arrays[id(a)].copy_to_host() for a in arguments if isinstance(a, np.ndarray)]
+    """Run a kernel on flat copies of the arrays, one copy for an array given twice; return all of them, as they became.
+
+    A bfloat16 array goes in as whole numbers of 16 bits, as on a device.
+    """
+    arrays = {id(a): a.ravel().copy() for a in arguments if isinstance(a, np.ndarray)}
+    types = {key: a.dtype for key, a in arrays.items()}
+    there = {key: cuda.to_device(a.view(np.uint16) if a.dtype == BF16 else a) for key, a in arrays.items()}
+    cuda.jit(source.function)[grid, block](*[there.get(id(a), a) for a in arguments])
+    return [there[id(a)].copy_to_host().view(types[id(a)]) for a in arguments if isinstance(a, np.ndarray)]
 
 
 def close(actual: np.ndarray, expected: np.ndarray, extra: Any = 0.0) -> None:
     """Assert equality within 16 eps of the largest element: the same formulas, on scalars instead of arrays."""
-    scale = np.abs(expected[np.isfinite(expected)]).max(initial=1e-30)
-    assert_within(actual.reshape(expected.shape), expected, 16 * eps(expected.dtype) * scale + extra)
+    finite = np.abs(expected[np.isfinite(expected)].astype(np.float64))
+    assert_within(
+        actual.reshape(expected.shape), expected, 16 * eps_of(expected.dtype) * finite.max(initial=1e-30) + extra
+    )
 
 
 def normal(shape: Any, dtype: np.dtype[Any]) -> np.ndarray:
     return RNG.standard_normal(shape).astype(dtype)
 
 
+def mask_of(real: np.dtype[Any], counters: Any = None) -> tuple[Any, ...]:
+    """Return what kernels take for dropout: counters, bound, scale, low, high, layer, first."""
+    if counters is None:
+        return np.zeros(2, np.int64), 0, real.type(1), 0, 0, 0, 0
+    return counters, keep_threshold(0.3), real.type(1 / 0.7), *split_seed(2**40 + 3), 1, 5
+
+
 def passes_of(name: str, dtype: np.dtype[Any], width: int, n: int, d: int) -> None:
-    activation = ACTIVATIONS[name]
+    activation, real = ACTIVATIONS[name], real_of(dtype)
     z, b, dh = normal((n, d), dtype), normal(d, dtype), normal((n, d), dtype)
     z[0, 0] = np.nan
     o = z.copy()
     h = REFERENCE.bias_activation_forward(o, b, activation)
     delta, db = REFERENCE.bias_activation_backward(dh, o, h, activation)
-    block = passes.block_shape(-(-d // width), threads=THREADS)
-    grid = (-(-d // (block[0] * width)), 2)
+    rows = passes.rows_of_line(width, d)
+    line, size = d * rows, n * d
+    block = passes.block_shape(-(-line // width), threads=THREADS)
+    grid = (-(-line // (block[0] * width)), 2)
+    plain = mask_of(real)
 
-    source = passes.bias_activation_forward(activation, dtype, width, True, THREADS)
-    z_new, _, h_new = launch(source, grid, block, z, b, np.zeros_like(z), n, d)
+    source = passes.bias_activation_forward(activation, dtype, width, True, threads=THREADS)
+    z_new, _, h_new, *_ = launch(source, grid, block, z, b, np.zeros_like(z), z, *plain, size, line, d)
     close(z_new, o)
     close(h_new, h)
-    source = passes.bias_activation_forward(activation, dtype, width, False, THREADS)
-    close(launch(source, grid, block, z, b, z, n, d)[2], h)
+    source = passes.bias_activation_forward(activation, dtype, width, False, threads=THREADS)
+    close(launch(source, grid, block, z, b, z, z, *plain, size, line, d)[2], h)
 
-    partial = np.full((2, d), np.nan, dtype)
-    source = passes.bias_activation_backward(activation, dtype, width, THREADS)
-    out = launch(source, grid, block, dh, h if activation.needs == "h" else o, dh, partial, n, d)
+    partial, tickets = np.full((2, line), np.nan, real), np.zeros(grid[0], np.int64)
+    s = h if activation.needs == "h" else o
+    source = passes.bias_activation_backward(activation, dtype, width, threads=THREADS)
+    out = launch(source, grid, block, dh, s, dh, partial, np.zeros(line, real), tickets, *plain, size, line)
     close(out[2], delta)
     bx, by = passes.block_shape(d, passes.SUM_COLUMNS, THREADS)
-    source = passes.column_sum(dtype, THREADS)
-    sums = launch(source, (-(-d // bx), 1), (bx, by), out[3], np.full(d, np.nan, dtype), 2, d)[1]
-    close(sums, db, sum_tolerance(delta, dtype, axis=0))
+    source = passes.column_sum(real, THREADS)
+    sums = launch(source, (-(-d // bx), 1), (bx, by), out[3], np.full(d, np.nan, real), 2 * rows, d)[1]
+    close(sums, db, sum_tolerance(delta, real, axis=0))
+
+    # with dropout on the way, and the sums added up in the same launch
+    counters = np.array([7, 2])
+    dropped = REFERENCE.dropout(h, 0.3, 2**40 + 3, 1, counters, first_block=5)
+    source = passes.bias_activation_forward(activation, dtype, width, True, True, False, threads=THREADS)
+    mask = mask_of(real, counters)
+    close(launch(source, grid, block, z, b, h, np.zeros_like(z), *mask, size, line, d)[3], dropped)
+    ddropped = dh.copy()
+    REFERENCE.dropout(dh, 0.3, 2**40 + 3, 1, counters, out=ddropped, first_block=5)
+    delta, db = REFERENCE.bias_activation_backward(ddropped, o, h, activation)
+    source = passes.bias_activation_backward(activation, dtype, width, True, True, threads=THREADS)
+    out = launch(
+        source, grid, block, dh, s, np.zeros_like(dh), partial, np.zeros(line, real), tickets, *mask, size, line
+    )
+    close(out[2], delta)
+    close(out[4].reshape(rows, d).sum(axis=0), db, sum_tolerance(delta, real, axis=0))
+    assert not out[5].any()
 
 
 def check_passes() -> None:
@@ -85,43 +121,75 @@ def check_passes() -> None:
     passes_of("mish", F8, 1, 37, 1)
 
 
-def loss_of(loss: Any, dtype: np.dtype[Any], n: int, d: int, indices: bool, weighted: bool, width: int = 1) -> None:
-    z, b, weight = 2 * normal((n, d), dtype), normal(d, dtype), RNG.random(n).astype(dtype)
-    y = RNG.integers(0, d, n) if indices else RNG.dirichlet(np.ones(d), n).astype(dtype)
+def check_short_lines() -> None:
+    passes_of("gelu", F4, 4, 9, 5)
+    passes_of("tanh", BF16, 8, 11, 10)
+    passes_of("relu", F2, 8, 3, 1)
+    passes_of("tanh", F8, 2, 7, 3)
+
+
+def loss_of(
+    loss: Any, dtype: np.dtype[Any], n: int, d: int, indices: bool, weighted: bool, width: int = 1, style: str = "tile"
+) -> None:
+    real = real_of(dtype)
+    z, b, weight = (2 * normal((n, d), real)).astype(dtype), normal(d, dtype), RNG.random(n).astype(real)
+    y = RNG.integers(0, d, n) if indices else RNG.dirichlet(np.ones(d), n).astype(real)
+    scalars = np.full(8, 4, real)
+    scaled = dtype == F2
     o = z.copy()
-    value, do, db = REFERENCE.bias_loss(o, b, y, loss, weight if weighted else None)
-    scale = loss.scale(n, d, weighted)
+    value, do, db = REFERENCE.bias_loss(
+        o, b, y, loss, weight if weighted else None, scalars=scalars if scaled else None
+    )
+    scale, largest = loss.scale(n, d, weighted), float(np.abs(o.astype("f8")).max())
     for keep in (True, False):
-        out = np.zeros_like(z) if keep else z
-        inputs = (z, b, y, weight, out)
-        if loss.family == "softmax" and d > 40:  # the limit is 256 on a device
-            source = cuda_softmax.softmax_loss_block(loss, dtype, width, indices, weighted, keep, THREADS)
-            losses = np.full(2, np.nan, dtype)
-            results = launch(source, (2, 1), (THREADS, 1), *inputs, losses, dtype.type(scale), dtype.type(1 / d), n, d)
-            losses, partial, rows = results[5], results[4], n
+        variant = cuda_loss.Variant(indices, weighted, keep, scaled)
+        inputs, numbers = (z, b, y, weight, np.zeros_like(z) if keep else z), (scalars, real.type(scale))
+        losses, rows = np.zeros(8, real), 1
+        if loss.family == "elementwise":
+            rows = passes.rows_of_line(width, d)
+            source = cuda_loss.elementwise_loss(loss, dtype, width, variant, THREADS)
+            block = passes.block_shape(-(-d * rows // width), threads=THREADS)
+            grid = (-(-d * rows // (block[0] * width)), 2)
+            numbers = (*numbers, n * d, d * rows, d)
+        elif style == "tile":
+            source = cuda_softmax.softmax_loss_tile(loss, dtype, width, d, variant, THREADS)
+            lanes = cuda_softmax.lanes_of(d)
+            grid, block = (1, 2), (lanes, THREADS // lanes)
+            numbers = (*numbers, real.type(1 / d), n, d, min(cuda_softmax.tile_rows(dtype, d, THREADS), 16))
         else:
-            partial, losses = np.full((2, d), np.nan, dtype), np.full(8, 0, dtype)
-            if loss.family == "softmax":
-                source = cuda_softmax.softmax_loss_warp(loss, dtype, d, indices, weighted, keep, THREADS)
-                grid, block, more = (1, 2), cuda_softmax.warp_shape(d, THREADS), (dtype.type(1 / d),)
+            numbers = (*numbers, real.type(1 / d), n, d)
+            grid, block = (1, 2), (THREADS, 1)
+            if style == "row":
+                shape = (THREADS, -(-d // (THREADS * width)), 2)  # and an odd number of rows
+                source = cuda_softmax.softmax_loss_row(loss, dtype, width, shape, variant)
             else:
-                source = cuda_loss.elementwise_loss(loss, dtype, width, weighted, keep, THREADS)
-                block, more = passes.block_shape(-(-d // width), threads=THREADS), ()
-                grid = (-(-d // (block[0] * width)), 2)
-            results = launch(source, grid, block, *inputs, partial, losses, dtype.type(scale), *more, n, d)
-            partial, losses, rows = results[5], results[6], 2
+                source = cuda_softmax.softmax_loss_long(loss, dtype, width, variant, THREADS)
+        partial = np.full((grid[1], d * rows), np.nan, real)
+        places = (losses,) if style == "long" else (partial, losses)
+        results = launch(source, grid, block, *inputs, *places, *numbers)
         close(results[4], do)
         if keep:
             close(results[0], o)
+        losses = results[5 + (style != "long")]
+        sums, count, type_ = (results[4], n, dtype) if style == "long" else (results[5], 2 * rows, real)
         bx, by = passes.block_shape(d, passes.SUM_COLUMNS, THREADS)
+        added = launch(
+            passes.column_sum(type_, THREADS), (-(-d // bx), 1), (bx, by), sums, np.zeros(d, real), count, d
+        )[1]
         total = np.array([0.0, 5.0])
         growth = float(n) if loss.reduction == "mean" else 1.0
         finished = launch(
             cuda_loss.finish_loss(dtype, THREADS), (-(-d // bx) + 1, 1), (bx, by),
-            partial, np.full(d, np.nan, dtype), losses, total, scale, growth, rows, d, len(losses),
+            added, np.full(d, np.nan, real), losses, total, scale, growth, 1, d, len(losses),
         )  # fmt: skip
-        close(finished[1], db, sum_tolerance(do, dtype, axis=0))
-        slack = 64 * eps(dtype) * np.abs(value[0]) + eps(dtype)
+        # a sum of what was stored, where that is: every term may be off by its rounding, and that of the outputs
+        close(
+            finished[1],
+            db,
+            sum_tolerance(do, real, axis=0) + eps_of(type_) * (1 + largest) * np.abs(do.astype("f8")).sum(axis=0),
+        )
+        slack = 64 * eps(real) * np.abs(value[0]) + eps(real)
+        slack += eps_of(dtype) * largest * n if style == "long" else 0
         assert_within(finished[3], [value[0], value[1] + 5.0], [slack, (1 + growth) * slack])
 
 
@@ -129,58 +197,81 @@ def check_losses() -> None:
     cross_entropy = LOSSES["softmax_cross_entropy"](label_smoothing=0.1)
     loss_of(LOSSES["mean_squared_error"], F4, 5, 8, False, True, width=4)
     loss_of(LOSSES["huber"](reduction="sum"), F8, 7, 3, False, False)
-    loss_of(cross_entropy, F4, 5, 3, True, True)
-    loss_of(LOSSES["kl_divergence"], F8, 3, 37, False, False)
+    loss_of(LOSSES["huber"], F2, 7, 3, False, False, width=8)
+    loss_of(cross_entropy, F4, 5, 3, True, True, width=4)
+    loss_of(cross_entropy, BF16, 9, 10, True, True, width=8)
 
 
-def check_softmax_blocks() -> None:
+def check_softmax() -> None:
+    loss_of(LOSSES["kl_divergence"], F8, 3, 37, False, False, width=2)
     cross_entropy = LOSSES["softmax_cross_entropy"](reduction="sum")
-    loss_of(cross_entropy, F4, 3, 64, True, False, width=4)
-    loss_of(LOSSES["kl_divergence"], F8, 3, 45, False, True)
+    loss_of(cross_entropy, F4, 3, 64, True, False, width=4, style="row")
+    loss_of(LOSSES["kl_divergence"], F8, 3, 45, False, True, style="row")
+    loss_of(cross_entropy, F2, 3, 256, True, True, width=8, style="long")
 
 
 def check_training() -> None:
-    for dtype, width, n in ((F4, 4, 43), (F8, 2, 40), (F8, 1, 1)):
-        x, counters = normal(n, dtype), np.array([7, 2])
-        expected = REFERENCE.dropout(x, 0.3, 2**40 + 3, 1, counters)
-        numbers = (keep_threshold(0.3), dtype.type(1 / 0.7), *split_seed(2**40 + 3), 1, n, 0)
+    for dtype, width, n in ((F4, 4, 43), (F8, 2, 40), (F8, 1, 1), (BF16, 8, 21)):
+        real = real_of(dtype)
+        x, counters = normal((n, 1), dtype), np.array([7, 2])
+        expected = REFERENCE.dropout(x, 0.3, 2**40 + 3, 1, counters, first_block=5)
         source = cuda_training.dropout(dtype, width, THREADS)
-        np.testing.assert_array_equal(launch(source, (2, 1), (8, 1), x, x, counters, *numbers)[1], expected)
+        result = launch(source, (2, 1), (8, 1), x, x, *mask_of(real, counters), n)[1]
+        np.testing.assert_array_equal(result.reshape(n, 1), expected)
+        if dtype != real:
+            continue
+        x = x[:, 0]
 
         weight = RNG.random(n).astype(dtype)
         source = cuda_training.normalize_weights(dtype, THREADS)
         close(launch(source, (1, 1), (THREADS, 1), weight, weight, n)[1], REFERENCE.normalize_weights(weight))
 
-        scalars = np.ones(8, dtype)
-        REFERENCE.clip(x, 0.5, scalars)
-        partial = launch(cuda_training.sum_of_squares(dtype, THREADS), (2, 1), (THREADS, 1), x, np.zeros(2, dtype), n)[
-            1
-        ]
-        source = cuda_training.clip(dtype, THREADS)
-        result = launch(source, (1, 1), (THREADS, 1), partial, np.ones(8, dtype), dtype.type(0.5), 2)[1]
-        np.testing.assert_allclose(result[[NORM, FACTOR]], scalars[[NORM, FACTOR]], rtol=16 * eps(dtype))
+        for scaling, scale in ((False, 1), (True, 8), (True, np.inf)):
+            scalars = np.ones(8, dtype)
+            scalars[SCALE] = 8
+            g = x * dtype.type(scale)
+            expected_scalars, on = scalars.copy(), scalars.copy()
+            REFERENCE.clip(g, 0.5, expected_scalars, scaling)
+            partial = launch(
+                cuda_training.sum_of_squares(dtype, THREADS), (2, 1), (THREADS, 1), g, np.zeros(2, dtype), n
+            )
+            source = cuda_training.clip(dtype, scaling, THREADS)
+            result = launch(source, (1, 1), (THREADS, 1), partial[1], on, dtype.type(0.5), 2)[1]
+            assert result[SKIP] == expected_scalars[SKIP]
+            if scale != np.inf:
+                both = [NORM, FACTOR]
+                np.testing.assert_allclose(result[both], expected_scalars[both], rtol=16 * eps(dtype))
 
     source, order, counters = normal((9, 8), F4), RNG.permutation(9), np.array([0, 3])
-    kernel = cuda_training.gather("f4", 4)
+    kernel = cuda_training.gather("f4", 4, 8)
     out = launch(kernel, (1, 2), (2, 4), source, order, counters, np.zeros((5, 8), F4), 9, 9, 5, 8)[3]
     np.testing.assert_array_equal(out.reshape(5, 8), source[order[3:8]])
 
 
 def check_update() -> None:
-    for optimizer, dtype, width, size in (
-        (SGD(schedules.OneCycle(0.1, steps=4), momentum=0.9, clip_value=0.5), F4, 4, 39),
-        (Adam(schedules.Cosine(0.1, steps=4), amsgrad=True), F8, 2, 40),
+    for optimizer, dtype, width, size, weights in (
+        (SGD(schedules.OneCycle(0.1, steps=4), momentum=0.9, clip_value=0.5), F4, 4, 39, None),
+        (Adam(schedules.Cosine(0.1, steps=4), amsgrad=True), F8, 1, 40, None),
+        (SGD(0.1, momentum=0.9), F4, 4, 39, F2),
     ):
         p, states = normal(size, dtype), np.zeros((optimizer.n_states, size), dtype)
         rate, counters, scalars = np.array([0.1]), np.zeros(2, np.int64), np.ones(8, dtype)
+        scalars[[SCALE, GOOD, SKIP]] = 1024, GROW_AFTER - 2, 0
         on = [p, states, counters, scalars]
-        for _ in range(2):
+        copy = None if weights is None else p.astype(weights)
+        mixed = copy is not None
+        for skip in (0, 0, 1, 0) if mixed else (0, 0):
             g = normal(size, dtype)
-            _, on[2], on[3] = launch(cuda_training.advance(optimizer, dtype), (1, 1), (1, 1), rate, on[2], on[3], 5)
-            source = cuda_training.update(optimizer, dtype, width)
-            on[0], _, on[1], _ = launch(source, (2, 1), (8, 1), on[0], g, on[1], on[3], size)
-            REFERENCE.advance(optimizer, rate, 5, counters, scalars)
-            REFERENCE.update(optimizer, p, g, states, scalars)
+            scalars[SKIP] = on[3][SKIP] = skip
+            source = cuda_training.advance(optimizer, dtype, mixed)
+            _, on[2], on[3] = launch(source, (1, 1), (1, 1), rate, on[2], on[3], 5)
+            source = cuda_training.update(optimizer, dtype, width, weights)
+            arguments = (on[0], g, on[1], on[3], p if copy is None else copy, size)
+            on[0], _, on[1], _, result = launch(source, (2, 1), (8, 1), *arguments)
+            REFERENCE.advance(optimizer, rate, 5, counters, scalars, mixed)
+            REFERENCE.update(optimizer, p, g, states, scalars, copy)
+            if mixed:
+                close(result, copy)
         np.testing.assert_array_equal(on[2], counters)
         for result, expected in zip((on[0], on[1], on[3]), (p, states, scalars), strict=True):
             close(result, expected)
@@ -190,7 +281,7 @@ def check_storage() -> None:
     import ml_dtypes
 
     for storage, width in (("f4", 4), ("f8", 2), ("f2", 8), ("bf16", 8), ("i8", 1), ("bf16", 1)):
-        load, store, load1, store1 = access(storage, width)
+        load, store, load1, store1, rounded = access(storage, width)
         x = np.array([0.0, -1.5, 3.14159, np.inf, 65280.0, 1e-6, -np.inf, 7.0]).astype(compute_type(storage))
         if storage == "i8":
             x = np.arange(8)
@@ -207,11 +298,20 @@ def check_storage() -> None:
         if storage != "i8":
             store1(stored, 0, x.dtype.type(np.nan))
             assert np.isnan(load1(stored, 0))
+            assert rounded(x[2]) == load1(stored, 2 if width > 2 else 0) or width <= 2
 
 
 CHECKS = {
     function.__name__.removeprefix("check_"): function
-    for function in (check_passes, check_losses, check_softmax_blocks, check_training, check_update, check_storage)
+    for function in (
+        check_passes,
+        check_short_lines,
+        check_losses,
+        check_softmax,
+        check_training,
+        check_update,
+        check_storage,
+    )
 }
 
 if __name__ == "__main__":

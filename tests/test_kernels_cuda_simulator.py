@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
 
-@pytest.mark.parametrize("check", ["passes", "losses", "softmax_blocks", "training", "update", "storage"])
+@pytest.mark.parametrize("check", ["passes", "short_lines", "losses", "softmax", "training", "update", "storage"])
 def test_kernels_in_the_simulator_agree_with_the_reference(check: str) -> None:
     script = Path(__file__).with_name("cuda_simulator.py")
     result = subprocess.run(

@@ -44,7 +44,7 @@ class Launch(NamedTuple):
 
 
 class Launches:
-    """A method for each operation of :class:`gpubackprop.backends.base.Backend`, all outputs given; CuPy's current device is this one.
+    """A method for each operation of :class:`gpubackprop.backends.base.Backend`, all outputs given, on CuPy's current device.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class Launches:
     def bias_activation_forward(
         self, z: Array, b: Array, activation: Activation, out: Array, dropout: Mapping[str, Any] | None = None
     ) -> list[Launch]:
-        """With ``dropout``, the arguments of that operation, it is done on the way; ``output`` among them says whether out is kept."""
+        """``dropout``: the arguments of that operation, done on the way; ``output`` among them says whether out is written."""
         n, d, dtype = *self._matrix("z", z), z.dtype
         self._require(dtype, b=(b, (d,)), out=(out, (n, d)))
         dropped, output = out, True
@@ -136,11 +136,13 @@ class Launches:
             self._require(real, scalars=(scalars, (8,)))
         variant = cuda_loss.Variant(indices, weight is not None, _at(out) != _at(z), scalars is not None)
         scale = loss.scale(samples or n, d, weight is not None)
-        width = passes.width_of(dtype, _at(z), _at(out), 0 if indices else _at(y))
+        # dense targets are real: where z has 16 bits, a thread takes as many as 16 bytes of targets hold
+        width = passes.width_of(dtype if indices else real, _at(z), _at(out), 0 if indices else _at(y))
         inputs = [_at(a) if a is not None else 0 for a in (z, b, y, weight, out)]
         numbers: list[Any] = [0 if scalars is None else _at(scalars), real.type(scale)]
         first: list[Launch] = []
         if not softmax:
+            width = 1 if weight is not None and d % width else width
             repeat = passes.rows_of_line(width, d)
             grid, block = self._cut(n * d, d * repeat, width, dtype, 32, 1)
             source = cuda_loss.elementwise_loss(loss, dtype, width, variant)
@@ -169,7 +171,7 @@ class Launches:
         self, loss: Loss, dtype: np.dtype[Any], n: int, d: int, width: int, variant: cuda_loss.Variant, b: int
     ) -> tuple[Source, Grid, Grid, list[int]]:
         """Return kernel, grid, block and what it takes beyond n and d."""
-        if d <= cuda_softmax.TILE_COLUMNS:
+        if d <= cuda_softmax.tile_columns(dtype):
             lanes = cuda_softmax.lanes_of(d)
             at_once, most = THREADS // lanes, cuda_softmax.tile_rows(dtype, d)
             down = min(self.blocks, -(-n // at_once))
@@ -178,13 +180,22 @@ class Launches:
             rows = min(most, -(-n // (down * at_once)) * at_once)
             source = cuda_softmax.softmax_loss_tile(loss, dtype, width, d, variant)
             return source, (1, min(down, -(-n // rows))), (lanes, at_once), [rows]
+        width = min(width, VECTOR_BYTES // real_of(dtype).itemsize)  # sums are real
         width = width if d % width == 0 and b % VECTOR_BYTES == 0 else 1
-        shape = cuda_softmax.row_shape(dtype, width, d)
-        threads, slots = shape or (THREADS, 0)
-        grid = 1, min(n, self.blocks * THREADS // threads)
+        shape = cuda_softmax.row_shape(dtype, width, d, not variant.indices)
         if shape is None:
-            return cuda_softmax.softmax_loss_long(loss, dtype, width, variant), grid, (threads, 1), []
-        return cuda_softmax.softmax_loss_row(loss, dtype, width, slots, variant, threads), grid, (threads, 1), []
+            width = (
+                width if dtype.itemsize < 8 else 1
+            )  # two numbers of float64 at a time would take more than 64 registers
+            return (
+                cuda_softmax.softmax_loss_long(loss, dtype, width, variant),
+                (1, min(n, self.blocks)),
+                (THREADS, 1),
+                [],
+            )
+        threads, _, rows = shape
+        down = min(-(-n // rows), max(1, self.blocks * THREADS // threads))
+        return cuda_softmax.softmax_loss_row(loss, dtype, width, shape, variant), (1, down), (threads, 1), []
 
     def normalize_weights(self, weight: Array, out: Array) -> list[Launch]:
         (n,), dtype = weight.shape, check_dtype(weight.dtype)
