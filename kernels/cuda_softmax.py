@@ -246,14 +246,16 @@ def _softmax_loss_tile(
 def row_shape(dtype: np.dtype[Any], width: int, d: int, dense: bool) -> tuple[int, int, int] | None:
     """Return (threads, slots, rows) of :func:`softmax_loss_row`, or None where d is too long for it.
 
-    A thread holds slots * width elements of each of ``rows`` rows, as many dense targets, sums and biases: 24 registers at most.
+    A thread holds slots * width elements of each of ``rows`` rows, as many dense targets, sums and biases: 32 registers at most.
     """
     threads = min(ROW_THREADS, max(64, 1 << (-(-d // width) - 1).bit_length()))
     slots = 1 << (-(-d // (threads * width)) - 1).bit_length()
     size, double = slots * width, dtype.itemsize == 8
     if size > (2 if double else 8):
         return None
-    return threads, slots, 1 if double or size > 4 else 2 if dense else 4
+    if double or (size == 8 and dense):
+        return threads, slots, 1
+    return threads, slots, 2 if dense or size == 8 else 4
 
 
 @cache

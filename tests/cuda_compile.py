@@ -92,14 +92,14 @@ def loss_sources(dtype: np.dtype[Any], vector: int, complete: bool) -> Iterator[
             widest = cuda_softmax.tile_columns(dtype)
             for d in (3, 32, 128, widest) if complete and dtype != F8 else (10, widest):
                 yield cuda_softmax.softmax_loss_tile(loss, dtype, vector, d, everything if d > 64 else plain), 16
-            vector = 16 // real_of(dtype).itemsize
-            for width, d in ((vector, 300), (vector, 4096 if dtype != F8 else 2048), (1, 1001)):
+            real = 16 // real_of(dtype).itemsize  # with dense targets, which are real
+            for width, d in ((vector, 304), (real, 4096 if dtype != F8 else 2048), (1, 1001)):
                 variant = everything if d > 2000 else plain
                 shape = cuda_softmax.row_shape(dtype, width, d, not variant.indices)
                 assert shape is not None
                 wanted = width * dtype.itemsize if width > 1 else 0
                 yield cuda_softmax.softmax_loss_row(loss, dtype, width, shape, variant), wanted
-            width = vector if dtype != F8 else 1
+            width = real if dtype != F8 else 1
             yield cuda_softmax.softmax_loss_long(loss, dtype, width, everything), 16 if width > 1 else 0
 
 

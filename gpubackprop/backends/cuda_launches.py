@@ -180,7 +180,6 @@ class Launches:
             rows = min(most, -(-n // (down * at_once)) * at_once)
             source = cuda_softmax.softmax_loss_tile(loss, dtype, width, d, variant)
             return source, (1, min(down, -(-n // rows))), (lanes, at_once), [rows]
-        width = min(width, VECTOR_BYTES // real_of(dtype).itemsize)  # sums are real
         width = width if d % width == 0 and b % VECTOR_BYTES == 0 else 1
         shape = cuda_softmax.row_shape(dtype, width, d, not variant.indices)
         if shape is None:
