@@ -1,11 +1,14 @@
-"""Compiles CUDA kernels for one architecture, links them and prints what the compiler reports, as JSON lines.
+"""Compiles CUDA kernels, links them and reports what the compiler says of them; no device and no driver is needed.
 
-Run by ``test_kernels_cuda_compile.py``: ``python cuda_compile.py 90 all``. No device and no driver is needed. One
-architecture to a process, which keeps Numba's tables of compiled functions apart.
+    python tests/cuda_compile.py 90 some     # for one architecture, as JSON lines: what test_kernels_cuda_compile.py runs
+    python tests/cuda_compile.py table       # every kernel for every architecture: writes kernels/registers.csv
+
+One architecture to a process, which keeps Numba's tables of compiled functions apart.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -13,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +35,8 @@ from gpubackprop.optimizers import LBFGS, OPTIMIZERS
 from gpubackprop.schedules import SCHEDULES
 
 F4, F8, F2, BF16 = (check_dtype(name) for name in ("float32", "float64", "float16", "bfloat16"))
+ARCHITECTURES = ("75", "80", "90", "100", "120")
+TABLE = Path(__file__).parents[1] / "kernels" / "registers.csv"
 SOME = ("relu", "gelu", "tanh", "mish")  # a choice, erf, an approximation by parts, exp with divisions
 
 
@@ -90,7 +97,7 @@ def loss_sources(dtype: np.dtype[Any], vector: int, complete: bool) -> Iterator[
         elif complete or loss.targets == "classes":
             plain = cuda_loss.Variant(indices=loss.targets == "classes")
             widest = cuda_softmax.tile_columns(dtype)
-            for d in (3, 32, 128, widest) if complete and dtype != F8 else (10, widest):
+            for d in (3, 10, 128, widest) if complete and dtype != F8 else (10, widest):
                 yield cuda_softmax.softmax_loss_tile(loss, dtype, vector, d, everything if d > 64 else plain), 16
             real = 16 // real_of(dtype).itemsize  # with dense targets, which are real
             for width, d in ((vector, 304), (real, 4096 if dtype != F8 else 2048), (1, 1001)):
@@ -143,7 +150,41 @@ def load_width(vector: str, bits: str) -> int:
     return int(vector[2:] or 1) * int(bits) // 8
 
 
+def report(architecture: str, complete: bool) -> None:
+    """Print the facts of the kernels for an architecture."""
+    assembler = ptxas()
+    for source, wanted in sources(complete):
+        result = facts(source, wanted, (int(architecture[:-1]), int(architecture[-1])), assembler)
+        print(json.dumps(result), flush=True)
+
+
+def toolchain() -> str:
+    """Return the versions that registers depend on."""
+    return " ".join(f"{name} {version(name)}" for name in ("numba-cuda", "nvidia-cuda-nvcc-cu12"))
+
+
+def write_table() -> None:
+    """Compile everything, two architectures at a time, and write the registers of each kernel."""
+
+    def registers(architecture: str) -> dict[str, int]:
+        command = [sys.executable, __file__, architecture, "all"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        kernels = [json.loads(line) for line in lines]
+        for kernel in kernels:
+            assert kernel["spills"] == 0, kernel
+        return {kernel["name"]: kernel["registers"] for kernel in kernels}
+
+    with ThreadPoolExecutor(2) as pool:
+        columns = list(pool.map(registers, ARCHITECTURES))
+    with TABLE.open("w", encoding="utf-8", newline="") as file:
+        file.write(f"# registers of a thread by architecture; python tests/cuda_compile.py table; {toolchain()}\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["kernel", *(f"sm_{number}" for number in ARCHITECTURES)])
+        writer.writerows([name, *(column[name] for column in columns)] for name in columns[0])
+
+
 if __name__ == "__main__":
-    number, assembler = sys.argv[1], ptxas()
-    for source, wanted in sources(sys.argv[2] == "all"):
-        print(json.dumps(facts(source, wanted, (int(number[:-1]), int(number[-1])), assembler)), flush=True)
+    if sys.argv[1] == "table":
+        write_table()
+    else:
+        report(sys.argv[1], sys.argv[2] == "all")
