@@ -118,10 +118,9 @@ def define_dropout(dtype: np.dtype[Any], width: int) -> Any:
     zero = real_of(dtype).type(0)
     blocks, whole = max(1, width // 4), width >= 4
 
-    def kept(w, bound, x, scale):  # type: ignore[no-untyped-def]
+    @inlined
+    def kept(w: Any, bound: Any, x: Any, scale: Any) -> Any:
         return where(w < uint32(bound), rounded(rounded(x) * scale), zero)
-
-    kept = inlined(kept)
 
     @unrolled
     def drop(x, offset, e, step, layer, bound, scale, low, high, first):  # type: ignore[no-untyped-def]
