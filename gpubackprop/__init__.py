@@ -18,6 +18,7 @@ from gpubackprop.checkpoint import load
 from gpubackprop.explain import explain
 from gpubackprop.gradcheck import check_gradients
 from gpubackprop.losses import Loss
+from gpubackprop.memory import DeviceMemoryError
 from gpubackprop.mlp import MLP
 from gpubackprop.optimizers import LBFGS, SGD, Adagrad, Adam, AdamW, Lion, Optimizer, RMSprop
 from gpubackprop.parity import parity
@@ -26,9 +27,9 @@ from gpubackprop.step import Step as TrainingStep
 from gpubackprop.training import History
 
 __all__ = [
-    "LBFGS", "MLP", "SGD", "Activation", "Adagrad", "Adam", "AdamW", "Callback", "Cosine", "DeviceUnavailableError",
-    "EarlyStopping", "Exponential", "History", "LinearWarmup", "Lion", "Loss", "OneCycle", "Optimizer", "RMSprop",
-    "ReduceOnPlateau", "Schedule", "Step", "TrainingStep", "__version__", "activations", "available_devices",
-    "check_gradients", "explain", "get_backend", "initializers", "load", "losses", "optimizers", "parity",
-    "register_backend", "schedules",
+    "LBFGS", "MLP", "SGD", "Activation", "Adagrad", "Adam", "AdamW", "Callback", "Cosine", "DeviceMemoryError",
+    "DeviceUnavailableError", "EarlyStopping", "Exponential", "History", "LinearWarmup", "Lion", "Loss", "OneCycle",
+    "Optimizer", "RMSprop", "ReduceOnPlateau", "Schedule", "Step", "TrainingStep", "__version__", "activations",
+    "available_devices", "check_gradients", "explain", "get_backend", "initializers", "load", "losses", "optimizers",
+    "parity", "register_backend", "schedules",
 ]  # fmt: skip

@@ -1,7 +1,15 @@
-"""Arrays from outside: what comes in is of any kind, what goes out is of the kind that came in."""
+"""Arrays from outside: what comes in is of any kind, what goes out is of the kind that came in.
+
+On a GPU arrays are taken where they are, and work is put on CuPy's current stream after what their producer had queued. Where
+an array tells its producer's stream (``__dlpack__``, or the ``stream`` of ``__cuda_array_interface__``), an event sees to that
+and the host does not wait. A CuPy array tells no stream: one that was made on another stream is its owner's to order, by an
+event or by ``synchronize()``, as everywhere in CuPy. The same holds after a call: what it has queued may still read the
+array, so another stream must not write to it before that is done.
+"""
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -9,47 +17,102 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.backends.base import Backend
-from gpubackprop.definitions import Array
+from gpubackprop.definitions import Array, check_dtype
+
+ON_GPU = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 def kind_of(a: Any) -> str:
-    """Return the library of an array: "numpy", "cupy", "torch", "jax"; anything else counts as "numpy"."""
+    """Return the library of an array: "numpy", "cupy", "torch", "jax"; "cupy" for others on a GPU, "numpy" for all the rest."""
     module = type(a).__module__.partition(".")[0]
-    return {"jaxlib": "jax"}.get(module, module if module in ("cupy", "torch", "jax") else "numpy")
+    module = {"jaxlib": "jax"}.get(module, module)
+    if module in ("numpy", "cupy", "torch", "jax"):
+        return module
+    return "cupy" if on_gpu(a) else "numpy"
 
 
-def as_array(a: Any) -> Any:
-    """Return ``a`` if it has a dtype, else a NumPy array of it: what has only ``__dlpack__`` shares its memory."""
+def on_gpu(a: Any) -> bool:
+    """Return whether an array lies on a CUDA device."""
+    if hasattr(
+        a, "__dlpack_device__"
+    ):  # asked first: torch's __cuda_array_interface__ raises where a gradient is required
+        return a.__dlpack_device__()[0] in ON_GPU
+    return hasattr(a, "__cuda_array_interface__")
+
+
+def as_array(a: Any, name: str = "a") -> Any:
+    """Return ``a`` if its library is known, else a CuPy or NumPy array of it, in the same memory where it has an interface.
+
+    Raises
+    ------
+    ValueError
+        It is no array; the message calls it by its name.
+    """
+    if type(a).__module__.partition(".")[0] not in ("numpy", "cupy", "torch", "jax", "jaxlib"):
+        if on_gpu(a):
+            return as_cupy(a)
+        if not hasattr(a, "dtype") and hasattr(a, "__dlpack__"):
+            return np.from_dlpack(a)
     if hasattr(a, "dtype") and hasattr(a, "shape"):
         return a
-    if hasattr(a, "__cuda_array_interface__"):
-        return sys.modules["cupy"].asarray(a) if "cupy" in sys.modules else a
-    on_host = hasattr(a, "__dlpack__") and a.__dlpack_device__()[0] == 1
-    return np.from_dlpack(a) if on_host else np.asarray(a)
+    try:
+        return np.asarray(a)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name} is not an array of real numbers: {type(a).__name__}") from error
+
+
+class _Unsynchronized:
+    """An array's interface without its stream, for whose work CuPy would let the host wait; keeps the array."""
+
+    def __init__(self, a: Any, interface: dict[str, Any]) -> None:
+        self.array, self.__cuda_array_interface__ = a, interface
+
+
+def as_cupy(a: Any) -> Any:
+    """Return a CuPy array in the memory of an array on a GPU; CuPy's current stream then comes after its producer's work."""
+    import cupy
+
+    if isinstance(a, cupy.ndarray):
+        return a
+    if getattr(a, "requires_grad", False):  # torch
+        a = a.detach()
+    if hasattr(a, "__dlpack__"):
+        return cupy.from_dlpack(a)  # the producer lets our stream wait
+    interface = dict(a.__cuda_array_interface__)
+    producer, consumer = interface.pop("stream", None), cupy.cuda.get_current_stream()
+    if producer is not None and producer != (consumer.ptr or 1):  # 1 is what the interface calls the legacy stream
+        event = cupy.cuda.Event(disable_timing=True)
+        event.record(cupy.cuda.ExternalStream(producer))
+        consumer.wait_event(event)
+    return cupy.asarray(_Unsynchronized(a, interface))
 
 
 def to_backend(backend: Backend, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
     """Return ``a`` on the backend's device: without a copy where the device and dtype are already right."""
-    here = "cupy" if backend.xp.__name__ == "cupy" else "numpy"
-    kind = kind_of(a)
-    if kind == "torch" and getattr(a, "requires_grad", False):
-        a = a.detach()
-    if kind == here:
-        return backend.asarray(a, dtype)
-    if here == "cupy":
-        if hasattr(a, "__cuda_array_interface__"):
-            return backend.asarray(a, dtype)
-        on_gpu = hasattr(a, "__dlpack_device__") and a.__dlpack_device__()[0] == 2
-        return backend.asarray(backend.xp.from_dlpack(a) if on_gpu else np.asarray(a), dtype)
-    return backend.asarray(_to_host(a, kind), dtype)
+    if not on_gpu(a):
+        return backend.asarray(_on_host(a), dtype)
+    a = as_cupy(a)
+    return backend.asarray(a if backend.xp.__name__ == "cupy" else a.get(), dtype)
 
 
-def _to_host(a: Any, kind: str) -> Any:
-    if kind == "cupy":
-        return a.get()
-    if kind == "torch":
-        return a.cpu().numpy()
-    return a
+def _on_host(a: Any) -> Any:
+    """Return a NumPy array of an array on the host, or of a torch tensor anywhere."""
+    if kind_of(a) != "torch":
+        return np.asarray(a)
+    a = a.detach().cpu()
+    if str(a.dtype) == "torch.bfloat16":  # which NumPy does not know
+        return a.view(sys.modules["torch"].int16).numpy().view(check_dtype("bfloat16"))
+    return a.numpy()
+
+
+def bytes_to_copy(backend: Backend, a: Any, dtype: npt.DTypeLike) -> int:
+    """Return the bytes that :func:`to_backend` allocates for an array: none where it lies on the device in this dtype."""
+    dtype = np.dtype(dtype)
+    there = on_gpu(a) if backend.xp.__name__ == "cupy" else not on_gpu(a)
+    contiguous = getattr(getattr(a, "flags", None), "c_contiguous", True)
+    if there and contiguous and str(a.dtype).removeprefix("torch.") == dtype.name:
+        return 0
+    return math.prod(a.shape) * dtype.itemsize
 
 
 def like(backend: Backend, result: Array, given: Any) -> Any:
@@ -60,10 +123,10 @@ def like(backend: Backend, result: Array, given: Any) -> Any:
         return result
     if kind == "cupy":
         return sys.modules["cupy"].asarray(backend.to_numpy(result))
+    stays = here == "cupy" and on_gpu(given)
     if kind == "torch":
-        torch = sys.modules["torch"]
-        on_gpu = given.device.type == "cuda"
-        return torch.from_dlpack(result if on_gpu and here == "cupy" else backend.to_numpy(result)).to(given.device)
+        return sys.modules["torch"].from_dlpack(result if stays else backend.to_numpy(result)).to(given.device)
     if kind == "jax":
-        return sys.modules["jax"].numpy.asarray(backend.to_numpy(result))
+        jnp = sys.modules["jax"].numpy
+        return jnp.from_dlpack(result) if stays else jnp.asarray(backend.to_numpy(result))
     return backend.to_numpy(result)

@@ -14,8 +14,9 @@ from gpubackprop.backends import get_backend
 from gpubackprop.backends.base import Backend
 from gpubackprop.definitions import DTYPES, Array, check_dtype, check_precision, real_of
 from gpubackprop.initializers import INITIALIZERS, Initializer
-from gpubackprop.interop import like
+from gpubackprop.interop import as_array, like
 from gpubackprop.losses import LOSSES, Loss
+from gpubackprop.memory import bytes_of, check_memory, data_bytes
 from gpubackprop.network import Network
 from gpubackprop.parameters import Parameters
 from gpubackprop.validation import check_features, check_layer_sizes, check_targets, check_weight
@@ -122,7 +123,6 @@ class MLP(Network):
         if self.dtype.name not in allowed:
             raise ValueError(f"device {self.device!r} computes in {', '.join(allowed)}; dtype is {self.dtype.name!r}")
         self._last: Workspace | None = None
-        self._workspaces: dict[tuple[Any, ...], Workspace] = {}
         super().__init__(self._initial_parameters())
 
     def __repr__(self) -> str:
@@ -141,6 +141,8 @@ class MLP(Network):
         ------
         X : (n, d_0); returns (n, d_o)
         """
+        X = as_array(X, "X")
+        self._check_room("forward", X)
         X_here = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
         self._last = ws = self._workspace("forward", len(X_here))
         _feed(ws, X_here)
@@ -199,19 +201,23 @@ class MLP(Network):
         return Trace(layers, layers[0].h_in, last.h, last.delta, ws.value[0].copy())
 
     def _prepare(self, X: Any, y: Any, sample_weight: Any = None, *, keep: bool = False) -> Workspace:
+        X, y = as_array(X, "X"), as_array(y, "y")
+        weight = None if sample_weight is None else as_array(sample_weight, "sample_weight")
+        self._check_room("gradients", X, y, weight, keep=keep)
         X = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
         y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
-        weight = check_weight(self.backend, sample_weight, len(X), self.real)
+        weight = check_weight(self.backend, weight, len(X), self.real)
         ws = self._workspace("gradients", len(X), y, weighted=weight is not None, keep=keep)
         _feed(ws, X, y, weight)
         return ws
 
     # ------------------------------------------------------------------ training and use
 
-    def fit(self, X: Any, y: Any, epochs: int = 10, batch_size: int = 128, **options: Any) -> Any:
+    def fit(self, X: Any, y: Any, epochs: int = 10, batch_size: int | str = 128, **options: Any) -> Any:
         """Train; see :func:`gpubackprop.training.fit` for all options. Returns the history."""
         from gpubackprop.training import fit
 
+        self._last = None  # its intermediates are those of other parameters, and take memory
         return fit(self, X, y, epochs=epochs, batch_size=batch_size, **options)
 
     def predict(self, X: Any) -> Any:
@@ -328,15 +334,41 @@ class MLP(Network):
     ) -> Workspace:
         """Return the workspace of an eager pass; the last few are kept."""
         self.refresh()
-        shape, dtype = ((n,), np.dtype(np.int64)) if y is None else (y.shape, y.dtype)
-        key = (purpose, n, shape, str(dtype), weighted, keep)
+        shape = (n,) if y is None else y.shape
+        key = (purpose, n, shape, weighted, keep)
         ws = self._workspaces.pop(key, None)
         if ws is None:
-            ws = Workspace(self.backend, self.layers, n, shape, dtype, weighted=weighted, keep=keep)
+            self._check_memory(key)
+            ws = self._new_workspace(self.backend, key)
         self._workspaces[key] = ws
         if len(self._workspaces) > 6:
             del self._workspaces[next(iter(self._workspaces))]
         return ws
+
+    def _new_workspace(self, backend: Any, key: tuple[Any, ...]) -> Workspace:
+        _, n, y_shape, weighted, keep = key
+        dtype = np.dtype(np.int64) if len(y_shape) == 1 else self.real
+        return Workspace(backend, self.layers, n, y_shape, dtype, weighted=weighted, keep=keep)
+
+    def _check_room(self, purpose: str, X: Array, y: Any = None, weight: Any = None, *, keep: bool = False) -> None:
+        """Raise DeviceMemoryError if a pass, its data included, does not fit; for shapes met before nothing is asked."""
+        if X.ndim:
+            n = X.shape[0]
+            shape = (n,) if y is None or self.takes_indices(y) else (n, self.layer_sizes[-1])
+            key = (purpose, n, shape, weight is not None, keep)
+            if n and key not in self._workspaces:
+                self._check_memory(key, data_bytes(self, X, y, weight))
+
+    def _check_memory(self, key: tuple[Any, ...], data: int = 0) -> None:
+        """Raise DeviceMemoryError if a new workspace does not fit beside so many bytes of data, even without the older ones."""
+        purpose, n, (_, *rest), *flags = key
+
+        def parts(k: int) -> dict[str, int]:
+            workspace = bytes_of(lambda backend: self._new_workspace(backend, (purpose, k, (k, *rest), *flags)))
+            return {"data": -(-data * k // n), "workspace": workspace}
+
+        self.make_room(sum(parts(n).values()))
+        check_memory(self.backend, f"{purpose} over {n} samples", n, parts)
 
     def _gradients_like(self, given: Any) -> Parameters:
         return Parameters(self.layer_sizes, like(self.backend, self.gradients.flat.copy(), given))

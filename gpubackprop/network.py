@@ -15,6 +15,7 @@ from gpubackprop.activations import Activation, identity
 from gpubackprop.backends.base import FACTOR, FIRST_SCALE, SCALE, Backend
 from gpubackprop.definitions import Array, real_of
 from gpubackprop.losses import Loss
+from gpubackprop.memory import fit_into_memory, fits, step_parts
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.parameters import Parameters
 from gpubackprop.step import Names, Recorder, Step
@@ -59,6 +60,8 @@ class Network:
         zeros = self.backend.zeros
         self.real = real_of(self.dtype)
         self.loss_scaling = self.dtype.name == "float16"
+        self._workspaces: dict[tuple[Any, ...], Workspace] = {}  # of eager passes
+        self._sums: tuple[Array, Array] | None = None  # of gradients and losses over micro-batches
         self.parameters = Parameters.zeros(self.backend, self.layer_sizes, self.real)
         self.parameters.flat[...] = self.backend.asarray(host.flat)
         self.gradients = Parameters.zeros(self.backend, self.layer_sizes, self.real)
@@ -156,7 +159,7 @@ class Network:
         class_indices: bool = True,
         weighted: bool = False,
         keep: bool = False,
-        micro_batch_size: int | None = None,
+        micro_batch_size: int | str | None = None,
         inputs: Inputs | None = None,
         workspace: Workspace | None = None,
     ) -> Step:
@@ -176,9 +179,10 @@ class Network:
             Without ``data``: there are sample weights, in ``step.names.array("w")``.
         keep : bool
             Give every intermediate memory of its own.
-        micro_batch_size : int, optional
+        micro_batch_size : int or "auto", optional
             Go through the passes with so many samples at a time, and add up their gradients in order: the update is that of
-            the whole mini-batch up to rounding, and the workspace is that of a micro-batch.
+            the whole mini-batch up to rounding, and the workspace is that of a micro-batch. "auto": the fewest micro-batches
+            that fit into the free memory of the device.
         inputs : Inputs, optional
             Where the caller puts the mini-batch.
         workspace : Workspace, optional
@@ -188,19 +192,30 @@ class Network:
         ------
         ValueError
             A size is no whole number >= 1, or micro-batches would not have the dropout masks of the mini-batch.
+        DeviceMemoryError
+            The step does not fit; nothing has changed, and a smaller batch may be tried.
         """
         n = check_count("batch_size", batch_size)
-        m = n if micro_batch_size is None else min(n, check_count("micro_batch_size", micro_batch_size))
-        if m < n and self.dropout and any(m * d % 4 for d in self.layer_sizes[1:-1]):
+        indices = self.loss.targets == "classes" and (data.y.ndim == 1 if data else class_indices)
+        weighted = weighted if data is None else data.weight is not None
+        optimizer = None if optimizer is None else optimizer_of(optimizer)
+        placed = inputs is not None or workspace is not None  # by a caller that has seen to the memory
+
+        def parts(n: int, m: int) -> dict[str, int]:
+            options = {"indices": indices, "weighted": weighted, "optimizer": optimizer, "keep": keep}
+            return {} if placed else step_parts(self, n, m, **options)
+
+        m = fit_into_memory(self, f"a step with batch_size={n}", n, micro_batch_size, parts)
+        if m < n and m % self.micro_batch_multiple:
             raise ValueError(
                 f"micro_batch_size is {m}; with dropout it must be a multiple of 4, so that the masks are the mini-batch's"
             )
         self.refresh()
-        indices = self.loss.targets == "classes" and (data.y.ndim == 1 if data else class_indices)
-        weighted = weighted if data is None else data.weight is not None
-        state = None if optimizer is None else self.state_of(optimizer)
         inputs = self.inputs(n, indices, weighted) if inputs is None else inputs
         ws = self.workspace(inputs.rows(0, m), keep=keep) if workspace is None else workspace.part(inputs.rows(0, m))
+        if m < n:
+            self._sums = self._sums or self.new_sums(self.backend)
+        state = None if optimizer is None else self.state_of(optimizer)  # last: it may forget an older state
         names = Names()
         names.update(self._names)
         names.update(inputs.names)
@@ -236,11 +251,12 @@ class Network:
         self, recorder: Recorder, ws: Workspace, inputs: Inputs, m: int, state: OptimizerState | None
     ) -> None:
         """Record the passes over m samples at a time; loss and gradients are added up in this order."""
-        n, names, zeros = inputs.n, recorder.names, self.backend.zeros
+        n, names = inputs.n, recorder.names
         if inputs.weight is not None and self.loss.reduction == "mean":
             recorder.normalize_weights(inputs.weight, out=inputs.normalized)
         loss, gradient = names("loss[0]", ws.value[:1]), self._named_gradients
-        sums = names("Σ∇", zeros(gradient.shape, self.real)), names("Σloss", zeros((1,), np.dtype(np.float64)))
+        assert self._sums is not None
+        sums = names("Σ∇", self._sums[0]), names("Σloss", self._sums[1])
         for first in range(0, n, m):
             part = ws.part(inputs.rows(first, min(m, n - first)), n, first)
             names.update(part.names)
@@ -248,29 +264,55 @@ class Network:
             for total, term in zip(sums, (gradient, loss), strict=True):
                 recorder.accumulate(None if first == 0 else total, term, out=term if first + m >= n else total)
 
-    def inputs(self, n: int, class_indices: bool, weighted: bool) -> Inputs:
+    @property
+    def micro_batch_multiple(self) -> int:
+        """A micro-batch that is a multiple of it begins where a block of four random numbers does, in every hidden layer."""
+        hidden = self.layer_sizes[1:-1] if self.dropout else ()
+        return next(k for k in (1, 2, 4) if all(k * d % 4 == 0 for d in hidden))
+
+    def takes_indices(self, y: Array) -> bool:
+        """Return whether targets are class indices, not a row of numbers per sample."""
+        return self.loss.targets == "classes" and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1))
+
+    def make_room(self, wanted: int) -> None:
+        """Let go of the workspaces of eager passes, the oldest first, until so many bytes may be allocated."""
+        while self._workspaces and not fits(self.backend, wanted):
+            del self._workspaces[next(iter(self._workspaces))]
+
+    # Each of these allocates from the network's backend, or, to be counted, from another.
+
+    def inputs(self, n: int, class_indices: bool, weighted: bool, backend: Any = None) -> Inputs:
         """Return memory for a mini-batch of n samples."""
         y = ((n,), np.dtype(np.int64)) if class_indices else ((n, self.layer_sizes[-1]), self.real)
-        return Inputs(self.backend, ((n, self.layer_sizes[0]), self.dtype), y, self.real, weighted=weighted)
+        X = ((n, self.layer_sizes[0]), self.dtype)
+        return Inputs(backend or self.backend, X, y, self.real, weighted=weighted)
 
-    def workspace(self, inputs: Inputs, *, keep: bool = False) -> Workspace:
+    def workspace(self, inputs: Inputs, *, keep: bool = False, backend: Any = None) -> Workspace:
         """Return the memory of a training step that reads ``inputs``."""
         y = inputs.y
         return Workspace(
-            self.backend, self.layers, inputs.n, y.shape, y.dtype, dropout=self.dropout, keep=keep, inputs=inputs
+            backend or self.backend, self.layers, inputs.n, y.shape, y.dtype, dropout=self.dropout, keep=keep, inputs=inputs
         )  # fmt: skip
+
+    def new_sums(self, backend: Any) -> tuple[Array, Array] | None:
+        """Return memory for the sums of gradients and losses over micro-batches, or None if it is there."""
+        if self._sums is not None:
+            return None
+        return backend.zeros(self.gradients.flat.shape, self.real), backend.zeros((1,), np.dtype(np.float64))
+
+    def new_state(self, optimizer: Optimizer, backend: Any) -> tuple[Array, Array] | None:
+        """Return memory for an optimizer's states and learning rate, or None if they are there."""
+        if self.optimizer_state is not None and self.optimizer_state.optimizer == optimizer:
+            return None
+        states = backend.zeros((optimizer.n_states, self.parameters.flat.size), self.real)
+        return states, backend.zeros((1,), np.dtype(np.float64))
 
     def state_of(self, optimizer: str | Optimizer) -> OptimizerState:
         """Return the optimizer's arrays: those of the last ``fit`` if it had an equal optimizer, else new ones."""
-        if isinstance(optimizer, str):
-            optimizer = OPTIMIZERS.resolve(optimizer)()
-        if not isinstance(optimizer, Optimizer):
-            raise ValueError(f"optimizer is {optimizer!r}; give a name or an optimizer, as in Adam(1e-3)")
-        if self.optimizer_state is None or self.optimizer_state.optimizer != optimizer:
-            zeros = self.backend.zeros
-            size = self.parameters.flat.size
-            rate = zeros((1,), np.dtype(np.float64))
-            states = zeros((optimizer.n_states, size), self.real)  # first, since there may be no memory for them
+        optimizer = optimizer_of(optimizer)
+        new = self.new_state(optimizer, self.backend)  # first, since there may be no memory for it
+        if new is not None:
+            states, rate = new
             rate[0] = optimizer.schedule.learning_rate
             self._counters[...] = 0
             scalars = self._scalars
@@ -278,4 +320,14 @@ class Network:
             scalars[FACTOR] = 1
             scalars[SCALE] = FIRST_SCALE if self.loss_scaling else 1
             self.optimizer_state = OptimizerState(optimizer, states, self._counters, rate, scalars)
+        assert self.optimizer_state is not None
         return self.optimizer_state
+
+
+def optimizer_of(optimizer: str | Optimizer) -> Optimizer:
+    """Return an optimizer, or the one of a name with its own defaults."""
+    if isinstance(optimizer, str):
+        return OPTIMIZERS.resolve(optimizer)()
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"optimizer is {optimizer!r}; give a name or an optimizer, as in Adam(1e-3)")
+    return optimizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from gpubackprop.backends.base import CURSOR, RATE, STEPS, Run
 from gpubackprop.callbacks import call
 from gpubackprop.definitions import Array
 from gpubackprop.evaluation import evaluate
-from gpubackprop.network import Data
+from gpubackprop.interop import as_array, on_gpu
+from gpubackprop.memory import data_bytes, fit_into_memory, free_bytes, step_parts
+from gpubackprop.network import Data, optimizer_of
 from gpubackprop.optimizers import LBFGS, Adam, Optimizer
 from gpubackprop.progress import Progress, show_progress
 from gpubackprop.validation import check_count, check_features, check_targets, check_weight
@@ -23,6 +26,7 @@ from gpubackprop.validation import check_count, check_features, check_targets, c
 if TYPE_CHECKING:
     from gpubackprop.mlp import MLP
 
+AUTO_BATCH = 128
 LARGEST_SHARE = 0.5  # of the free memory that a data set may take before it stays on the host
 
 
@@ -68,14 +72,14 @@ def fit(
     y: Any,
     *,
     epochs: int = 10,
-    batch_size: int = 128,
+    batch_size: int | str = 128,
     optimizer: str | Optimizer | None = None,
     validation_data: tuple[Any, Any] | None = None,
     sample_weight: Any = None,
     callbacks: Iterable[Any] = (),
     progress: bool = True,
     shuffle: bool = True,
-    micro_batch_size: int | None = None,
+    micro_batch_size: int | str | None = None,
     stream_data: bool | None = None,
 ) -> History:
     """Train a network by mini-batches.
@@ -88,8 +92,10 @@ def fit(
     X : array, shape (N, d_0)
     y : array
         As the loss takes it; see :mod:`gpubackprop.losses`.
-    epochs, batch_size : int
-        The last batch of an epoch may be shorter. Its gradient is the mean over its own samples.
+    epochs : int
+    batch_size : int or "auto"
+        The last batch of an epoch may be shorter. Its gradient is the mean over its own samples. "auto" means 128 samples,
+        in micro-batches if memory asks for them: what is learned depends on the batch, so never on a device's memory.
     optimizer : str or Optimizer
         Adam() by default. LBFGS uses the whole data set at once; an epoch is then an iteration.
     validation_data : (X, y), optional
@@ -101,9 +107,10 @@ def fit(
         Show loss, metric, samples per second and time left in the terminal.
     shuffle : bool
         A new order of the samples in each epoch; it depends on the seed and the number of the epoch alone.
-    micro_batch_size : int, optional
+    micro_batch_size : int or "auto", optional
         Go through the passes with so many samples at a time and add up their gradients: the update is that of the whole
-        mini-batch up to rounding, in less memory. With dropout it must be a multiple of 4.
+        mini-batch up to rounding, in less memory. With dropout it must be a multiple of 4. "auto": the fewest micro-batches
+        that fit into the free memory of the device; on the CPU, whose limit is not known, the whole mini-batch.
     stream_data : bool, optional
         Keep the data set on the host and copy mini-batches to the GPU while it computes, in two buffers: the same bits as
         with the data on the GPU. By default the data stays on the host if it takes more than half of the GPU's
@@ -118,24 +125,29 @@ def fit(
     ------
     ValueError
         For data of a wrong shape, with NaN or infinity, with labels out of range or of one class only.
+    DeviceMemoryError
+        The device has too little memory; the message says for what, and the largest batch that fits. Nothing has changed.
     """
     check_count("epochs", epochs)
-    check_count("batch_size", batch_size)
-    optimizer = Adam() if optimizer is None else optimizer
-    if micro_batch_size is not None:
-        check_count("micro_batch_size", micro_batch_size)
+    if batch_size == "auto":
+        batch_size, micro_batch_size = AUTO_BATCH, micro_batch_size or "auto"
+    batch_size = check_count("batch_size", batch_size)
+    optimizer = optimizer_of(Adam() if optimizer is None else optimizer)
+    X, y = as_array(X, "X"), as_array(y, "y")
+    sample_weight = None if sample_weight is None else as_array(sample_weight, "sample_weight")
     on_host = _stays_on_host(model, X, stream_data)
+    if isinstance(optimizer, LBFGS):
+        if micro_batch_size is not None or on_host:
+            raise ValueError("LBFGS takes the whole data set at once; leave out micro_batch_size and stream_data")
+        run = _minimize
+    else:
+        m = _micro_batch(model, X, y, sample_weight, validation_data, batch_size, optimizer, micro_batch_size, on_host)
+        run = partial(_descend_from_host if on_host else _descend, micro_batch_size=m)
     data = _prepare(model, X, y, sample_weight, on_host=on_host)
     validation = None if validation_data is None else _prepare(model, *validation_data, None, "validation_data: ")
     training = Training(model, History(), epochs)
     state = model.state_of(optimizer)
     callbacks = list(callbacks)
-    if isinstance(state.optimizer, LBFGS):
-        if micro_batch_size is not None or on_host:
-            raise ValueError("LBFGS takes the whole data set at once; leave out micro_batch_size and stream_data")
-        run = _minimize
-    else:
-        run = partial(_descend_from_host if on_host else _descend, micro_batch_size=micro_batch_size)
 
     def end_epoch(loss: float) -> bool:
         """Write the epoch's row, call the callbacks, and return whether to go on."""
@@ -162,13 +174,40 @@ def fit(
 
 def _stays_on_host(model: MLP, X: Any, stream_data: bool | None) -> bool:
     """Return whether mini-batches are copied from the host."""
-    memory = model.backend.memory() if hasattr(model.backend, "memory") else None
-    if memory is None or stream_data is False:
+    if stream_data is False or model.backend.xp is np:
         return False
-    if stream_data:
-        return True
-    on_gpu = hasattr(X, "__cuda_array_interface__") or not hasattr(X, "shape")
-    return not on_gpu and int(np.prod(X.shape)) * model.dtype.itemsize > memory[0] * LARGEST_SHARE
+    free = free_bytes(model.backend)
+    return bool(stream_data) or (
+        free is not None and not on_gpu(X) and math.prod(X.shape) * model.dtype.itemsize > free * LARGEST_SHARE
+    )
+
+
+def _micro_batch(
+    model: MLP,
+    X: Array,
+    y: Array,
+    weight: Array | None,
+    validation: tuple[Any, Any] | None,
+    batch_size: int,
+    optimizer: Optimizer,
+    micro_batch_size: int | str | None,
+    on_host: bool,
+) -> int:
+    """Return how many samples go through the passes at a time, or raise DeviceMemoryError, before anything is copied."""
+    N = X.shape[0] if X.ndim else 0
+    if validation is not None:
+        validation = as_array(validation[0], "validation_data: X"), as_array(validation[1], "validation_data: y")
+    resident = 0 if on_host else data_bytes(model, X, y, weight) + N * np.dtype(np.int64).itemsize  # and their order
+    data = {"data": resident, "validation data": 0 if validation is None else data_bytes(model, *validation)}
+    indices, buffers = model.takes_indices(y), 2 if on_host else 1
+
+    def parts(n: int, m: int) -> dict[str, int]:
+        return data | step_parts(
+            model, n, m, indices=indices, weighted=weight is not None, optimizer=optimizer, buffers=buffers
+        )  # fmt: skip
+
+    n = min(batch_size, max(N, 1))
+    return fit_into_memory(model, f"fit with batch_size={n}", n, micro_batch_size, parts)
 
 
 def _prepare(model: MLP, X: Any, y: Any, weight: Any, name: str = "", *, on_host: bool = False) -> Data:
@@ -200,12 +239,19 @@ def _descend(
     assert state is not None
     N = len(data.X)
     n_full, rest = divmod(N, batch_size)
-    parts: list[tuple[int, int, Run, Array]] = []
     started = time.perf_counter()
+    largest = min(batch_size, N)
+    inputs = model.inputs(largest, data.y.ndim == 1, data.weight is not None)
+    workspace = model.workspace(inputs.rows(0, min(largest, micro_batch_size or largest)))
+    parts: list[tuple[int, int, Run]] = []
     for n, times in ((batch_size, n_full), (rest, 1)):
         if n and times:
-            step = model.step(n, state.optimizer, data=data, micro_batch_size=micro_batch_size)
-            parts.append((n, times, step.compile(), step.names.array("loss")))
+            step = model.step(
+                n, state.optimizer, data=data, micro_batch_size=micro_batch_size, inputs=inputs.rows(0, n),
+                workspace=workspace,
+            )  # fmt: skip
+            parts.append((n, times, step.compile()))
+    value = workspace.value
     training.history.compile_seconds = time.perf_counter() - started
     for epoch in range(training.epochs):
         training.epoch = epoch
@@ -213,15 +259,15 @@ def _descend(
         if shuffle:
             data.order[...] = backend.asarray(_order(model.seed, int(state.counters[STEPS]), N))
         state.counters[CURSOR] = 0
-        for n, times, run, value in parts:
-            value[...] = 0
+        value[...] = 0
+        for n, times, run in parts:
             left = times
             while left:
                 chunk = min(left, report.steps_at_once)
                 run(chunk)
                 left -= chunk
                 report.batches_done(chunk, n, value)
-        total = sum(float(value[1]) for _, _, _, value in parts)
+        total = float(value[1])
         if not end_epoch(total / N if model.loss.reduction == "mean" else total):
             return
 

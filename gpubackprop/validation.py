@@ -58,7 +58,7 @@ def check_targets(backend: Backend, y: Any, n: int, d: int, loss: Loss, dtype: n
     ValueError
         For another shape, labels out of range, or values that the loss has no meaning for.
     """
-    given = as_array(y)
+    given = as_array(y, "y")
     shape = tuple(int(s) for s in given.shape)
     indices = loss.targets == "classes" and shape in ((n,), (n, 1))
     expected = f"({n}, {d})" + (f" or class indices ({n},)" if loss.targets == "classes" else "")

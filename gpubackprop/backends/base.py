@@ -70,12 +70,17 @@ class Backend(Protocol):
         """Wait until the device has done all work queued so far."""
         ...
 
-    def memory(self) -> tuple[int, int] | None:
-        """Return the bytes that may still be allocated on this device and all it has, or None for the host's memory."""
+    def memory(self, wanted: int = 0) -> tuple[int, int] | None:
+        """Return the bytes that may still be allocated on this device and all it has, or None where no limit is known.
+
+        The host's memory is such, and a GPU's where CuPy allocates through another library or from managed memory. If
+        ``wanted`` bytes are there only with what the pool keeps of arrays that are gone, the pool gives that back first: then
+        all that is free can be had in any sizes.
+        """
         ...
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """Return a new array of zeros on this device, aligned to 64 bytes."""
+        """Return a new array of zeros on this device, aligned to 64 bytes, or raise DeviceMemoryError."""
         ...
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:

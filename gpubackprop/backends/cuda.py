@@ -21,6 +21,8 @@ from gpubackprop.backends.base import Run
 from gpubackprop.backends.cuda_launches import Launch, Launches
 from gpubackprop.backends.diagnosis import DeviceUnavailableError, cuda_version, installed
 from gpubackprop.definitions import DTYPES, Array, address, check_precision, real_of
+from gpubackprop.interop import as_cupy, on_gpu
+from gpubackprop.memory import DeviceMemoryError
 
 if TYPE_CHECKING:
     from gpubackprop.activations import Activation
@@ -31,6 +33,36 @@ if TYPE_CHECKING:
 LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the same stream as handle 0, which cuda.core takes for no stream
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class Device(cupy.cuda.Device):  # type: ignore[misc]
+    """A CUDA device; where CuPy finds no memory in its context, the error is the one that users know."""
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        super().__exit__(kind, error, traceback)
+        if isinstance(error, cupy.cuda.memory.OutOfMemoryError):
+            needed, (free, _) = error._size, self.memory() or (0, 0)
+            raise DeviceMemoryError(
+                f"an array of {needed:,} bytes does not fit on cuda:{self.id}: {free:,} are free, perhaps in pieces",
+                needed, free,
+            ) from None  # fmt: skip
+
+    def memory(self, wanted: int = 0) -> tuple[int, int] | None:
+        """See :meth:`gpubackprop.backends.base.Backend.memory`."""
+        pool = cupy.get_default_memory_pool()
+        if cupy.cuda.get_allocator() not in (pool.malloc, cupy.cuda.memory._malloc):
+            return None
+        with cupy.cuda.Device(self.id):
+            free, total = self._beyond_pool(pool)
+            if wanted <= free:
+                return free + pool.free_bytes(), total
+            pool.free_all_blocks()  # what is left of the pool are pieces between arrays
+            return self._beyond_pool(pool)
+
+    def _beyond_pool(self, pool: Any) -> tuple[int, int]:
+        """Return the bytes that the pool may still get, and all there are."""
+        (free, total), limit = cupy.cuda.runtime.memGetInfo(), pool.get_limit()
+        return min(free, max(0, limit - pool.total_bytes())) if limit else free, total
 
 
 class CudaBackend:
@@ -66,7 +98,7 @@ class CudaBackend:
         single_launch_sums: bool = False,
     ) -> None:
         self.device = f"cuda:{index}"
-        self._device = cupy.cuda.Device(index)
+        self._device = Device(index)
         self._launches = Launches(self._device, self.device, single_launch_sums)
         self._streams: dict[int, Stream] = {}
         check_precision(matmul_precision)
@@ -92,6 +124,7 @@ class CudaBackend:
 
     def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
         with self._device:
+            a = as_cupy(a) if on_gpu(a) else a
             if isinstance(a, cupy.ndarray) and a.device != self._device:
                 a = a.copy()
             return cupy.ascontiguousarray(cupy.asarray(a, dtype=dtype))
@@ -103,10 +136,8 @@ class CudaBackend:
     def synchronize(self) -> None:
         self._device.synchronize()
 
-    def memory(self) -> tuple[int, int] | None:
-        with self._device:
-            free, total = cupy.cuda.runtime.memGetInfo()
-            return free + cupy.get_default_memory_pool().free_bytes(), total
+    def memory(self, wanted: int = 0) -> tuple[int, int] | None:
+        return self._device.memory(wanted)
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         with self._device:

@@ -53,7 +53,7 @@ class ReferenceBackend:
     def synchronize(self) -> None:
         return None
 
-    def memory(self) -> tuple[int, int] | None:
+    def memory(self, wanted: int = 0) -> tuple[int, int] | None:
         return None
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
