@@ -36,7 +36,7 @@ def on_gpu(a: Any) -> bool:
     if hasattr(
         a, "__dlpack_device__"
     ):  # asked first: torch's __cuda_array_interface__ raises where a gradient is required
-        return a.__dlpack_device__()[0] in ON_GPU
+        return bool(a.__dlpack_device__()[0] in ON_GPU)
     return hasattr(a, "__cuda_array_interface__")
 
 
@@ -79,12 +79,14 @@ def as_cupy(a: Any) -> Any:
     if hasattr(a, "__dlpack__"):
         return cupy.from_dlpack(a)  # the producer lets our stream wait
     interface = dict(a.__cuda_array_interface__)
-    producer, consumer = interface.pop("stream", None), cupy.cuda.get_current_stream()
-    if producer is not None and producer != (consumer.ptr or 1):  # 1 is what the interface calls the legacy stream
-        event = cupy.cuda.Event(disable_timing=True)
-        event.record(cupy.cuda.ExternalStream(producer))
-        consumer.wait_event(event)
-    return cupy.asarray(_Unsynchronized(a, interface))
+    pointer, producer = interface["data"][0], interface.pop("stream", None)
+    with cupy.cuda.Device(cupy.cuda.runtime.pointerGetAttributes(pointer).device if pointer else None):
+        consumer = cupy.cuda.get_current_stream()
+        if producer is not None and producer != (consumer.ptr or 1):  # 1 is what the interface calls the legacy stream
+            event = cupy.cuda.Event(disable_timing=True)
+            cupy.cuda.runtime.eventRecord(event.ptr, producer)
+            consumer.wait_event(event)
+        return cupy.asarray(_Unsynchronized(a, interface))
 
 
 def to_backend(backend: Backend, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
@@ -112,7 +114,7 @@ def bytes_to_copy(backend: Backend, a: Any, dtype: npt.DTypeLike) -> int:
     contiguous = getattr(getattr(a, "flags", None), "c_contiguous", True)
     if there and contiguous and str(a.dtype).removeprefix("torch.") == dtype.name:
         return 0
-    return math.prod(a.shape) * dtype.itemsize
+    return int(math.prod(a.shape)) * dtype.itemsize
 
 
 def like(backend: Backend, result: Array, given: Any) -> Any:

@@ -202,8 +202,9 @@ class Network:
         placed = inputs is not None or workspace is not None  # by a caller that has seen to the memory
 
         def parts(n: int, m: int) -> dict[str, int]:
-            options = {"indices": indices, "weighted": weighted, "optimizer": optimizer, "keep": keep}
-            return {} if placed else step_parts(self, n, m, **options)
+            if placed:
+                return {}
+            return step_parts(self, n, m, indices=indices, weighted=weighted, optimizer=optimizer, keep=keep)
 
         m = fit_into_memory(self, f"a step with batch_size={n}", n, micro_batch_size, parts)
         if m < n and m % self.micro_batch_multiple:

@@ -108,7 +108,7 @@ def _check_labels(backend: Backend, y: Any, n: int, classes: int) -> Array:
 def _numbers(backend: Backend, name: str, a: Any, dtype: Any) -> Array:
     try:
         array = to_backend(backend, as_array(a))
-        if array.dtype.kind not in "biuf":
+        if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":  # which is of NumPy's kind "V"
             raise TypeError
         return backend.asarray(array, dtype)
     except (TypeError, ValueError) as error:
