@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from cuda.core import Stream, launch
 
+from gpubackprop.backends import nvtx as ranges
 from gpubackprop.backends.base import Run
 from gpubackprop.backends.cuda_launches import Launch, Launches
-from gpubackprop.backends.diagnosis import DeviceUnavailableError, cuda_version, installed
+from gpubackprop.backends.diagnosis import DeviceUnavailableError, cuda_version, installed, missing_dtypes
 from gpubackprop.definitions import DTYPES, Array, address, check_precision, real_of
 from gpubackprop.interop import as_cupy, on_gpu
 from gpubackprop.memory import DeviceMemoryError
+from gpubackprop.step import Recorder
 
 if TYPE_CHECKING:
     from gpubackprop.activations import Activation
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from gpubackprop.step import Operation, Step
 
 LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the same stream as handle 0, which cuda.core takes for no stream
+
+OPERATIONS = [name for name in vars(Recorder) if not name.startswith("_")]
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -79,6 +83,9 @@ class CudaBackend:
     single_launch_sums : bool
         Let the last block of the backward kernel add up the bias gradient, instead of a second launch. Its order of sums is
         fixed too. Off until a device has shown it to be right and faster: no emulation runs blocks side by side.
+    nvtx : bool, optional
+        Name each operation and each launch of a graph on a profiler's timeline; by default where the environment variable
+        GPUBACKPROP_NVTX is 1 when the backend is made.
 
     Raises
     ------
@@ -96,8 +103,13 @@ class CudaBackend:
         matmul_precision: str = "float32",
         epilogues: str = "auto",
         single_launch_sums: bool = False,
+        nvtx: bool | None = None,
     ) -> None:
         self.device = f"cuda:{index}"
+        self._ranged = ranges.choose(nvtx)
+        if self._ranged is not ranges.plain:
+            for name in OPERATIONS:
+                setattr(self, name, self._ranged(name, getattr(self, name)))
         self._device = Device(index)
         self._launches = Launches(self._device, self.device, single_launch_sums)
         self._streams: dict[int, Stream] = {}
@@ -112,15 +124,13 @@ class CudaBackend:
             versions = [installed(name) for name in ("nvmath-python", "nvidia-cublas-cu12", "nvidia-cublas")]
             self._products = Products(index, tf32=matmul_precision == "tf32")
             self._autotuner: Any = Autotuner(
-                self._products, epilogues, f"{properties['name']} {cuda_version()} {versions}"
+                self._products, epilogues, f"{properties['name']} {cuda_version()} {versions}", self._ranged
             )
 
         elif matmul_precision == "tf32":
             raise DeviceUnavailableError("matmul_precision 'tf32' needs nvmath-python; run: pip install nvmath-python")
-        if self._products is None:  # gradients of 16-bit products are float32, which CuPy's products cannot give
-            self.dtypes = DTYPES[:2]
-        elif self._launches.capability < (8, 0):
-            self.dtypes = tuple(name for name in DTYPES if name != "bfloat16")
+        missing = missing_dtypes(self._launches.capability)
+        self.dtypes = tuple(name for name in DTYPES if name not in missing)
 
     def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
         with self._device:
@@ -251,9 +261,10 @@ class CudaBackend:
         """Return the function of an operation of a step, and its arguments; shapes, kernels and grids are settled here."""
         arguments = operation.arguments
         if operation.name == "matmul":
-            return cupy.matmul, (arguments["a"], arguments["b"], arguments["out"])
+            return self._ranged("matmul", cupy.matmul), (arguments["a"], arguments["b"], arguments["out"])
         with self._device:
-            return self._run, (getattr(self._launches, operation.name)(**arguments),)
+            launches = getattr(self._launches, operation.name)(**arguments)
+        return self._ranged(operation.name, self._run), (launches,)
 
     def compile(self, step: Step) -> Run:
         """Return the step as CUDA graphs, or, where nvmath-python is missing, as a loop over its operations."""
@@ -276,7 +287,7 @@ class CudaBackend:
             with stream:  # scratch belongs to a stream: this step's own
                 calls = self._autotuner.calls(fuse_dropout(step), self.bind_product)
             self._device.synchronize()
-        return CapturedStep(self._device, stream, calls, step)
+        return CapturedStep(self._device, stream, calls, step, self._ranged)
 
     @property
     def epilogue_choices(self) -> list[Any]:
@@ -292,7 +303,7 @@ class CudaBackend:
         def run() -> None:
             plan(*arguments, cupy.cuda.get_current_stream().ptr)
 
-        return run, ()
+        return self._ranged("matmul", run), ()
 
     # Launching. The current device is this one.
 

@@ -20,6 +20,7 @@ import cupy
 
 from gpubackprop import cache
 from gpubackprop.backends.cublaslt import Epilogue, Plan, Products, UnsupportedProductError, layout
+from gpubackprop.backends.nvtx import Ranged, plain
 from gpubackprop.definitions import address, fingerprint
 from gpubackprop.step import Operation
 
@@ -89,12 +90,14 @@ class Autotuner:
         "all" also tries the relu epilogues; "off" keeps every operation apart.
     device_name : str
         Choices are kept on disk per device, driver and library version.
+    ranged : callable
+        See :mod:`gpubackprop.backends.nvtx`.
     """
 
-    def __init__(self, products: Products, mode: str, device_name: str) -> None:
+    def __init__(self, products: Products, mode: str, device_name: str, ranged: Ranged[Any] = plain) -> None:
         if mode not in MODES:
             raise ValueError(f"epilogues is {mode!r}; choose from {', '.join(MODES)}")
-        self.products, self.mode = products, mode
+        self.products, self.mode, self.ranged = products, mode, ranged
         self._file = f"epilogues-{fingerprint(device_name)}.json"
         stored = cache.read(self._file)
         self.choices: dict[str, Choice] = {}
@@ -118,7 +121,7 @@ class Autotuner:
                 name, fused = pair
                 if self._choose(name, plain, fused).fused:
                     pending.pop(0)
-                    result.append(fused)
+                    result.append((self.ranged(name, fused[0]), fused[1]))
                     continue
             result.append(bind(first))
         return result

@@ -7,9 +7,11 @@ is the same operations K times over.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpubackprop.backends.nvtx import Ranged
     from gpubackprop.step import Step
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -30,10 +32,13 @@ class CapturedStep:
         The operations; run once on ``stream`` they must allocate nothing and wait for nothing.
     step : Step
         Kept, since the calls hold only the addresses of its arrays.
+    ranged : callable
+        See :mod:`gpubackprop.backends.nvtx`.
     """
 
-    def __init__(self, device: Any, stream: Any, calls: Sequence[Call], step: Step) -> None:
+    def __init__(self, device: Any, stream: Any, calls: Sequence[Call], step: Step, ranged: Ranged[Any]) -> None:
         self.device, self.stream, self.calls, self.step = device, stream, calls, step
+        self._launch = ranged("graph launch", methodcaller("launch"))
         self.steps_per_launch = max(1, min(MOST_STEPS, NODES // (2 * len(calls))))
         self._graphs: dict[int, Any] = {}
 
@@ -42,9 +47,9 @@ class CapturedStep:
         with self.device:
             many, rest = divmod(times, self.steps_per_launch)
             for _ in range(many):
-                self.graph(self.steps_per_launch).launch()
+                self._launch(self.graph(self.steps_per_launch))
             for _ in range(rest):
-                self.graph(1).launch()
+                self._launch(self.graph(1))
 
     def graph(self, steps: int) -> Any:
         """Return the graph of some steps, captured where it is asked for first."""

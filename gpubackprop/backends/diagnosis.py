@@ -38,6 +38,26 @@ def cuda_version() -> str | None:
     return f"{number.value // 1000}.{number.value % 1000 // 10}"
 
 
+def compute_capability(index: int = 0) -> tuple[int, int]:
+    """Return the compute capability of a CUDA device, (0, 0) if there is none."""
+    driver, device, major, minor = _driver(), ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
+    if driver is not None and not driver.cuInit(0) and not driver.cuDeviceGet(ctypes.byref(device), index):
+        for number, attribute in ((major, 75), (minor, 76)):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+            driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+    return major.value, minor.value
+
+
+def missing_dtypes(capability: tuple[int, int]) -> dict[str, str]:
+    """Return the dtypes that a CUDA device of this compute capability cannot compute in here, and why."""
+    if (
+        installed("nvmath-python") is None
+    ):  # gradients of 16-bit products are float32, which CuPy's products cannot give
+        return dict.fromkeys(("bfloat16", "float16"), "nvmath-python is missing")
+    if capability < (8, 0):
+        return {"bfloat16": f"it needs compute capability 8.0, this is {capability[0]}.{capability[1]}"}
+    return {}
+
+
 def cupy_wheels() -> list[str]:
     """Return the names of the installed CuPy distributions."""
     names = {(d.metadata["Name"] or "").lower() for d in distributions()}
