@@ -42,7 +42,7 @@ class DeviceMemoryError(MemoryError):
         The largest batch (with micro-batches: the largest of these) that fits; None where it was no matter of a batch.
     """
 
-    def __init__(self, message: str, needed: int, free: int, largest_batch: int | None = None) -> None:
+    def __init__(self, message: str, needed: int = 0, free: int = 0, largest_batch: int | None = None) -> None:
         super().__init__(message)
         self.needed, self.free, self.largest_batch = needed, free, largest_batch
 
@@ -90,6 +90,13 @@ def largest_that_fits(parts: Callable[[int], Parts], free: int, at_most: int) ->
     return low
 
 
+def check_fixed(backend: Backend, what: str, parts: Parts) -> None:
+    """Raise DeviceMemoryError if ``what``, which is of one size, does not fit into the free memory."""
+    wanted = sum(parts.values())
+    if not fits(backend, wanted):
+        raise _error(what, backend, parts, free_bytes(backend, wanted) or 0, None)
+
+
 def check_memory(backend: Backend, what: str, n: int, parts: Callable[[int], Parts], advice: str = "") -> None:
     """Raise DeviceMemoryError if ``what``, which takes ``parts(n)`` for a batch of n, does not fit into the free memory."""
     needed = parts(n)
@@ -97,8 +104,8 @@ def check_memory(backend: Backend, what: str, n: int, parts: Callable[[int], Par
         return
     free = free_bytes(backend, sum(needed.values())) or 0
     largest = largest_that_fits(parts, free, n - 1)
-    found = f"the largest batch that fits is {largest}{advice}" if largest else "no batch fits, not even one sample"
-    raise _error(what, backend, needed, free, found, largest)
+    found = f"; the largest batch that fits is {largest}{advice}" if largest else "; no batch fits, not even one sample"
+    raise _error(what, backend, needed, free, largest, found)
 
 
 def choose_micro_batch(backend: Backend, what: str, n: int, parts: Callable[[int], Parts], multiple: int) -> int:
@@ -118,7 +125,7 @@ def choose_micro_batch(backend: Backend, what: str, n: int, parts: Callable[[int
     if not largest:
         smallest = min(multiple, n)
         what = f"{what} in micro-batches of {smallest}"
-        raise _error(what, backend, parts(smallest), free, "no micro-batch fits", 0)
+        raise _error(what, backend, parts(smallest), free, 0, "; no micro-batch fits")
     count = -(-n // largest)
     return -(-n // (count * multiple)) * multiple
 
@@ -181,7 +188,9 @@ def _leaves_reserve(parts: Parts, free: int) -> bool:
     return sum(parts.values()) <= free - min(RESERVE, free // 8)
 
 
-def _error(what: str, backend: Backend, needed: Parts, free: int, found: str, largest: int) -> DeviceMemoryError:
+def _error(
+    what: str, backend: Backend, needed: Parts, free: int, largest: int | None, found: str = ""
+) -> DeviceMemoryError:
     total, listed = sum(needed.values()), ", ".join(f"{name} {nbytes:,}" for name, nbytes in needed.items() if nbytes)
-    text = f"{what} needs {total:,} bytes more on {backend.device} ({listed}), and {free:,} are free; {found}"
+    text = f"{what} needs {total:,} bytes more on {backend.device} ({listed}), and {free:,} are free{found}"
     return DeviceMemoryError(text, total, free, largest)

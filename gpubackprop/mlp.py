@@ -16,7 +16,7 @@ from gpubackprop.definitions import DTYPES, Array, check_dtype, check_precision,
 from gpubackprop.initializers import INITIALIZERS, Initializer
 from gpubackprop.interop import as_array, like
 from gpubackprop.losses import LOSSES, Loss
-from gpubackprop.memory import bytes_of, check_memory, data_bytes
+from gpubackprop.memory import Tally, bytes_of, check_memory, data_bytes
 from gpubackprop.network import Network
 from gpubackprop.parameters import Parameters
 from gpubackprop.validation import check_features, check_layer_sizes, check_targets, check_weight
@@ -346,9 +346,12 @@ class MLP(Network):
         return ws
 
     def _new_workspace(self, backend: Any, key: tuple[Any, ...]) -> Workspace:
+        """Return a workspace without memory for its inputs: :func:`_feed` puts the caller's arrays there."""
         _, n, y_shape, weighted, keep = key
-        dtype = np.dtype(np.int64) if len(y_shape) == 1 else self.real
-        return Workspace(backend, self.layers, n, y_shape, dtype, weighted=weighted, keep=keep)
+        inputs = self.inputs(n, len(y_shape) == 1, weighted, Tally())
+        if weighted:
+            inputs.normalized = backend.zeros((n,), self.real)
+        return Workspace(backend, self.layers, inputs, keep=keep)
 
     def _check_room(self, purpose: str, X: Array, y: Any = None, weight: Any = None, *, keep: bool = False) -> None:
         """Raise DeviceMemoryError if a pass, its data included, does not fit; for shapes met before nothing is asked."""

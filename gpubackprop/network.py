@@ -15,7 +15,7 @@ from gpubackprop.activations import Activation, identity
 from gpubackprop.backends.base import FACTOR, FIRST_SCALE, SCALE, Backend
 from gpubackprop.definitions import Array, real_of
 from gpubackprop.losses import Loss
-from gpubackprop.memory import fit_into_memory, fits, step_parts
+from gpubackprop.memory import bytes_of, check_fixed, fit_into_memory, fits, step_parts
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.parameters import Parameters
 from gpubackprop.step import Names, Recorder, Step
@@ -62,12 +62,18 @@ class Network:
         self.loss_scaling = self.dtype.name == "float16"
         self._workspaces: dict[tuple[Any, ...], Workspace] = {}  # of eager passes
         self._sums: tuple[Array, Array] | None = None  # of gradients and losses over micro-batches
-        self.parameters = Parameters.zeros(self.backend, self.layer_sizes, self.real)
-        self.parameters.flat[...] = self.backend.asarray(host.flat)
-        self.gradients = Parameters.zeros(self.backend, self.layer_sizes, self.real)
         # what the products read: the parameters themselves, or a copy of them in 16 bits
         mixed = self.dtype != self.real
-        self.weights = Parameters.zeros(self.backend, self.layer_sizes, self.dtype) if mixed else self.parameters
+        dtypes = [self.real, self.real, self.dtype] if mixed else [self.real, self.real]
+
+        def allocate(backend: Any) -> list[Parameters]:
+            return [Parameters.zeros(backend, self.layer_sizes, dtype) for dtype in dtypes]
+
+        sizes = "-".join(map(str, self.layer_sizes))
+        check_fixed(self.backend, f"a network {sizes}", {"parameters and gradients": bytes_of(allocate)})
+        self.parameters, self.gradients, *copy = allocate(self.backend)
+        self.weights = copy[0] if mixed else self.parameters
+        self.parameters.flat[...] = self.backend.asarray(host.flat)
         self._names = names = Names()
         self._named_parameters = names("θ", self.parameters.flat)
         self._named_weights = names("θ16", self.weights.flat) if mixed else None
@@ -290,10 +296,7 @@ class Network:
 
     def workspace(self, inputs: Inputs, *, keep: bool = False, backend: Any = None) -> Workspace:
         """Return the memory of a training step that reads ``inputs``."""
-        y = inputs.y
-        return Workspace(
-            backend or self.backend, self.layers, inputs.n, y.shape, y.dtype, dropout=self.dropout, keep=keep, inputs=inputs
-        )  # fmt: skip
+        return Workspace(backend or self.backend, self.layers, inputs, dropout=self.dropout, keep=keep)
 
     def new_sums(self, backend: Any) -> tuple[Array, Array] | None:
         """Return memory for the sums of gradients and losses over micro-batches, or None if it is there."""

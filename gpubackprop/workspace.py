@@ -119,41 +119,31 @@ class Workspace:
 
     Parameters
     ----------
-    n : int
-        Samples in a batch.
+    inputs : Inputs
+        Where the mini-batch lies.
     keep : bool
         Give z, h, dh, delta, o and do memory of their own (for ``trace`` and the gradient check) instead of sharing it
         where the mathematics allows.
-    y_shape, y_dtype
-        Of the targets.
-    inputs : Inputs, optional
-        Where the mini-batch lies; else it gets memory here.
     """
 
     def __init__(
         self,
         backend: Backend,
         layers: Sequence[Layer],
-        n: int,
-        y_shape: tuple[int, ...],
-        y_dtype: np.dtype[Any],
+        inputs: Inputs,
         *,
         dropout: float = 0.0,
-        weighted: bool = False,
         keep: bool = False,
-        inputs: Inputs | None = None,
     ) -> None:
-        self.n = n
+        self.n = n = inputs.n
         self.samples: int | None = None  # of the mini-batch that these n are a part of
         self.first = 0  # the place of the first of them
         self.names = names = Names()
-        dtype, real = layers[0].W.dtype, layers[0].dW.dtype
+        dtype = layers[0].W.dtype
 
         def new(*shape: int) -> Array:
             return backend.zeros(shape, dtype)
 
-        if inputs is None:
-            inputs = Inputs(backend, ((n, layers[0].W.shape[0]), dtype), (y_shape, y_dtype), real, weighted=weighted)
         names.update(inputs.names)
         self.X, self.y, self.weight, self.normalized = inputs.X, inputs.y, inputs.weight, inputs.normalized
         self.value = names("loss", backend.zeros((2,), np.float64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -351,3 +352,18 @@ def test_the_memory_of_a_users_own_allocator_is_not_known(device: str) -> None:
         assert backend.memory(2000 + pool.free_bytes())[0] == 1000
     finally:
         pool.set_limit(size=0)
+
+
+def test_a_network_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = gb.get_backend("reference")
+    needed = 2 * _blocks(make("reference").parameters.flat.nbytes)
+    monkeypatch.setattr(backend, "memory", lambda wanted=0: (needed - 1, 1 << 40), raising=False)
+    with pytest.raises(gb.DeviceMemoryError, match=f"a network 12-32-7-3 needs {needed:,} bytes") as caught:
+        make("reference")
+    assert caught.value.largest_batch is None
+
+
+def test_the_error_survives_a_journey_between_processes() -> None:
+    error = gb.DeviceMemoryError("too little", 3, 2, 1)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.needed, copy.free, copy.largest_batch) == ("too little", 3, 2, 1)
