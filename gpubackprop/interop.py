@@ -33,9 +33,8 @@ def kind_of(a: Any) -> str:
 
 def on_gpu(a: Any) -> bool:
     """Return whether an array lies on a CUDA device."""
-    if hasattr(
-        a, "__dlpack_device__"
-    ):  # asked first: torch's __cuda_array_interface__ raises where a gradient is required
+    # asked first: torch's __cuda_array_interface__ raises where a gradient is required
+    if hasattr(a, "__dlpack_device__"):
         return bool(a.__dlpack_device__()[0] in ON_GPU)
     return hasattr(a, "__cuda_array_interface__")
 
@@ -91,15 +90,16 @@ def as_cupy(a: Any) -> Any:
 
 def to_backend(backend: Backend, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
     """Return ``a`` on the backend's device: without a copy where the device and dtype are already right."""
-    if not on_gpu(a):
-        return backend.asarray(_on_host(a), dtype)
-    a = as_cupy(a)
-    return backend.asarray(a if backend.xp.__name__ == "cupy" else a.get(), dtype)
+    stays = backend.xp.__name__ == "cupy" and on_gpu(a)
+    return backend.asarray(as_cupy(a) if stays else _on_host(a), dtype)
 
 
 def _on_host(a: Any) -> Any:
-    """Return a NumPy array of an array on the host, or of a torch tensor anywhere."""
-    if kind_of(a) != "torch":
+    """Return a NumPy array of an array anywhere."""
+    kind = kind_of(a)
+    if kind == "cupy":
+        return as_cupy(a).get()
+    if kind != "torch":
         return np.asarray(a)
     a = a.detach().cpu()
     if str(a.dtype) == "torch.bfloat16":  # which NumPy does not know

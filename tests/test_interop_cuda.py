@@ -268,3 +268,11 @@ def test_kinds() -> None:
         "torch with a gradient": "torch", "jax": "jax",
     }  # fmt: skip
     assert kind_of([1, 2]) == kind_of(np.float32(1)) == kind_of(np.ones(2)) == "numpy"
+
+
+def test_a_tensor_for_a_network_on_the_cpu_takes_the_way_of_its_own_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    X = data()
+    host = SimpleNamespace(dtype="torch.float32", numpy=lambda: X.get())
+    monkeypatch.setattr(Tensor, "cpu", lambda self: host)
+    taken = to_backend(gb.get_backend("cpu"), Tensor(X, requires_grad=True))
+    np.testing.assert_array_equal(taken, X.get())
