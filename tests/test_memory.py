@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,15 @@ CUDA = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
 )
 EVERY_DEVICE = pytest.mark.parametrize("device", ["reference", "cpu", CUDA])
+
+
+@pytest.fixture
+def pool() -> Iterator[None]:
+    """Let CuPy allocate from its pool, also where the tests run without."""
+    import cupy
+
+    with cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc):
+        yield
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, model: Any, free: int) -> None:
@@ -51,6 +60,7 @@ def step_bytes(model: Any, n: int, m: int | None = None, optimizer: Any = None, 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("pool")
 @pytest.mark.parametrize("device", [CUDA])
 def test_the_pool_gives_exactly_what_was_counted(
     dtype: str, dropout: float, weighted: bool, keep: bool, device: str
@@ -300,6 +310,7 @@ def test_auto_is_the_only_word() -> None:
 # ------------------------------------------------------------------ a device that is full
 
 
+@pytest.mark.usefixtures("pool")
 @pytest.mark.parametrize("device", [CUDA])
 def test_a_full_device_is_told_and_a_smaller_batch_runs(device: str) -> None:
     import cupy
@@ -326,8 +337,8 @@ def test_a_full_device_is_told_and_a_smaller_batch_runs(device: str) -> None:
         n = caught.value.largest_batch
         assert n > 100
         assert model.forward(np.zeros((n, 1000), np.float32)).shape == (n, 10)
-        X, y = np.ones((1700, 1000), np.float32), np.arange(1700) % 10
-        options = {"epochs": 1, "batch_size": 1700, "optimizer": "sgd", "progress": False, "stream_data": False}
+        X, y = np.ones((1900, 1000), np.float32), np.arange(1900) % 10
+        options = {"epochs": 1, "batch_size": 1900, "optimizer": "sgd", "progress": False, "stream_data": False}
         with pytest.raises(gb.DeviceMemoryError, match="micro_batch_size='auto' takes the whole in parts"):
             model.fit(X, y, **options)
         assert len(model.fit(X, y, micro_batch_size="auto", **options)["loss"]) == 1
@@ -335,6 +346,7 @@ def test_a_full_device_is_told_and_a_smaller_batch_runs(device: str) -> None:
         pool.set_limit(size=0)
 
 
+@pytest.mark.usefixtures("pool")
 @pytest.mark.parametrize("device", [CUDA])
 def test_the_memory_of_a_users_own_allocator_is_not_known(device: str) -> None:
     import cupy
