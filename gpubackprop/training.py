@@ -129,10 +129,11 @@ def fit(
         The device has too little memory; the message says for what, and the largest batch that fits. Nothing has changed.
     """
     check_count("epochs", epochs)
-    if batch_size == "auto":
-        batch_size, micro_batch_size = AUTO_BATCH, micro_batch_size or "auto"
-    batch_size = check_count("batch_size", batch_size)
     optimizer = optimizer_of(Adam() if optimizer is None else optimizer)
+    if batch_size == "auto":
+        batch_size = AUTO_BATCH
+        micro_batch_size = micro_batch_size or (None if isinstance(optimizer, LBFGS) else "auto")
+    batch_size = check_count("batch_size", batch_size)
     X, y = as_array(X, "X"), as_array(y, "y")
     sample_weight = None if sample_weight is None else as_array(sample_weight, "sample_weight")
     on_host = _stays_on_host(model, X, stream_data)

@@ -301,6 +301,11 @@ def test_where_no_limit_is_known_nothing_is_split() -> None:
     assert len(history["loss"]) == 1
 
 
+def test_lbfgs_has_no_batches_so_auto_is_as_good_as_a_number() -> None:
+    history = make("cpu").fit(*batch(30), epochs=2, batch_size="auto", optimizer=gb.LBFGS(), progress=False)
+    assert len(history["loss"]) == 2
+
+
 def test_auto_is_the_only_word() -> None:
     for options in ({"batch_size": "all"}, {"micro_batch_size": "all"}):
         with pytest.raises(ValueError, match="'all'; it must be a whole number >= 1"):
