@@ -14,8 +14,8 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	# mypy sees a package as it is installed: kernels/ inside gpubackprop/
-	rm -rf build/typed && mkdir -p build/typed && cp -r gpubackprop build/typed && cp -r kernels build/typed/gpubackprop/kernels
+	# mypy sees a package as it is installed: kernels/ and bench/ inside gpubackprop/
+	rm -rf build/typed && mkdir -p build/typed && cp -r gpubackprop build/typed && cp -r kernels bench build/typed/gpubackprop
 	cd build/typed && $(abspath $(BIN))/mypy --strict --config-file ../../pyproject.toml -p gpubackprop
 
 bench: $(VENV)/.installed-dev

@@ -1,7 +1,7 @@
 """Timing of contestants against each other: interleaved rounds, medians and quartiles, ratios with their uncertainty.
 
 Knows no device: a timer runs a contestant and says how long it took; see ``WallTimer`` here and ``CudaTimer`` in
-``gpu_device.py``.
+:mod:`gpubackprop.bench.gpu_device`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import numpy as np
 
 Clock = Callable[[], float]
 Run = Callable[[], object]
+
+seconds_now: Clock = time.perf_counter
 
 MOST_REPEATS = 10_000
 RESAMPLES = 2_000
@@ -57,7 +59,7 @@ class WallTimer:
         Returns seconds.
     """
 
-    def __init__(self, synchronize: Run, clock: Clock = time.perf_counter) -> None:
+    def __init__(self, synchronize: Run, clock: Clock = seconds_now) -> None:
         self.synchronize, self.clock = synchronize, clock
 
     def __call__(self, run: Run, repeats: int) -> Sample:

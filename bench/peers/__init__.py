@@ -1,0 +1,199 @@
+"""The peers: the same network, trained from the same weights on the same mini-batch by other libraries, each at its best.
+
+A peer is one class in one module, written as the library's own documentation recommends; ``PEERS`` names them all. One that
+cannot take part raises, and the reason stands in the report.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+
+import gpubackprop as gb
+from gpubackprop.bench.timing import Timer, WallTimer
+
+LEARNING_RATE = 1e-3
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of Adam; some libraries have other defaults
+
+
+class CannotTakePartError(RuntimeError):
+    """The peer is here, but not for this device or dtype; the message says why."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What everybody is given: data, a network with ReLU and softmax cross-entropy, its initial weights, an optimizer.
+
+    Parameters
+    ----------
+    sizes : tuple of int
+        Inputs, hidden layers, outputs.
+    batch : int
+    X, y : numpy.ndarray
+        float32 (N, d_0) and class indices int64 (N,), N >= batch. A step takes the first ``batch`` rows.
+    state : dict
+        The initial weights, under PyTorch's names and in its layout.
+    device : str
+        ``"cpu"`` or ``"cuda:0"``.
+    dtype : str
+        ``"float32"``, ``"float64"``, ``"float16"``, ``"bfloat16"``, or ``"tf32"`` for float32 with TF32 products.
+    optimizer : {"sgd", "adam"}
+    threads : int
+    """
+
+    sizes: tuple[int, ...]
+    batch: int
+    X: np.ndarray
+    y: np.ndarray
+    state: dict[str, np.ndarray]
+    device: str = "cpu"
+    dtype: str = "float32"
+    optimizer: str = "sgd"
+    threads: int = 1
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.startswith("cuda")
+
+    @property
+    def index(self) -> int:
+        """The number of the GPU."""
+        return int(self.device.partition(":")[2] or 0)
+
+    @property
+    def storage(self) -> str:
+        """The dtype of the arrays: float32 for TF32."""
+        return "float32" if self.dtype == "tf32" else self.dtype
+
+    def parameters(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return W_l as (d_in, d_out) and b_l of all layers."""
+        layers = range(len(self.sizes) - 1)
+        W = [np.ascontiguousarray(self.state[f"layers.{i}.weight"].T) for i in layers]
+        return W, [self.state[f"layers.{i}.bias"] for i in layers]
+
+    def of_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of a step."""
+        return self.X[: self.batch], self.y[: self.batch]
+
+
+def make_problem(
+    sizes: tuple[int, ...],
+    batch: int,
+    device: str = "cpu",
+    dtype: str = "float32",
+    optimizer: str = "sgd",
+    threads: int = 1,
+    samples: int | None = None,
+) -> Problem:
+    """Return a problem with inputs of noise around one pattern per class, and ours of seed 0 for initial weights."""
+    rng = np.random.default_rng(0)
+    n = samples or batch
+    y = rng.integers(0, sizes[-1], n)
+    patterns = rng.standard_normal((sizes[-1], sizes[0]), np.float32)
+    X = patterns[y] + rng.standard_normal((n, sizes[0]), np.float32)
+    state = gb.MLP(sizes, device="reference").state_dict()
+    for array in (X, y, *state.values()):
+        array.setflags(write=False)  # a peer that trained in these arrays would spoil them for the next
+    return Problem(sizes, batch, X, y, state, device, dtype, optimizer, threads)
+
+
+class Peer(ABC):
+    """A library with the network of a problem.
+
+    ``step`` queues ``units`` training steps on the mini-batch; ``loss`` waits for the loss of the last one, taken before its
+    update. ``epoch`` trains once through all rows, a mini-batch at a time, and returns when the host need do no more.
+    ``predict`` returns the outputs, or probabilities, for the mini-batch. ``timer`` waits for what they queue.
+    """
+
+    units = 1
+    gives_probabilities = False
+    timer: Timer = WallTimer(lambda: None)
+    problem: Problem
+
+    @abstractmethod
+    def step(self) -> object:
+        """Take ``units`` training steps."""
+
+    @abstractmethod
+    def loss(self) -> float:
+        """Return the loss of the last step."""
+
+    def predict(self) -> object:
+        """Return the outputs for the mini-batch."""
+        raise CannotTakePartError("its prediction is not measured")
+
+    def epoch(self, *, shuffle: bool) -> object:
+        """Train once through all rows."""
+        raise CannotTakePartError("its epoch is not measured")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A peer that may be there: its library, its import name, its class, and whether it takes minutes to compile."""
+
+    library: str
+    module: str
+    target: str
+    slow: bool = False
+
+
+def _entry(library: str, target: str, module: str | None = None, *, slow: bool = False) -> Entry:
+    return Entry(library, module or library, f"gpubackprop.bench.peers.{target}", slow)
+
+
+PEERS = {
+    "numpy": _entry("numpy", "arrays:NumpyPeer"),
+    "cupy": _entry("cupy", "arrays:CupyPeer"),
+    "torch": _entry("torch", "pytorch:TorchPeer"),
+    "torch compile": _entry("torch", "pytorch:CompiledTorchPeer", slow=True),
+    "torch graph": _entry("torch", "pytorch:GraphedTorchPeer"),
+    "torch compile + graph": _entry("torch", "pytorch:CompiledGraphedTorchPeer", slow=True),
+    "jax": _entry("jax", "xla:JaxPeer"),
+    "jax, K steps": _entry("jax", "xla:JaxLoopPeer"),
+    "sklearn": _entry("sklearn", "scikit:ScikitPeer"),
+    "thinc": _entry("thinc", "thinc_ops:ThincPeer"),
+    "keras": _entry("keras", "keras3:KerasPeer"),
+    "tinygrad": _entry("tinygrad", "tiny:TinygradPeer", slow=True),
+}
+LIBRARIES = tuple(dict.fromkeys(entry.library for entry in PEERS.values()))
+
+
+def make_peers(
+    problem: Problem, libraries: Collection[str] = LIBRARIES, *, slow: bool = True
+) -> Iterator[tuple[str, Peer | str]]:
+    """Yield the name of each peer of these libraries, and the peer, ready to take steps, or why it takes no part.
+
+    Parameters
+    ----------
+    slow : bool
+        Whether to make those that compile for a minute.
+    """
+    for name, entry in PEERS.items():
+        if entry.library in libraries:
+            yield name, make_peer(name, problem, slow=slow)
+
+
+def make_peer(name: str, problem: Problem, *, slow: bool = True) -> Peer | str:
+    """Return a peer, or why it takes no part."""
+    entry = PEERS[name]
+    if find_spec(entry.module) is None:
+        return "not installed"
+    if entry.slow and not slow:
+        return "takes long to compile: left out of a quick run"
+    try:
+        peer: Peer = pkgutil.resolve_name(entry.target)(problem)
+    except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
+        return reason_of(error)
+    return peer
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error in one line."""
+    text = next(iter(str(error).splitlines()), "")[:200]
+    return text if isinstance(error, CannotTakePartError) else f"{type(error).__name__}: {text}"

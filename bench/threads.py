@@ -1,0 +1,32 @@
+"""How many threads the libraries of a run may use."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+VARIABLES = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS", "NPROC",
+)  # fmt: skip
+
+_limits: list[Any] = []
+
+
+def usable() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def limit(threads: int) -> None:
+    """Give ``threads`` threads to NumPy, which is loaded, and to every library that is loaded from now on.
+
+    Libraries read their variable when they are loaded: call this before Numba, PyTorch, JAX and the others are imported.
+    XLA alone takes one thread or as many as there are processors; ``NPROC`` is its name for those.
+    """
+    from threadpoolctl import threadpool_limits
+
+    for name in VARIABLES:
+        os.environ[name] = str(threads)
+    if threads == 1:
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    _limits.append(threadpool_limits(threads))  # as long as it is kept
