@@ -19,7 +19,7 @@ lint: $(VENV)/.installed-dev
 	cd build/typed && $(abspath $(BIN))/mypy --strict --config-file ../../pyproject.toml -p gpubackprop
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python bench/cpu_step.py
+	$(BIN)/gpubackprop bench
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -20,6 +20,7 @@ Run = Callable[[], object]
 seconds_now: Clock = time.perf_counter
 
 MOST_REPEATS = 10_000
+WARM_UP = 3  # some libraries compile in the first call and again in the second
 RESAMPLES = 2_000
 
 
@@ -95,20 +96,27 @@ class Contestant:
     setup_seconds: float | None = None
 
 
-def measure(contestants: Sequence[Contestant], rounds: int, seconds: float) -> dict[str, list[Sample]]:
+def measure(
+    contestants: Sequence[Contestant], rounds: int, seconds: float, *, warm: bool = True
+) -> dict[str, list[Sample]]:
     """Return the samples of each contestant, one per round and for one unit of work.
 
-    Each round times all contestants one after the other, so that a slow moment falls on all of them. Before the first
-    round each runs twice, to be warm and to find how many runs fill ``seconds``.
+    Each round times all contestants one after the other, so that a slow moment falls on all of them; every other round
+    backwards, so that drift within a round cancels. Before the first
+    round each runs ``WARM_UP`` times, to be compiled and to find how many runs fill ``seconds``; before a sample of several
+    it runs once, since another one has had the caches. Unless ``warm``, it does neither: each sample is one run.
     """
-    repeats = {}
-    for one in contestants:
-        one.timer(one.run, 1)
-        repeats[one.name] = repeats_for(one.timer(one.run, 1).best, seconds)
+    repeats = dict.fromkeys((one.name for one in contestants), 1)
+    for one in contestants if warm else ():
+        for _ in range(WARM_UP):
+            once = one.timer(one.run, 1).best
+        repeats[one.name] = repeats_for(once, seconds)
     samples: dict[str, list[Sample]] = {one.name: [] for one in contestants}
-    for _ in range(rounds):
-        for one in contestants:
+    for i in range(rounds):
+        for one in reversed(contestants) if i % 2 else contestants:
             n = repeats[one.name]
+            if n > 1:
+                one.timer(one.run, 1)
             samples[one.name].append(one.timer(one.run, n).per(n * one.units))
     return samples
 
@@ -126,13 +134,14 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"median": median, "q1": q1, "q3": q3, "n": len(values)}
 
 
-def summaries(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return the summaries of device time, None where it is not known, and of wall time, in seconds."""
-    device = [sample.device for sample in samples if sample.device is not None]
-    return {
-        "device_seconds": summary(device) if len(device) == len(samples) else None,
-        "wall_seconds": summary([sample.wall for sample in samples]),
-    }
+def clock_of(*runs: Sequence[Sample]) -> str:
+    """Return ``"device"`` where every sample has a device time, else ``"wall"``."""
+    return "device" if all(sample.device is not None for run in runs for sample in run) else "wall"
+
+
+def seconds_of(samples: Sequence[Sample], clock: str) -> list[float]:
+    """Return the seconds of the samples by one clock."""
+    return [float(getattr(sample, clock)) for sample in samples]
 
 
 def ratio(a: Sequence[Sample], b: Sequence[Sample]) -> dict[str, Any]:
@@ -141,12 +150,23 @@ def ratio(a: Sequence[Sample], b: Sequence[Sample]) -> dict[str, Any]:
     Both are device times where both are known, else wall times. ``clock`` says which; ``significant`` is False where the
     interval holds 1.
     """
-    on_device = all(s.device is not None for s in (*a, *b))
-    pairs = [(x.device, y.device) if on_device else (x.wall, y.wall) for x, y in zip(a, b, strict=True)]
-    ratios = np.array([x / max(y, 1e-12) for x, y in pairs if x is not None and y is not None])
-    chosen = np.random.default_rng(0).integers(0, len(ratios), (RESAMPLES, len(ratios)))
-    low, high = np.quantile(np.median(ratios[chosen], axis=1), [0.025, 0.975])
+    clock = clock_of(a, b)
+    ratios = np.array(seconds_of(a, clock)) / np.maximum(seconds_of(b, clock), 1e-12)
+    low, high = interval(ratios)
     return {
-        "median": float(np.median(ratios)), "low": float(low), "high": float(high),
-        "significant": not low <= 1 <= high, "clock": "device" if on_device else "wall",
+        "median": float(np.median(ratios)), "low": low, "high": high,
+        "significant": not low <= 1 <= high, "clock": clock,
     }  # fmt: skip
+
+
+def interval(*values: Any, statistic: Callable[..., Any] = np.median) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a statistic (percentile method, Efron (1979))."""
+    from scipy.stats import bootstrap
+
+    if any(len(v) < 2 for v in values):
+        only = float(statistic(*values, axis=-1))
+        return only, only
+    found = bootstrap(
+        values, statistic, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0), vectorized=True
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -1,4 +1,4 @@
-"""The command line: ``gpubackprop train | explain | check | info``."""
+"""The command line: ``gpubackprop train | explain | check | bench | info``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from gpubackprop.bench.cli import app as bench
 
 if TYPE_CHECKING:
     from gpubackprop.mlp import MLP
@@ -19,6 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(bench, name="bench")
 
 Layers = Annotated[str | None, typer.Option(help="Layer sizes, inputs first: 64-64-32-10.")]
 Activation = Annotated[str, typer.Option(help="relu, tanh, gelu, ...; or one per hidden layer: relu,tanh.")]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.activations import ACTIVATIONS, Activation, identity
-from gpubackprop.backends import get_backend
+from gpubackprop.backends import choose_device, get_backend
 from gpubackprop.backends.base import Backend
 from gpubackprop.definitions import DTYPES, Array, check_dtype, check_precision, real_of
 from gpubackprop.initializers import INITIALIZERS, Initializer
@@ -117,6 +117,8 @@ class MLP(Network):
         self.seed = int(seed)
         self.initializer: Initializer = INITIALIZERS.resolve(initializer)
         check_precision(matmul_precision)
+        if isinstance(device, str) and device == "auto":
+            device = choose_device(self.layer_sizes)
         self.backend: Backend = get_backend(device, **_options(device, matmul_precision))
         self.device = self.backend.device
         allowed = getattr(self.backend, "dtypes", DTYPES[:2])

@@ -1,19 +1,524 @@
-"""The benchmark runs, checks its contestants, and writes what it measured."""
+"""The suite: its arithmetic with a clock of the test's own, its sizes, its reports, and tiny runs as a user makes them."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+import jsonschema
+import numpy as np
+import pytest
+
+import gpubackprop as gb
+import gpubackprop.bench
+from gpubackprop.bench import case as cases
+from gpubackprop.bench import compare, ledger, page, report, run, sizes, text, timing
+from gpubackprop.bench.devices import Host
+from gpubackprop.bench.ours import Trained, field
+from gpubackprop.bench.peers import make_problem
+from gpubackprop.bench.suites import cases_of
+from gpubackprop.bench.suites import kernels as kernel_suite
+from gpubackprop.bench.suites.crossover import overtaking
+
+SCHEMA = json.loads(Path(gpubackprop.bench.__file__).with_name("schema.json").read_text(encoding="utf-8"))
+SETTINGS = cases.Settings(sizes.DRY, ("numpy",), rounds=3, seconds=0.0, dry=True)
 
 
-def test_the_cpu_benchmark_runs_and_writes_its_results(tmp_path):
-    out = tmp_path / "r.json"
-    command = [sys.executable, str(ROOT / "bench" / "cpu_step.py"), "--rounds", "3", "--cases", "0", "--out", str(out)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+class FakeClock:
+    """Shows the seconds that the runs say they take."""
+
+    def __init__(self):
+        self.now, self.log = 0.0, []
+
+    def __call__(self):
+        return self.now
+
+    def job(self, name, seconds):
+        def run():
+            self.now += seconds
+            self.log.append(name)
+
+        return run
+
+
+# ---------------------------------------------------------------------- timing
+
+
+def test_times_are_per_unit_and_fill_the_seconds_asked_for():
+    clock = FakeClock()
+    timer = timing.WallTimer(lambda: None, clock)
+    contestants = [
+        timing.Contestant("a", clock.job("a", 0.5), timer),
+        timing.Contestant("b", clock.job("b", 3.0), timer, units=3),
+    ]
+    samples = timing.measure(contestants, rounds=4, seconds=1.0)
+    assert [s.wall for s in samples["a"]] == [0.5] * 4
+    assert [s.wall for s in samples["b"]] == [1.0] * 4
+    # warmed up, then in turn, there and back; a has one run more before each of its samples of two runs
+    assert clock.log == ["a"] * timing.WARM_UP + ["b"] * timing.WARM_UP + ["a", "a", "a", "b", "b", "a", "a", "a"] * 2
+
+
+def test_without_a_warm_up_every_run_is_a_sample():
+    clock = FakeClock()
+    contestants = [timing.Contestant("a", clock.job("a", 0.5), timing.WallTimer(lambda: None, clock))]
+    assert len(timing.measure(contestants, 3, 9.0, warm=False)["a"]) == 3
+    assert clock.log == ["a"] * 3
+
+
+def test_what_was_queued_before_is_waited_for_outside_the_time():
+    clock = FakeClock()
+    waits = [7.0, 2.0]
+
+    def synchronize():
+        clock.now += waits.pop(0)
+
+    assert timing.WallTimer(synchronize, clock)(clock.job("a", 1.0), 3).wall == 5.0
+
+
+def test_repeats_are_bounded():
+    assert timing.repeats_for(0.0, 1.0) == timing.MOST_REPEATS
+    assert timing.repeats_for(2.0, 1.0) == 1
+    assert timing.repeats_for(0.25, 1.0) == 4
+
+
+def test_summary_gives_quartiles():
+    assert timing.summary([3.0, 1.0, 2.0, 5.0, 4.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0, "n": 5}
+    assert timing.summary([3.0]) == {"median": 3.0, "q1": 3.0, "q3": 3.0, "n": 1}
+
+
+def test_ratio_is_of_pairs_and_says_when_it_may_be_1():
+    rng = np.random.default_rng(0)
+    drift = 1 + np.arange(25)
+    a = [timing.Sample(2.0 * d, 9.0) for d in drift]
+    b = [timing.Sample(1.0 * d, 9.0) for d in drift]
+    assert timing.ratio(a, b) == {"median": 2.0, "low": 2.0, "high": 2.0, "significant": True, "clock": "device"}
+    noisy = [[timing.Sample(None, w) for w in rng.uniform(0.9, 1.1, 25)] for _ in range(2)]
+    found = timing.ratio(*noisy)
+    assert found["clock"] == "wall"
+    assert found["low"] <= 1 <= found["high"]
+    assert not found["significant"]
+    assert timing.ratio(a, noisy[0])["clock"] == "wall"
+
+
+def test_the_interval_holds_the_median_as_often_as_it_says():
+    """95 % of intervals hold it; of 200 at least 170 do, but for one time in 10^6 (binomial with p = 0.93 for the bootstrap)."""
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(200):
+        low, high = timing.interval(rng.lognormal(0, 0.2, 25))
+        inside += low <= 1 <= high
+    assert inside >= 170
+
+
+# ---------------------------------------------------------------------- sizes
+
+
+def test_every_default_size_can_be_read():
+    for table in (sizes.FULL, sizes.QUICK, sizes.DRY):
+        assert tuple(table) == sizes.SUITES
+        for suite, texts in table.items():
+            for one in texts:
+                sizes.check_size(suite, one)
+
+
+def test_sizes_come_from_a_file(tmp_path):
+    path = tmp_path / "sizes.toml"
+    path.write_text('step = ["3-4-2, batch 5"]\ngemm = ["3x4x5"]\n')
+    assert sizes.read_sizes(path) == {"step": ["3-4-2, batch 5"], "gemm": ["3x4x5"]}
+    assert sizes.parse_step("3-4-2, batch 5, samples 10") == sizes.StepSize((3, 4, 2), 5, 10)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['steps = ["3-4, batch 5"]', 'step = ["3-4"]', 'step = ["3-0, batch 5"]', 'epoch = ["3-4, batch 5, samples 7"]',
+     'gemm = ["3x4"]', 'bandwidth = ["1k"]', "step = 3", 'kernels = ["0x4"]'],
+)  # fmt: skip
+def test_sizes_that_cannot_be_read_are_refused(content, tmp_path):
+    path = tmp_path / "sizes.toml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"size is|holds lists"):
+        sizes.read_sizes(path)
+
+
+# ---------------------------------------------------------------------- cases, checks, ledger
+
+
+def test_a_wrong_kernel_gets_no_time(monkeypatch):
+    device = Host(1)
+    (case, *_) = cases_of("kernels", device, "float32", SETTINGS)
+    right = kernel_suite.check
+
+    def spoilt(device, kernel, a):
+        plain = kernel.unfused
+
+        def expected(arrays):
+            plain(arrays)
+            arrays["out"][3, 2] += 1e-4
+
+        kernel.expected = expected
+        return right(device, kernel, a)
+
+    monkeypatch.setattr(kernel_suite, "check", spoilt)
+    row = cases.run_case(case, SETTINGS)
+    assert "differs by" in row["wrong"]["gpubackprop"]
+    assert row["contestants"] == {}
+    assert any("WRONG: gpubackprop: z differs" in line for line in text.Tables().lines(row))
+
+
+def test_a_step_that_trains_otherwise_gets_no_time(monkeypatch):
+    problem = make_problem((12, 16, 8, 3), 16)
+
+    def ours(device, problem):
+        yield "stands still", lambda: Trained("stands still", lambda: None, 1, lambda: 9.9, device.timer())
+        yield "is lost", lambda: Trained("is lost", lambda: None, 1, lambda: float("nan"), device.timer())
+        yield "breaks", lambda: 1 / 0
+        yield "breaks later", lambda: Trained("breaks later", lambda: 1 / 0, 1, lambda: 1.2, device.timer())
+
+    monkeypatch.setattr("gpubackprop.bench.ours.ours", ours)
+    trained, prepared = field(Host(1), problem, ("numpy",), slow=False)
+    assert [one.name for one in trained] == ["numpy"]
+    assert set(prepared.wrong) == {"stands still", "is lost"}
+    assert "its loss after" in prepared.wrong["stands still"]
+    assert set(prepared.left_out) == {"breaks", "breaks later"}
+    assert prepared.facts["first_loss"] - prepared.facts["last_loss"] > 0
+
+
+def test_the_ledger_is_the_sum_of_the_operations():
+    device = Host(1)
+    step = gb.MLP((12, 16, 3)).step(8, "sgd")
+    found = ledger.ledger(device, step)
+    assert found["flops"] == step.flops == sum(op[3] for op in found["operations"])
+    assert found["bytes"] == step.bytes == sum(phase["bytes"] for phase in found["phases"].values())
+    assert found["launches"] == len(step.operations)
+    assert found["synchronizations"] == 0
+    assert found["allocations"] < step.names.array("X").nbytes + 10_000  # no array, only what a call costs Python
+
+
+def test_the_floor_is_the_slower_of_both_roofs():
+    roofs = {"flops_per_second": 1e9, "copies": [[100, 8e9], [1000, 2e9], [10_000, 1e9]]}
+    assert ledger.bandwidth_of(roofs, 50) == 8e9
+    assert ledger.bandwidth_of(roofs, 999) == 8e9
+    assert ledger.bandwidth_of(roofs, 1000) == 2e9
+    assert ledger.bandwidth_of(roofs, 10**9) == 1e9
+    operations = [["matmul", 5000, 100], ["update", 10, 20_000]]
+    assert ledger.floor_seconds(roofs, operations) == pytest.approx(5000 / 1e9 + 20_000 / 1e9)
+
+
+def crossover_row(flops, faster, *, significant=True):
+    over = {"median": 0.5 if faster else 2.0, "significant": significant}
+    entry = {"device_seconds": None, "wall_seconds": {"median": 1.0}, "over_base": over}
+    return {
+        "suite": "crossover", "device": "cuda:0", "dtype": "float32", "flops": flops,
+        "contestants": {"cpu": {**entry, "over_base": None}, "cuda:0": entry},
+    }  # fmt: skip
+
+
+def test_the_crossover_lies_between_the_last_slower_and_the_first_faster_size():
+    assert overtaking([crossover_row(10, False), crossover_row(1000, True)], "cuda:0") == 100.0
+    assert (
+        overtaking([crossover_row(10, True), crossover_row(100, False), crossover_row(10_000, True)], "cuda:0")
+        == 1000.0
+    )
+    assert overtaking([crossover_row(10, True)], "cuda:0") == 0.0
+    assert overtaking([crossover_row(10, True, significant=False)], "cuda:0") == float("inf")
+
+
+def test_auto_reads_the_crossover(monkeypatch, tmp_path):
+    from gpubackprop import backends
+    from gpubackprop.backends import crossover
+
+    monkeypatch.setenv("GPUBACKPROP_CACHE_DIR", str(tmp_path))
+    assert backends.choose_device((10, 10)) in ("cpu", "cuda:0")
+    monkeypatch.setattr(backends, "available_devices", lambda: ["cpu", "cuda:0"])
+    assert backends.choose_device((10, 10)) == "cuda:0"  # not measured
+    crossover.remember("cuda:0", crossover.step_flops((64, 64)))
+    assert crossover.recall("cuda:0") == 6 * 128 * 64 * 64
+    assert crossover.recall("cuda:1") is None
+    assert backends.choose_device((64, 63)) == "cpu"
+    assert backends.choose_device((64, 64)) == "cuda:0"
+    assert gb.MLP((64, 63), device="auto").device == "cpu"
+    crossover.remember("cuda:0", float("inf"))
+    assert backends.choose_device((10_000, 10_000)) == "cpu"
+    (file,) = tmp_path.glob("crossover-*.json")
+    file.write_text("half a fi")
+    assert crossover.recall("cuda:0") is None
+    monkeypatch.setattr(backends, "available_devices", lambda: ["cpu"])
+    assert backends.choose_device((10_000, 10_000)) == "cpu"
+
+
+# ---------------------------------------------------------------------- a run, as a user makes it
+
+
+def bench(*arguments, **options):
+    command = [sys.executable, "-m", "gpubackprop", "bench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bench") / "r"
+    result = bench("--dry", "--device", "cpu", "--peers", "numpy,cupy", "--rounds", "3", "--out", str(out))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out, result.stdout
+
+
+def test_a_run_measures_every_suite_and_names_what_is_missing(tiny):
+    out, printed = tiny
+    found = report.read_report(out)
+    measured = {row["suite"] for row in found["rows"]}
+    assert measured == set(sizes.SUITES) - {"transfer", "crossover"}
+    assert {one["suite"] for one in found["left_out"]} == {"transfer", "crossover"}
+    assert "left out: the CPU has nothing to transfer" in printed
+    for row in found["rows"]:
+        assert row["wrong"] == {}
+        assert row["base"] in row["contestants"]
+        for entry in row["contestants"].values():
+            assert entry["wall_seconds"]["median"] > 0
+        if row["suite"] == "step":
+            assert {"gpubackprop", "gpubackprop, K steps", "products", "numpy", "  update alone"} <= set(
+                row["contestants"]
+            )
+            assert row["left_out"]["cupy"]
+            assert row["floor_seconds"] > 0
+        if row["suite"] == "kernels":
+            assert {"gpubackprop", "copy of as many bytes", "plain NumPy"} == set(row["contestants"])
+
+
+def test_the_report_has_the_shape_that_is_documented(tiny):
+    found = report.read_report(tiny[0])
+    jsonschema.validate(found, SCHEMA)
+    assert SCHEMA["properties"]["schema"]["const"] == report.SCHEMA
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**found, "rows": [{}]}, SCHEMA)
+
+
+def test_the_tables_fit_80_columns(tiny):
+    lines = [line for line in tiny[1].splitlines() if not line.startswith("wrote ")]  # a path is as long as it is
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_page_needs_nothing_else(tiny):
+    page_text = (tiny[0] / "report.html").read_text(encoding="utf-8")
+    assert page_text.count("<svg") >= 3
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", page_text)
+    assert "@import" not in page_text
+    assert "A dry run" in page_text
+
+
+def test_show_prints_a_report_again(tiny):
+    result = bench("show", str(tiny[0]))
+    assert "64" in result.stdout
+    assert "12-16-8-3, batch 16" in result.stdout
+    assert result.returncode == 0
+    markdown = bench("show", "--markdown", str(tiny[0])).stdout
+    assert markdown.splitlines()[2].startswith("| 12-16-8-3, batch 16 |")
+
+
+def test_a_report_is_not_overwritten_and_not_mixed(tiny, tmp_path):
+    again = bench("--dry", "--device", "cpu", "--out", str(tiny[0]))
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    other = bench("--dry", "--device", "cpu", "--rounds", "4", "--out", str(tiny[0]), "--resume")
+    assert other.returncode == 2
+    assert "rounds 3, now 4" in other.stderr
+    nothing = bench("--resume", "--out", str(tmp_path / "none"))
+    assert nothing.returncode == 2
+    assert "does not exist" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--suite", "steps"], "choose from transfer"), (["--peers", "tensorflow"], "choose from numpy"),
+     (["--dtype", "int8"], "choose from float32"), (["--device", "cuda:7"], "gpubackprop: ")],
+)  # fmt: skip
+def test_a_mistake_is_one_line(arguments, said, tmp_path):
+    result = bench(*arguments, "--out", str(tmp_path / "r"))
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT for one process on Windows")
+def test_an_interrupted_run_keeps_what_it_has_and_is_resumed(tmp_path):
+    out = tmp_path / "r"
+    arguments = [
+        "--dry",
+        "--device",
+        "cpu",
+        "--peers",
+        "numpy",
+        "--rounds",
+        "3",
+        "--suite",
+        "bandwidth,gemm,kernels,step",
+    ]
+    command = [sys.executable, "-m", "gpubackprop", "bench", *arguments, "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "report.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert f"--resume --out {out}" in errors
+    before = report.read_report(out)
+    jsonschema.validate(before, SCHEMA)
+    assert before["interrupted"]
+    assert before["rows"]
+    assert "interrupted" in (out / "report.html").read_text(encoding="utf-8")
+
+    result = bench(*arguments, "--out", str(out), "--resume")
     assert result.returncode == 0, result.stderr
-    assert "8-16-3" in result.stdout
-    (case,) = json.loads(out.read_text())["results"]
-    assert case["microseconds"]["gpubackprop"] > 0
-    assert case["peer_over_gpubackprop"]["numpy"] > 1
+    after = report.read_report(out)
+    assert not after["interrupted"]
+    assert after["rows"][: len(before["rows"])] == before["rows"]
+    found = [cases.key_of(row) for row in after["rows"]]
+    assert len(found) == len(set(found))
+    assert {row["suite"] for row in after["rows"]} == {"bandwidth", "gemm", "kernels", "step"}
+
+
+def test_a_case_that_breaks_is_an_error_and_one_too_large_is_not(tmp_path, monkeypatch):
+    errors = [MemoryError("too large"), RuntimeError("broken")]
+
+    def run_case(case, settings):
+        raise errors.pop(0)
+
+    monkeypatch.setattr(run, "run_case", run_case)
+    settings = cases.Settings({**sizes.DRY, "bandwidth": ["64", "128"]}, ())
+    made = report.new_report(settings, {"commit": None}, [])
+    run.run(made, ["bandwidth"], [Host(1)], settings, tmp_path, print, print)
+    assert [one["failed"] for one in made["left_out"]] == [False, True]
+    assert report.errors(made) == ["bandwidth, cpu, float32, 128 bytes: RuntimeError: broken"]
+
+
+def test_a_quick_run_begins_nothing_when_its_time_is_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "QUICK_SECONDS", -1.0)
+    settings = cases.Settings(sizes.DRY, (), rounds=2, seconds=0.0, quick=True)
+    made = report.new_report(settings, {"commit": None}, [])
+    said = []
+    run.run(made, ["bandwidth"], [Host(1)], settings, tmp_path, said.append, said.append)
+    assert made["rows"] == []
+    assert made["left_out"][0]["reason"] == "no time left in a quick run"
+
+
+def test_developers_have_the_cases_under_pytest_benchmark():
+    root = Path(__file__).parents[1]
+    command = [
+        str(Path(sys.executable).with_name("pytest")),
+        "bench/",
+        "--benchmark-only",
+        "-q",
+        "-k",
+        "cpu and bandwidth",
+    ]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+    assert "bandwidth-cpu-32,768 bytes" in result.stdout
+
+
+def test_a_long_step_is_not_taken_many_times_in_a_call():
+    assert make_problem((8, 16, 3), 16).steps_per_call == 16
+    assert make_problem((784, 256, 128, 10), 32).steps_per_call == 1
+
+
+# ---------------------------------------------------------------------- comparing
+
+
+def made_report(ours, others, seed=0, *, noise=0.01, rounds=25):
+    """A report with one step in which ours and another take some seconds, give or take the noise."""
+    rng = np.random.default_rng(seed)
+    common = np.exp(rng.normal(0, 0.05, rounds))  # what the machine does falls on both
+
+    def entry(seconds):
+        samples = list(seconds * common * np.exp(rng.normal(0, noise, rounds)))
+        found = {**timing.summary(samples), "samples": samples}
+        return {"device_seconds": None, "wall_seconds": found, "setup_seconds": None, "units": 1, "over_base": None}
+
+    row = {
+        "suite": "step", "case": "3-4-2, batch 5", "device": "cpu", "dtype": "float32", "size": {}, "flops": 1, "bytes": 1,
+        "base": "gpubackprop", "left_out": {}, "wrong": {},
+        "contestants": {"gpubackprop": entry(ours), "numpy": entry(others)},
+    }  # fmt: skip
+    environment = {
+        "host": "h",
+        "cpu": {"name": "c", "threads": 1},
+        "gpus": [],
+        "commit": "abc",
+        "packages": {"numpy": str(seed)},
+    }
+    return {"schema": report.SCHEMA, "date": "d", "environment": environment, "rows": [row]}
+
+
+def test_a_regression_is_found():
+    lines, slower = compare.compare_reports([made_report(1.0, 2.0), made_report(1.2, 2.0, 1)], 0.05)
+    assert slower == 1
+    assert any("SLOWER" in line for line in lines)
+    assert any("numpy: 0 in a, 1 in b" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_slower_machine_is_no_regression():
+    _, slower = compare.compare_reports([made_report(1.0, 2.0), made_report(1.3, 2.6, 1)], 0.05)
+    assert slower == 0
+
+
+def test_a_change_below_the_threshold_is_none():
+    reports = [made_report(1.0, 2.0), made_report(1.03, 2.0, 1)]
+    assert compare.compare_reports(reports, 0.05)[1] == 0
+    assert compare.compare_reports(reports, 0.01)[1] == 1
+
+
+def test_what_became_faster_is_said():
+    lines, slower = compare.compare_reports([made_report(1.2, 2.0), made_report(1.0, 2.0, 1)], 0.05)
+    assert slower == 0
+    assert any("faster" in line for line in lines)
+
+
+def test_noise_is_rarely_called_a_regression():
+    """At 5 % and no threshold, of 100 equal pairs at most 15 are: 15 or more is 1 in 10^4."""
+    slower = sum(
+        compare.compare_reports([made_report(1.0, 2.0, i), made_report(1.0, 2.0, 1000 + i)], 0.0)[1] for i in range(100)
+    )
+    assert slower <= 15
+
+
+def test_compare_tells_the_shell(tmp_path):
+    paths = []
+    for i, ours in enumerate((1.0, 1.01, 1.5)):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        report.write_report(made_report(ours, 2.0, i), folder)
+        paths.append(str(folder))
+    same = bench("compare", *paths[:2])
+    assert same.returncode == 0, same.stderr
+    assert "1 with no significant difference" in same.stdout
+    slower = bench("compare", *paths)
+    assert slower.returncode == 1
+    assert bench("compare", paths[0]).returncode == 2
+    (tmp_path / "old.json").write_text('{"schema": 1}')
+    assert "schema 1" in bench("compare", paths[0], str(tmp_path / "old.json")).stderr
+    (tmp_path / "no.json").write_text("[]")
+    assert "no report" in bench("compare", paths[0], str(tmp_path / "no.json")).stderr
+
+
+def test_text_of_a_report_escapes_nothing_into_the_page(tmp_path):
+    settings = cases.Settings(sizes.DRY, ())
+    made = made_report(1.0, 2.0)
+    made["rows"][0]["left_out"]["<script>"] = "<b>"
+    environment = {
+        **made["environment"], "python": "3", "platform": "p", "blas": [], "tf32": {},
+        "cpu": {"name": "<c>", "threads": 1, "processors": 2}, "packages": {"gpubackprop": "1"},
+    }  # fmt: skip
+    made = {**report.new_report(settings, environment, []), "rows": made["rows"]}
+    made["rows"][0]["size"] = {"layers": [3, 4, 2], "batch": 5}
+    made["rows"][0]["contestants"]["numpy"]["over_base"] = {
+        "median": 2.0, "low": 1.9, "high": 2.1, "significant": True, "clock": "wall"
+    }  # fmt: skip
+    page.write_page(made, tmp_path / "p.html")
+    written = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert "<script>" not in written
+    assert "&lt;c&gt;" in written

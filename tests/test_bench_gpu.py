@@ -1,257 +1,169 @@
-"""The GPU's benchmark: its arithmetic with a clock of the test's own, and a tiny run with the promised report."""
+"""The suite on a GPU: a tiny run with the report that is promised, and its checks."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
+import gpubackprop.bench
 from gpubackprop.backends.diagnosis import cuda_problem
+from gpubackprop.bench import case as cases
+from gpubackprop.bench import report, run, sizes
+from gpubackprop.bench.peers import make_peer, make_problem
+from gpubackprop.bench.suites import cases_of
+from gpubackprop.bench.suites import kernels as kernel_suite
 
-BENCH = Path(__file__).parents[1] / "bench"
 PROBLEM = cuda_problem()
+SETTINGS = cases.Settings(sizes.DRY, (), rounds=2, seconds=0.0, dry=True)
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))]
 
 
 @pytest.fixture(scope="module")
-def timing():
-    specification = importlib.util.spec_from_file_location("bench_timing", BENCH / "timing.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["bench_timing"] = module  # where dataclasses look their annotations up
-    specification.loader.exec_module(module)
-    return module
+def device():
+    from gpubackprop.bench.devices import Gpu
 
-
-@pytest.fixture
-def bench_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
-
-
-class FakeClock:
-    """Shows the seconds that the runs say they take."""
-
-    def __init__(self):
-        self.now, self.log = 0.0, []
-
-    def __call__(self):
-        return self.now
-
-    def job(self, name, seconds):
-        def run():
-            self.now += seconds
-            self.log.append(name)
-
-        return run
-
-
-def test_times_are_per_unit_and_fill_the_seconds_asked_for(timing):
-    clock = FakeClock()
-    timer = timing.WallTimer(lambda: None, clock)
-    contestants = [
-        timing.Contestant("a", clock.job("a", 0.5), timer),
-        timing.Contestant("b", clock.job("b", 3.0), timer, units=3),
-    ]
-    samples = timing.measure(contestants, rounds=4, seconds=1.0)
-    assert [s.wall for s in samples["a"]] == [0.5] * 4
-    assert [s.wall for s in samples["b"]] == [1.0] * 4
-    assert clock.log == ["a"] * 2 + ["b"] * 2 + ["a", "a", "b"] * 4  # warmed up, then in turn
-
-
-def test_what_was_queued_before_is_waited_for_outside_the_time(timing):
-    clock = FakeClock()
-    waits = [7.0, 2.0]
-
-    def synchronize():
-        clock.now += waits.pop(0)
-
-    assert timing.WallTimer(synchronize, clock)(clock.job("a", 1.0), 3).wall == 5.0
-
-
-def test_repeats_are_bounded(timing):
-    assert timing.repeats_for(0.0, 1.0) == timing.MOST_REPEATS
-    assert timing.repeats_for(2.0, 1.0) == 1
-    assert timing.repeats_for(0.25, 1.0) == 4
-
-
-def test_summary_gives_quartiles(timing):
-    assert timing.summary([3.0, 1.0, 2.0, 5.0, 4.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0, "n": 5}
-    assert timing.summary([3.0]) == {"median": 3.0, "q1": 3.0, "q3": 3.0, "n": 1}
-
-
-def test_device_time_is_not_given_where_a_sample_lacks_it(timing):
-    found = timing.summaries([timing.Sample(1.0, 2.0), timing.Sample(None, 2.0)])
-    assert found["device_seconds"] is None
-    assert found["wall_seconds"]["median"] == 2.0
-
-
-def test_ratio_is_of_pairs_and_says_when_it_may_be_1(timing):
-    rng = np.random.default_rng(0)
-    drift = 1 + np.arange(25)
-    a = [timing.Sample(2.0 * d, 9.0) for d in drift]
-    b = [timing.Sample(1.0 * d, 9.0) for d in drift]
-    found = timing.ratio(a, b)
-    assert found == {"median": 2.0, "low": 2.0, "high": 2.0, "significant": True, "clock": "device"}
-    noisy = [[timing.Sample(None, w) for w in rng.uniform(0.9, 1.1, 25)] for _ in range(2)]
-    found = timing.ratio(*noisy)
-    assert found["clock"] == "wall"
-    assert found["low"] <= 1 <= found["high"]
-    assert not found["significant"]
-    assert timing.ratio(a, noisy[0])["clock"] == "wall"
-
-
-def test_without_a_gpu_the_command_says_why():
-    if PROBLEM is None:
-        pytest.skip("there is a GPU")
-    result = run("--dry")
-    assert result.returncode == 2
-    assert PROBLEM in result.stderr
-
-
-def run(*arguments):
-    command = [sys.executable, str(BENCH / "gpu.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return Gpu("cuda:0")
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    out = tmp_path_factory.mktemp("bench") / "r.json"
-    result = run("--dry", "--dtype", "float32,tf32", "--out", str(out))
+def tiny(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bench") / "r"
+    command = [
+        sys.executable, "-m", "gpubackprop", "bench", "--dry", "--device", "cpu,cuda:0", "--peers", "cupy,sklearn",
+        "--dtype", "float32,tf32", "--optimizer", "adam", "--out", str(out),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    return json.loads(out.read_text()), result.stdout
+    return out, result.stdout
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
-class TestDryRun:
-    def test_the_report_says_what_the_numbers_depend_on(self, report):
-        found, _ = report
-        assert found["schema"] == 1
-        assert found["dry"]
-        assert not found["interrupted"]
-        assert {"gpu", "cuda_driver", "cublas", "packages", "tf32", "commit", "now"} <= set(found["environment"])
-        assert found["copy"]["bytes_per_second"] > 0
-        assert isinstance(found["epilogues"], list)
-
-    def test_every_kernel_is_right_and_timed(self, report):
-        found, _ = report
-        assert len(found["kernels"]) == 17
-        for row in found["kernels"]:
-            assert "error" not in row
-            assert {"fused", "eager", "copy", "unfused"} == set(row["times"]), row["left_out"]
-            assert row["bytes_per_second"] > 0
-            assert row["share_of_copy_bandwidth"] > 0
-            assert row["unfused_over_fused"]["low"] <= row["unfused_over_fused"]["high"]
-
-    def test_every_step_is_timed_or_has_its_reason(self, report):
-        found, _ = report
-        float32, tf32 = found["steps"]
-        names = {"products", "eager", "captured", "K steps per launch", "plain CuPy"}
-        assert names <= set(float32["times"]) | set(float32["left_out"])
-        assert {"eager", "captured"} <= set(tf32["times"])
-        for row in (float32, tf32):
-            for name in ("torch eager", "torch compile", "torch graph", "jax jit"):
-                assert name in row["times"] or row["left_out"][name]
-            for name in row["times"]:
-                assert row["share_of_products"][name]["median"] > 0
-
-    def test_tables_fit_in_100_columns(self, report):
-        _, text = report
-        table = text[text.index("\nKernels") : text.index("\nwritten")]
-        assert max(map(len, table.splitlines())) <= 100
-        assert "dry run" in text
+@pytest.fixture(scope="module")
+def rows(tiny):
+    return [row for row in report.read_report(tiny[0])["rows"] if row["device"] == "cuda:0"]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
-def test_a_wrong_kernel_gets_no_time(bench_path):
+def test_the_report_says_what_the_numbers_depend_on(tiny):
+    found = report.read_report(tiny[0])
+    jsonschema.validate(found, json.loads(Path(gpubackprop.bench.__file__).with_name("schema.json").read_text("utf-8")))
+    (gpu,) = found["environment"]["gpus"]
+    assert gpu["device"] == "cuda:0"
+    assert gpu["l2_bytes"] > 0
+    assert gpu["cuda_driver"]
+    assert "crossover" not in found  # a dry run knows nothing of time
+
+
+def test_every_suite_is_measured_and_right(rows):
+    assert {row["suite"] for row in rows} == set(sizes.SUITES)
+    for row in rows:
+        assert row["wrong"] == {}, row["case"]
+        assert row["contestants"], row["case"]
+
+
+def test_transfers_are_from_pinned_and_from_pageable_memory(rows):
+    found = [row for row in rows if row["suite"] == "transfer"]
+    assert len(found) == 2
+    assert all(set(row["contestants"]) == {"pinned", "pageable"} for row in found)
+
+
+def test_every_kernel_is_timed_against_a_copy_and_plain_cupy(rows):
+    found = [row for row in rows if row["suite"] == "kernels"]
+    assert len(found) == 17
+    for row in found:
+        assert {"gpubackprop", "gpubackprop, eager", "copy of as many bytes", "plain CuPy"} == set(row["contestants"])
+        assert row["share_of_copy_bandwidth"] > 0
+        assert row["contestants"]["gpubackprop"]["device_seconds"]["median"] > 0
+
+
+def test_every_step_is_timed_whole_in_parts_and_against_cupy(rows):
+    by_dtype = {row["dtype"]: row for row in rows if row["suite"] == "step"}
+    assert set(by_dtype) == {"float32", "tf32"}
+    row = by_dtype["float32"]
+    ours = {"gpubackprop", "gpubackprop, K steps", "gpubackprop, eager", "products", "products, K steps"}
+    parts = {"  forward alone", "  backward alone", "  update alone"}
+    assert set(row["contestants"]) == ours | parts | {"cupy"}
+    assert row["left_out"]["sklearn"] in ("runs on the CPU only", "not installed")
+    assert row["contestants"]["gpubackprop, K steps"]["units"] > 1
+    assert row["floor_seconds"] > 0
+    assert "written for float32" in by_dtype["tf32"]["left_out"]["cupy"]
+
+
+def test_a_captured_step_waits_for_nothing_and_allocates_nothing(rows):
+    (row,) = [row for row in rows if row["suite"] == "step" and row["dtype"] == "float32"]
+    found = row["ledger"]
+    assert found["graph_launches"] == 1
+    assert found["synchronizations"] == 0
+    assert found["allocations"] == 0
+    assert len(found["operations"]) <= found["launches"] <= 2 * len(found["operations"])
+
+
+def test_the_tables_fit_80_columns(tiny):
+    lines = [line for line in tiny[1].splitlines() if not line.startswith("wrote ")]  # a path is as long as it is
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_wrong_kernel_gets_no_time(device, monkeypatch):
+    case = next(iter(cases_of("kernels", device, "float32", SETTINGS)))
+    right = kernel_suite.check
+
+    def spoilt(device, kernel, a):
+        plain = kernel.unfused
+
+        def expected(arrays):
+            plain(arrays)
+            arrays["out"][3, 2] += 1e-4
+
+        kernel.expected = expected
+        return right(device, kernel, a)
+
+    monkeypatch.setattr(kernel_suite, "check", spoilt)
+    row = cases.run_case(case, SETTINGS)
+    assert "differs" in row["wrong"]["gpubackprop"]
+    assert row["contestants"] == {}
+
+
+def test_arrays_of_16_bits_are_compared_in_float64(device):
     import cupy
-    import gpu_kernel_times
-    import gpu_kernels
-
-    import gpubackprop as gb
-
-    backend, stream = gb.get_backend("cuda"), cupy.cuda.Stream(non_blocking=True)
-    case = next(iter(gpu_kernels.cases(backend, "float32", "quick", dry=True)))
-
-    def expected(a):
-        case.unfused(a)
-        a["out"][3, 2] += 1e-4
-
-    case.expected = expected
-    row = gpu_kernel_times.time_kernel(backend, case, stream, 1e9, 2, 0.0, dry=True)
-    assert "differs" in row["error"]
-    assert "times" not in row
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
-def test_arrays_of_16_bits_are_compared_in_float64(bench_path):
-    import cupy
-    import gpu_kernels
     import ml_dtypes
+
+    from gpubackprop.bench.kernels import copied
 
     for dtype in (np.float16, ml_dtypes.bfloat16):
         a = cupy.asarray(np.array([1.5, -2.0], dtype))
-        wide = gpu_kernels.copied({"a": a, "b": a, "y": cupy.arange(2)}, np.dtype(np.float64))
+        wide = copied(device.backend, {"a": a, "b": a, "y": cupy.arange(2)}, np.dtype(np.float64))
         assert wide["a"] is wide["b"]
         assert wide["a"].dtype == np.float64
         assert wide["y"].dtype == np.int64
         np.testing.assert_array_equal(cupy.asnumpy(wide["a"]), [1.5, -2.0])
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
-def test_a_step_that_trains_otherwise_gets_no_time(bench_path):
-    import cupy
-    import gpu_steps
+def test_the_crossover_is_measured_and_remembered(device, tmp_path, monkeypatch):
+    from gpubackprop import backends
+    from gpubackprop.backends import crossover
 
-    import gpubackprop as gb
-
-    def peers(problem, units):
-        yield "torch eager", "not installed"
-
-        def wrong():
-            one = gpu_steps.plain_cupy(problem, stream, np.dtype(np.float32))
-            return gpu_steps.Trained("wrong", one.run, 1, lambda: one.loss() + 0.1, one.timer)
-
-        yield "wrong", wrong
-        yield "broken", lambda: 1 / 0
-
-    stream = cupy.cuda.Stream(non_blocking=True)
-    problem = gpu_steps.make_problem((12, 16, 8, 3), 16, "float32")
-    row = gpu_steps.time_step(gb.get_backend("cuda"), problem, stream, peers, 2, 0.0)
-    assert set(row["left_out"]) == {"torch eager", "wrong", "broken"}
-    assert "its loss after" in row["left_out"]["wrong"]
-    assert "ZeroDivisionError" in row["left_out"]["broken"]
-    assert "wrong" not in row["times"]
-    assert "captured" in row["times"]
+    monkeypatch.setenv("GPUBACKPROP_CACHE_DIR", str(tmp_path))
+    settings = cases.Settings(sizes.DRY, (), rounds=3, seconds=0.0)
+    made, said = report.new_report(settings, {"commit": None}, []), []
+    run.run(made, ["crossover"], [device], settings, tmp_path / "r", said.append, said.append)
+    assert set(made["rows"][0]["contestants"]) == {"cpu", "cuda:0"}
+    known = crossover.recall("cuda:0")
+    assert known is not None
+    assert made["crossover"]["cuda:0"] == (None if known == float("inf") else known)
+    assert backends.choose_device((12, 16, 8, 3)) == (
+        "cpu" if known > crossover.step_flops((12, 16, 8, 3)) else "cuda:0"
+    )
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
-def test_peers_take_the_same_steps_as_plain_cupy(bench_path):
-    """On the CPU, since here only their mathematics is in question."""
-    pytest.importorskip("torch")
-    pytest.importorskip("jax")
-    import cupy
-    import gpu_peers
-    import gpu_steps
-
-    problem = gpu_steps.make_problem((12, 16, 8, 3), 16, "float32")
-    stream = cupy.cuda.Stream.null
-    peers = [
-        gpu_steps.plain_cupy(problem, stream, np.dtype(np.float32)),
-        gpu_peers.torch_step(problem, "torch eager", "cpu"),
-        gpu_peers.torch_step(problem, "torch compile", "cpu", compiler="eager"),
-        gpu_peers.jax_step(problem, "jax jit", 4, "cpu"),
-        gpu_peers.jax_step(problem, "jax jit, K steps per launch", 4, "cpu"),
-    ]
+def test_plain_cupy_takes_the_same_steps_as_numpy(device):
     losses = []
-    for peer in peers:
-        for _ in range(8 // peer.units):
-            peer.run()
-        losses.append(peer.loss())
-        assert peer.timer(lambda: None, 1).wall >= 0
-    np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
+    for place, name in (("cpu", "numpy"), ("cuda:0", "cupy")):
+        with device.scope():
+            peer = make_peer(name, make_problem((12, 16, 8, 3), 16, place, optimizer="adam"))
+            for _ in range(8):
+                peer.step()
+            losses.append(peer.loss())
+    np.testing.assert_allclose(*losses, rtol=1e-4)

@@ -37,14 +37,6 @@ def ours(problem, *, epoch=False):
     return model, step.names.array("loss")[0]
 
 
-def probabilities(peer):
-    o = np.asarray(peer.predict(), np.float64)
-    if peer.gives_probabilities:
-        return o
-    e = np.exp(o - o.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("name", PEERS)
@@ -56,7 +48,7 @@ def test_a_peer_trains_as_we_do(name, optimizer):
         peer.step()
     model, loss = ours(problem)
     assert peer.loss() == pytest.approx(loss, rel=TOLERANCE)
-    np.testing.assert_allclose(probabilities(peer), model.predict_proba(problem.of_batch()[0]), atol=TOLERANCE)
+    np.testing.assert_allclose(peer.probabilities(), model.predict_proba(problem.of_batch()[0]), atol=TOLERANCE)
     for key, array in problem.state.items():
         np.testing.assert_array_equal(array, before[key])
 
@@ -70,7 +62,7 @@ def test_an_epoch_of_a_peer_goes_through_all_rows_in_mini_batches(name):
         pytest.skip(f"{name} has no epoch")
     peer.epoch(shuffle=False)
     model, _ = ours(problem, epoch=True)
-    np.testing.assert_allclose(probabilities(peer), model.predict_proba(problem.of_batch()[0]), atol=TOLERANCE)
+    np.testing.assert_allclose(peer.probabilities(), model.predict_proba(problem.of_batch()[0]), atol=TOLERANCE)
     peer.epoch(shuffle=True)
 
 

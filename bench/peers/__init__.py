@@ -7,17 +7,23 @@ cannot take part raises, and the reason stands in the report.
 from __future__ import annotations
 
 import pkgutil
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
 import gpubackprop as gb
+from gpubackprop.backends.crossover import step_flops
+from gpubackprop.bench.sizes import LIBRARIES
 from gpubackprop.bench.timing import Timer, WallTimer
 
 LEARNING_RATE = 1e-3
+LONG_STEP = "a step is so long that a call of its own costs nothing"
+LONG_CALL = 20_000_000  # FLOP, beside which the call itself costs nothing
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of Adam; some libraries have other defaults
 
 
@@ -67,6 +73,11 @@ class Problem:
         return int(self.device.partition(":")[2] or 0)
 
     @property
+    def steps_per_call(self) -> int:
+        """How many steps to take in one call where that can be chosen: fewer the longer a step lasts, at most 16."""
+        return max(1, min(16, LONG_CALL // step_flops(self.sizes, self.batch)))
+
+    @property
     def storage(self) -> str:
         """The dtype of the arrays: float32 for TF32."""
         return "float32" if self.dtype == "tf32" else self.dtype
@@ -108,11 +119,13 @@ class Peer(ABC):
 
     ``step`` queues ``units`` training steps on the mini-batch; ``loss`` waits for the loss of the last one, taken before its
     update. ``epoch`` trains once through all rows, a mini-batch at a time, and returns when the host need do no more.
-    ``predict`` returns the outputs, or probabilities, for the mini-batch. ``timer`` waits for what they queue.
+    ``predict`` returns the outputs, or probabilities, for the mini-batch. ``timer`` waits for what they queue;
+    ``setup_seconds`` is what making the peer took, compiling included.
     """
 
     units = 1
     gives_probabilities = False
+    setup_seconds: float | None = None
     timer: Timer = WallTimer(lambda: None)
     problem: Problem
 
@@ -131,6 +144,22 @@ class Peer(ABC):
     def epoch(self, *, shuffle: bool) -> object:
         """Train once through all rows."""
         raise CannotTakePartError("its epoch is not measured")
+
+    def probabilities(self) -> np.ndarray:
+        """Return the probabilities of the mini-batch on the host, in float64."""
+        found: Any = self.predict()
+        if hasattr(found, "cpu"):
+            found = found.double().cpu().numpy()
+        elif hasattr(found, "get"):
+            found = found.get()
+        o = np.asarray(found, np.float64)
+        return o if self.gives_probabilities else softmax(o)
+
+
+def softmax(o: np.ndarray) -> np.ndarray:
+    """Return e^o over its sum, by rows."""
+    e = np.exp(o - o.max(axis=1, keepdims=True))
+    return np.asarray(e / e.sum(axis=1, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -153,7 +182,7 @@ PEERS = {
     "torch": _entry("torch", "pytorch:TorchPeer"),
     "torch compile": _entry("torch", "pytorch:CompiledTorchPeer", slow=True),
     "torch graph": _entry("torch", "pytorch:GraphedTorchPeer"),
-    "torch compile + graph": _entry("torch", "pytorch:CompiledGraphedTorchPeer", slow=True),
+    "torch compile+graph": _entry("torch", "pytorch:CompiledGraphedTorchPeer", slow=True),
     "jax": _entry("jax", "xla:JaxPeer"),
     "jax, K steps": _entry("jax", "xla:JaxLoopPeer"),
     "sklearn": _entry("sklearn", "scikit:ScikitPeer"),
@@ -161,7 +190,6 @@ PEERS = {
     "keras": _entry("keras", "keras3:KerasPeer"),
     "tinygrad": _entry("tinygrad", "tiny:TinygradPeer", slow=True),
 }
-LIBRARIES = tuple(dict.fromkeys(entry.library for entry in PEERS.values()))
 
 
 def make_peers(
@@ -187,7 +215,10 @@ def make_peer(name: str, problem: Problem, *, slow: bool = True) -> Peer | str:
     if entry.slow and not slow:
         return "takes long to compile: left out of a quick run"
     try:
-        peer: Peer = pkgutil.resolve_name(entry.target)(problem)
+        kind = pkgutil.resolve_name(entry.target)
+        started = time.perf_counter()
+        peer: Peer = kind(problem)
+        peer.setup_seconds = time.perf_counter() - started
     except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
         return reason_of(error)
     return peer

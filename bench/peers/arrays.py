@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench.peers import BETA1, BETA2, EPSILON, LEARNING_RATE, CannotTakePartError, Peer, Problem
-from gpubackprop.bench.timing import WallTimer
 
 
 class ArrayPeer(Peer):
@@ -97,8 +96,10 @@ class CupyPeer(ArrayPeer):
             raise CannotTakePartError("runs on a GPU only")
         import cupy
 
+        from gpubackprop.bench.devices import CudaTimer
+
         super().__init__(problem, cupy)
-        self.timer = WallTimer(cupy.cuda.get_current_stream().synchronize)
+        self.timer = CudaTimer(cupy.cuda.get_current_stream())
 
 
 def softmax_cross_entropy(xp: Any, o: Any, y: Any) -> tuple[Any, Any]:

@@ -6,6 +6,8 @@ import itertools
 import os
 from typing import Any
 
+import numpy as np
+
 from gpubackprop.bench.peers import BETA1, BETA2, EPSILON, LEARNING_RATE, CannotTakePartError, Peer, Problem
 from gpubackprop.bench.timing import WallTimer
 
@@ -16,13 +18,17 @@ class TinygradPeer(Peer):
     def __init__(self, problem: Problem) -> None:
         if problem.dtype != "float32":
             raise CannotTakePartError(f"written for float32, not {problem.dtype}")
-        name = f"CUDA:{problem.index}" if problem.on_gpu else "CPU"
-        os.environ.setdefault("DEV", name.partition(":")[0])  # else it looks for a device at once, and fails without
+        self.device = (f"CUDA:{problem.index}" if problem.on_gpu else "CPU").removesuffix(":0")
+        os.environ.setdefault("DEV", self.device)  # else it looks for a device at once, and fails without
+        from tinygrad import Context
+
+        with Context(DEV=self.device):
+            self._make(problem)
+
+    def _make(self, problem: Problem) -> None:
         from tinygrad import Context, Device, Tensor, TinyJit
         from tinygrad.nn import Linear, optim
 
-        if name.partition(":")[0] != Device.DEFAULT:
-            raise CannotTakePartError(f"its device is {Device.DEFAULT}: set DEV={name}")
         self.problem, self.value = problem, Tensor([0.0])
         self.layers = [Linear(d_in, d_out) for d_in, d_out in itertools.pairwise(problem.sizes)]
         for i, layer in enumerate(self.layers):
@@ -37,14 +43,14 @@ class TinygradPeer(Peer):
         self.X, self.y = (a[: problem.batch].clone().realize() for a in (self.all_X, self.all_y))
 
         def train(X: Any, y: Any) -> Any:
-            with Context(TRAINING=1):
+            with Context(TRAINING=1, DEV=self.device):
                 optimizer.zero_grad()
                 loss = self.outputs(X).sparse_categorical_crossentropy(y).backward()
                 return loss.realize(*optimizer.schedule_step())
 
         self.train = TinyJit(train)
         self._predict = TinyJit(lambda X: self.outputs(X).realize())
-        self.timer = WallTimer(Device[Device.DEFAULT].synchronize)
+        self.timer = WallTimer(Device[self.device].synchronize)
 
     def outputs(self, X: Any) -> Any:
         """Return o."""
@@ -69,7 +75,8 @@ class TinygradPeer(Peer):
         from tinygrad import Tensor
 
         n, batch = len(self.problem.X), self.problem.batch
-        order = Tensor.randperm(n) if shuffle else Tensor.arange(n)
+        host = np.random.default_rng().permutation(n) if shuffle else np.arange(n)
+        order = Tensor(host.astype(np.int32), device=self.device)
         X, y = self.all_X[order].realize(), self.all_y[order].realize()
         for first in range(0, n, batch):
             rows = slice(first, first + batch)

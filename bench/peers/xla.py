@@ -10,10 +10,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX take
 import jax
 import jax.numpy as jnp
 
-from gpubackprop.bench.peers import BETA1, BETA2, EPSILON, LEARNING_RATE, CannotTakePartError, Peer, Problem
+from gpubackprop.bench.peers import BETA1, BETA2, EPSILON, LEARNING_RATE, LONG_STEP, CannotTakePartError, Peer, Problem
 from gpubackprop.bench.timing import WallTimer
-
-STEPS_PER_CALL = 16
 
 
 class JaxPeer(Peer):
@@ -78,11 +76,15 @@ class JaxPeer(Peer):
 class JaxLoopPeer(JaxPeer):
     """K steps in one call."""
 
-    units = STEPS_PER_CALL
+    def __init__(self, problem: Problem) -> None:
+        self.units = problem.steps_per_call
+        if self.units == 1:
+            raise CannotTakePartError(LONG_STEP)
+        super().__init__(problem)
 
     def steps(self, carry: Any, X: Any, y: Any) -> Any:
         """What is compiled."""
-        return jax.lax.fori_loop(0, STEPS_PER_CALL, lambda _, carry: self.one(carry, X, y), carry)
+        return jax.lax.fori_loop(0, self.units, lambda _, carry: self.one(carry, X, y), carry)
 
 
 def outputs(theta: Any, X: Any) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from gpubackprop.backends import crossover
 from gpubackprop.backends.diagnosis import DeviceUnavailableError, cuda_device_count, cuda_problem
 from gpubackprop.registry import Registry
 
@@ -48,14 +49,26 @@ def register_backend(name: str, target: str | Callable[..., Backend]) -> None:
         del _made[key]
 
 
+def choose_device(layer_sizes: Sequence[int]) -> str:
+    """Return what ``device="auto"`` means for a network: the first GPU, unless the CPU is known to train it faster here.
+
+    It is known after ``gpubackprop bench --suite crossover``.
+    """
+    gpu = next((d for d in available_devices() if d.startswith("cuda")), None)
+    if gpu is None:
+        return "cpu"
+    least = crossover.recall(gpu)
+    return gpu if least is None or crossover.step_flops(layer_sizes) >= least else "cpu"
+
+
 def get_backend(device: str | Any = "cpu", **options: Any) -> Backend:
     """Return the backend of a device.
 
     Parameters
     ----------
     device : str
-        ``"reference"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"auto"`` (the first GPU, else the CPU) or a registered name;
-        ``"gpu"`` is an alias of ``"cuda"``. A backend is returned as it is.
+        ``"reference"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"auto"`` (the first GPU, else the CPU; see :func:`choose_device`
+        for a network) or a registered name; ``"gpu"`` is an alias of ``"cuda"``. A backend is returned as it is.
     **options
         Of the backend's class, as in ``get_backend("cuda", matmul_precision="tf32")``.
 

@@ -1,19 +1,19 @@
-"""The cases of the fused kernels: their arrays, their operation as a step records it, and the same in plain CuPy."""
+"""The fused kernels: their arrays, their operation as a step records it, and the same in plain NumPy or CuPy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import cupy
-import gpu_unfused as unfused
 import numpy as np
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.backends.base import C1, C2, FACTOR, RATE
 from gpubackprop.backends.reference import ReferenceBackend
+from gpubackprop.bench import unfused
 from gpubackprop.definitions import NUMPY, check_dtype, eps_of, real_of
 from gpubackprop.losses import LOSSES
 from gpubackprop.step import Names, Operation, Recorder
@@ -22,15 +22,11 @@ Arrays = dict[str, Any]
 
 ACTIVATION_NAMES = ("relu", "tanh", "gelu", "gelu_tanh")
 LOSS_NAMES = ("softmax_cross_entropy", "mean_squared_error", "sigmoid_cross_entropy")
-SHAPES = {"full": [(8192, 4096), (1024, 1024), (128, 256), (8192, 10)], "quick": [(8192, 4096), (128, 256)]}
-LOSS_SHAPES = {"full": [(128, 10), (8192, 10), (8192, 1000)], "quick": [(128, 10), (8192, 1000)]}
-FLAT_SIZES = {"full": [235_146, 25_000_000], "quick": [25_000_000]}
-DRY_SHAPES, DRY_LOSS_SHAPES, DRY_SIZES = [(40, 24)], [(33, 10)], [1000]
 RATE_OF_DROPOUT, SEED, MAX_NORM = 0.25, 7, 1.0
 
 
 @dataclass
-class Case:
+class Kernel:
     """One kernel at one shape.
 
     Parameters
@@ -42,7 +38,7 @@ class Case:
     record : callable
         ``record(recorder, a)`` records the operation on the arrays ``a``.
     unfused : callable
-        Does the same to the arrays with CuPy's own operations.
+        Does the same to the arrays with the array module's own operations.
     outputs : tuple of str
         The arrays that are compared.
     sums : tuple of str
@@ -74,24 +70,20 @@ class Case:
         return recorder.operations[0]
 
 
-def cases(backend: Any, dtype_name: str, size: str, *, dry: bool) -> Iterator[Case]:
-    """Yield all cases for a dtype; ``size`` is "full" or "quick"."""
-    dtype = check_dtype(dtype_name)
-    shapes = DRY_SHAPES if dry else SHAPES[size]
-    for name in ACTIVATION_NAMES:
-        for shape in shapes:
-            yield _forward(backend, name, shape, dtype)
-            yield _backward(backend, name, shape, dtype)
-    for name in LOSS_NAMES:
-        for shape in DRY_LOSS_SHAPES if dry else LOSS_SHAPES[size]:
-            yield _loss(backend, name, shape, dtype)
-    for n in DRY_SIZES if dry else FLAT_SIZES[size]:
-        for optimizer in (gb.SGD(1e-3, momentum=0.9), gb.Adam(1e-3), gb.AdamW(1e-3)):
-            yield _update(backend, optimizer, n, dtype)
-        yield _clip(backend, n, dtype)
-    for shape in shapes:
-        yield _dropout(backend, shape, dtype)
-        yield _gather(backend, shape, dtype)
+def kernels_of(backend: Any, dtype_name: str, shape: tuple[int, int], *, few: bool = False) -> Iterator[Kernel]:
+    """Yield all kernels for a dtype, or some; where they take flat arrays, these have the elements of the shape."""
+    dtype, size = check_dtype(dtype_name), shape[0] * shape[1]
+    for name in ACTIVATION_NAMES[:2] if few else ACTIVATION_NAMES:
+        yield _forward(backend, name, shape, dtype)
+        yield _backward(backend, name, shape, dtype)
+    for name in LOSS_NAMES[:1] if few else LOSS_NAMES:
+        yield _loss(backend, name, shape, dtype)
+    optimizers = gb.Adam(1e-3), gb.SGD(1e-3, momentum=0.9), gb.AdamW(1e-3)
+    for optimizer in optimizers[:1] if few else optimizers:
+        yield _update(backend, optimizer, size, dtype)
+    yield _clip(backend, size, dtype)
+    yield _dropout(backend, shape, dtype)
+    yield _gather(backend, shape, dtype)
 
 
 def _normal(backend: Any, shape: tuple[int, ...], dtype: np.dtype[Any], scale: float = 1.0) -> Any:
@@ -99,7 +91,7 @@ def _normal(backend: Any, shape: tuple[int, ...], dtype: np.dtype[Any], scale: f
     return backend.asarray(drawn.astype(dtype))
 
 
-def _forward(backend: Any, name: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> Case:
+def _forward(backend: Any, name: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> Kernel:
     activation = ACTIVATIONS[name]
 
     def make() -> Arrays:
@@ -110,16 +102,18 @@ def _forward(backend: Any, name: str, shape: tuple[int, int], dtype: np.dtype[An
     def record(to: Recorder, a: Arrays) -> object:
         return to.bias_activation_forward(a["z"], a["b"], activation, a["out"])
 
-    return Case(f"bias_activation_forward {name}", shape, make, record, unfused.forward(name), ("z", "out"))
+    return Kernel(
+        f"bias_activation_forward {name}", shape, make, record, partial(unfused.forward(name), backend.xp), ("z", "out")
+    )
 
 
-def _backward(backend: Any, name: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> Case:
+def _backward(backend: Any, name: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> Kernel:
     activation = ACTIVATIONS[name]
 
     def make() -> Arrays:
         at, dh = _normal(backend, shape, dtype), _normal(backend, shape, dtype)[::-1].copy()
         if name == "tanh":
-            at = cupy.tanh(at)
+            at = backend.xp.tanh(at)
         # out is not dh, as it is in a step: dh would be multiplied by the derivative in every run, and vanish
         return {"dh": dh, "at": at, "out": backend.zeros(shape, dtype), "db": backend.zeros(shape[1:], real_of(dtype))}
 
@@ -127,10 +121,10 @@ def _backward(backend: Any, name: str, shape: tuple[int, int], dtype: np.dtype[A
         return to.bias_activation_backward(a["dh"], a["at"], a["at"], activation, a["out"], a["db"])
 
     label = f"bias_activation_backward {name}"
-    return Case(label, shape, make, record, unfused.backward(name), ("out", "db"), ("db",))
+    return Kernel(label, shape, make, record, partial(unfused.backward(name), backend.xp), ("out", "db"), ("db",))
 
 
-def _loss(backend: Any, name: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> Case:
+def _loss(backend: Any, name: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> Kernel:
     n, d = shape
 
     def make() -> Arrays:
@@ -144,16 +138,21 @@ def _loss(backend: Any, name: str, shape: tuple[int, int], dtype: np.dtype[Any])
         return to.bias_loss(a["z"], a["b"], a["y"], LOSSES[name], None, a["out"], a["db"], a["value"])
 
     outputs = ("out", "db", "value")
-    return Case(f"bias_loss {name}", shape, make, record, unfused.bias_loss(name), outputs, ("db", "value"))
+    return Kernel(
+        f"bias_loss {name}", shape, make, record, partial(unfused.bias_loss(name), backend.xp), outputs, ("db", "value")
+    )
 
 
-def _update(backend: Any, optimizer: Any, n: int, dtype: np.dtype[Any]) -> Case:
+def _update(backend: Any, optimizer: Any, n: int, dtype: np.dtype[Any]) -> Kernel:
     real = real_of(dtype)
     if optimizer.n_states == 1:
-        plain, label = unfused.sgd_momentum(optimizer.momentum), "update SGD momentum"
+        plain, label = partial(unfused.sgd_momentum(optimizer.momentum), backend.xp), "update SGD momentum"
     else:
         decay = optimizer.weight_decay if optimizer.decoupled else 0.0
-        plain, label = unfused.adam(optimizer.betas, optimizer.eps, decay), f"update {type(optimizer).__name__}"
+        plain, label = (
+            partial(unfused.adam(optimizer.betas, optimizer.eps, decay), backend.xp),
+            f"update {type(optimizer).__name__}",
+        )
 
     def make() -> Arrays:
         constants, _ = optimizer.define(np.float64, NUMPY)
@@ -166,25 +165,25 @@ def _update(backend: Any, optimizer: Any, n: int, dtype: np.dtype[Any]) -> Case:
         }  # fmt: skip
         return a if real == dtype else {**a, "weights": backend.zeros((n,), dtype)}
 
-    def record(to: Recorder, a: Arrays) -> object:
-        return to.update(optimizer, a["parameters"], a["gradients"], a["states"], a["scalars"], a.get("weights"))
+    def record(to: Recorder, a: Arrays) -> None:
+        to.update(optimizer, a["parameters"], a["gradients"], a["states"], a["scalars"], a.get("weights"))
 
-    return Case(label, (n,), make, record, plain, ("parameters", "states"))
+    return Kernel(label, (n,), make, record, plain, ("parameters", "states"))
 
 
-def _clip(backend: Any, n: int, dtype: np.dtype[Any]) -> Case:
+def _clip(backend: Any, n: int, dtype: np.dtype[Any]) -> Kernel:
     real = real_of(dtype)
 
     def make() -> Arrays:
         return {"gradients": _normal(backend, (n,), real), "scalars": backend.zeros((8,), real)}
 
-    def record(to: Recorder, a: Arrays) -> object:
-        return to.clip(a["gradients"], MAX_NORM, a["scalars"])
+    def record(to: Recorder, a: Arrays) -> None:
+        to.clip(a["gradients"], MAX_NORM, a["scalars"])
 
-    return Case("clip", (n,), make, record, unfused.clip(MAX_NORM), ("scalars",), ("scalars",))
+    return Kernel("clip", (n,), make, record, partial(unfused.clip(MAX_NORM), backend.xp), ("scalars",), ("scalars",))
 
 
-def _dropout(backend: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> Case:
+def _dropout(backend: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> Kernel:
     def make() -> Arrays:
         counters = backend.asarray(np.array([3, 0]))
         return {"x": _normal(backend, shape, dtype), "counters": counters, "out": backend.zeros(shape, dtype)}
@@ -193,13 +192,21 @@ def _dropout(backend: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> Case
         return to.dropout(a["x"], RATE_OF_DROPOUT, SEED, 1, a["counters"], a["out"])
 
     def expected(a: Arrays) -> None:
-        x, counters = cupy.asnumpy(a["x"]), cupy.asnumpy(a["counters"])
+        x, counters = backend.to_numpy(a["x"]), backend.to_numpy(a["counters"])
         a["out"][...] = backend.asarray(ReferenceBackend().dropout(x, RATE_OF_DROPOUT, SEED, 1, counters))
 
-    return Case("dropout", shape, make, record, unfused.dropout(RATE_OF_DROPOUT), ("out",), expected=expected)
+    return Kernel(
+        "dropout",
+        shape,
+        make,
+        record,
+        partial(unfused.dropout(RATE_OF_DROPOUT), backend.xp),
+        ("out",),
+        expected=expected,
+    )
 
 
-def _gather(backend: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> Case:
+def _gather(backend: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> Kernel:
     n, first = shape[0], shape[0] // 2
 
     def make() -> Arrays:
@@ -210,10 +217,10 @@ def _gather(backend: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> Case:
     def record(to: Recorder, a: Arrays) -> object:
         return to.gather(a["source"], a["order"], a["counters"], a["out"])
 
-    return Case("gather", shape, make, record, unfused.gather(first), ("out",))
+    return Kernel("gather", shape, make, record, partial(unfused.gather(first), backend.xp), ("out",))
 
 
-def copied(a: Arrays, dtype: np.dtype[Any] | None = None) -> Arrays:
+def copied(backend: Any, a: Arrays, dtype: np.dtype[Any] | None = None) -> Arrays:
     """Return copies of the arrays, those of real numbers in ``dtype`` if given; the same array stays the same."""
     done: dict[int, Any] = {}
     for array in a.values():
@@ -222,32 +229,33 @@ def copied(a: Arrays, dtype: np.dtype[Any] | None = None) -> Arrays:
         if dtype is None or array.dtype.kind == "i":
             done[id(array)] = array.copy()
         elif array.dtype.itemsize == 2:  # CuPy does not convert every 16-bit type to float64
-            done[id(array)] = cupy.asarray(cupy.asnumpy(array).astype(dtype))
+            done[id(array)] = backend.asarray(backend.to_numpy(array).astype(dtype))
         else:
             done[id(array)] = array.astype(dtype)
     return {name: done[id(array)] for name, array in a.items()}
 
 
-def disagreement(case: Case, found: Arrays, expected: Arrays) -> str | None:
+def disagreement(backend: Any, kernel: Kernel, found: Arrays, expected: Arrays) -> str | None:
     """Return how the arrays found differ from those expected, in float64, or None where they agree.
 
     An element may differ by 32 units of rounding of the largest one. A sum of n elements may differ by 4 sqrt(n) units of
     the sum of their magnitudes more, what n roundings in any order rarely exceed, and by the rounding of its elements.
     """
     # n elements to a sum: the rows for db, all elements otherwise
-    for name in case.outputs:
+    xp = backend.xp
+    for name in kernel.outputs:
         got = found[name]
         real, storage = eps_of(real_of(found["db"].dtype if name == "value" else got.dtype)), eps_of(got.dtype)
-        got, wanted = copied({name: got}, np.dtype(np.float64))[name], expected[name]
-        scale, allowed = cupy.abs(wanted).max(), 32 * storage
-        if name in case.sums:
-            count = case.shape[0] if name == "db" else int(np.prod(case.shape))
+        got, wanted = copied(backend, {name: got}, np.dtype(np.float64))[name], expected[name]
+        scale, allowed = xp.abs(wanted).max(), 32 * storage
+        if name in kernel.sums:
+            count = kernel.shape[0] if name == "db" else int(np.prod(kernel.shape))
             allowed = (32 + 4 * count**0.5) * real
             if name == "db":
-                scale = cupy.abs(expected["out"]).sum(axis=0)
+                scale = xp.abs(expected["out"]).sum(axis=0)
             if "out" in found:
                 allowed += 4 * eps_of(found["out"].dtype)
-        over = float(cupy.max(cupy.abs(got - wanted) / (allowed * scale + 1e-30)))
+        over = float(xp.max(xp.abs(got - wanted) / (allowed * scale + 1e-30)))
         if not over <= 1:  # NaN is no agreement either
             return f"{name} differs by {over:.3g} times what rounding explains"
     return None

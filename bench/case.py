@@ -1,0 +1,151 @@
+"""A case: one piece of work at one size on one device, who does it, and the row of the report that comes of it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.bench.peers import reason_of
+from gpubackprop.bench.sizes import Sizes
+from gpubackprop.bench.timing import Contestant, Sample, clock_of, measure, ratio, seconds_of, summary
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run measures.
+
+    Parameters
+    ----------
+    rounds, cold_rounds : int
+        Samples of each time; and where each is a process of its own.
+    seconds : float
+        That a sample lasts, where one run is shorter.
+    """
+
+    sizes: Sizes
+    libraries: tuple[str, ...]
+    dtypes: tuple[str, ...] = ("float32",)
+    optimizer: str = "sgd"
+    threads: int = 1
+    rounds: int = 25
+    cold_rounds: int = 5
+    seconds: float = 0.01
+    quick: bool = False
+    dry: bool = False
+
+
+@dataclass
+class Prepared:
+    """The contestants of a case, made and checked; the first is the one that the others are compared with.
+
+    Parameters
+    ----------
+    left_out, wrong : dict
+        Who takes no part, and why; whose result differs from the reference, and how: it gets no time.
+    flops, bytes : int
+        Of one unit of work.
+    facts : dict
+        More for the row.
+    cold : bool
+        Every run is a sample, the first one too.
+    """
+
+    contestants: list[Contestant]
+    left_out: dict[str, str] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+    flops: int = 0
+    bytes: int = 0
+    facts: Row = field(default_factory=dict)
+    cold: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured, before anything of it is made."""
+
+    suite: str
+    name: str
+    device: str
+    dtype: str
+    prepare: Callable[[], Prepared]
+    size: Row = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What tells the case from all others of a report."""
+        return self.suite, self.device, self.dtype, self.name
+
+
+Cases = Iterator[Case]
+
+
+def key_of(row: Row) -> tuple[str, str, str, str]:
+    """Return the key of the case that a row is of."""
+    return row["suite"], row["device"], row["dtype"], row["case"]
+
+
+def run_case(case: Case, settings: Settings) -> Row:
+    """Make, check and time the contestants of a case; return its row."""
+    prepared = case.prepare()
+    samples: dict[str, list[Sample]] = {}
+    if prepared.contestants:
+        if prepared.cold:
+            samples = measure(prepared.contestants, settings.cold_rounds, 0.0, warm=False)
+        else:
+            samples = measure(prepared.contestants, settings.rounds, settings.seconds)
+    row: Row = {
+        "suite": case.suite, "case": case.name, "device": case.device, "dtype": case.dtype, "size": case.size,
+        "flops": prepared.flops, "bytes": prepared.bytes, **prepared.facts,
+        "base": prepared.contestants[0].name if prepared.contestants else None,
+        "contestants": {c.name: _entry(c, samples, prepared.contestants[0].name) for c in prepared.contestants},
+        "left_out": prepared.left_out, "wrong": prepared.wrong,
+    }  # fmt: skip
+    del prepared
+    gc.collect()
+    return row
+
+
+def _entry(contestant: Contestant, samples: dict[str, list[Sample]], base: str) -> Row:
+    found = samples[contestant.name]
+    device = seconds_of(found, "device") if clock_of(found) == "device" else None
+    wall = seconds_of(found, "wall")
+    return {
+        "device_seconds": None if device is None else {**summary(device), "samples": device},
+        "wall_seconds": {**summary(wall), "samples": wall},
+        "setup_seconds": contestant.setup_seconds,
+        "units": contestant.units,
+        "over_base": None if contestant.name == base else ratio(found, samples[base]),
+    }
+
+
+def best_seconds(entry: Row) -> Row:
+    """Return the summary of a contestant's device time where it is known, else of its wall time."""
+    found: Row = entry["device_seconds"] or entry["wall_seconds"]
+    return found
+
+
+def admit(
+    prepared: Prepared, contestant: Contestant, result: Callable[[], np.ndarray], expected: np.ndarray, allowed: float
+) -> None:
+    """Let a contestant take part if what it computes is what is expected; else name it, with the reason.
+
+    Parameters
+    ----------
+    result : callable
+        Returns what is compared, after having done the work once.
+    """
+    try:
+        off = float(np.abs(result() - expected).max())
+    except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
+        prepared.left_out[contestant.name] = reason_of(error)
+        return
+    if off <= allowed:  # NaN is not
+        prepared.contestants.append(contestant)
+    else:
+        prepared.wrong[contestant.name] = f"its result differs from the reference by {off:.3g}"

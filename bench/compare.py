@@ -1,0 +1,165 @@
+"""Two reports side by side: what changed beyond noise.
+
+Two runs differ by what the machine was doing, too. So a time counts as changed only if it changed both by the clock and against
+each of the others in its row, who were timed in the same rounds: those show what the machine did. The test is that of Mann and
+Whitney (1947) on the samples, at 5 % over all times together (Holm (1979)); a change smaller than the threshold is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.bench.case import Row, key_of
+from gpubackprop.bench.report import Report
+from gpubackprop.bench.text import SAME, number, times, unit_of
+from gpubackprop.bench.timing import interval
+
+LEVEL = 0.05
+
+Key = tuple[str, str, str, str]
+
+
+@dataclass
+class Change:
+    """How a time of ours changed from one report to another.
+
+    Parameters
+    ----------
+    ratio, low, high : float
+        The later median over the earlier one by the clock, and its 95 % interval.
+    against : list of float
+        The same ratio of the time over that of each of the others in its row.
+    p : float
+        How likely as large a difference is by chance, of the likeliest of all these.
+    """
+
+    key: Key
+    name: str
+    before: float
+    after: float
+    ratio: float
+    low: float
+    high: float
+    against: list[float]
+    p: float
+    verdict: str = SAME
+
+
+def compare_reports(reports: list[Report], threshold: float) -> tuple[list[str], int]:
+    """Return lines that compare each report with the first, and how many times became slower in any of them."""
+    lines: list[str] = []
+    regressions = 0
+    for report in reports[1:]:
+        found = changes(reports[0], report, threshold)
+        slower = sum(change.verdict == "SLOWER" for change in found)
+        faster = sum(change.verdict == "faster" for change in found)
+        regressions += slower
+        lines += [*_environments(reports[0], report), *_table(found)]
+        lines.append(f"{slower} slower, {faster} faster, {len(found) - slower - faster} with {SAME}")
+        missing = len(keys(reports[0]) ^ keys(report))
+        if missing:
+            lines.append(f"{missing} cases are in one of the reports only")
+        lines.append("")
+    return lines[:-1], regressions
+
+
+def keys(report: Report) -> set[Key]:
+    """Return the cases of a report."""
+    return {key_of(row) for row in report["rows"]}
+
+
+def changes(before: Report, after: Report, threshold: float) -> list[Change]:
+    """Return how the times of ours changed that both reports have."""
+    earlier = {key_of(row): row for row in before["rows"]}
+    found = [
+        _change(key_of(row), name, earlier[key_of(row)], row)
+        for row in after["rows"]
+        if key_of(row) in earlier
+        for name in row["contestants"]
+        if is_ours(name, row) and name in earlier[key_of(row)]["contestants"]
+    ]
+    by_p = sorted(found, key=lambda change: change.p)
+    for rank, change in enumerate(by_p):
+        if change.p > LEVEL / (len(by_p) - rank):
+            break
+        if min(change.ratio, *change.against) > 1 + threshold:
+            change.verdict = "SLOWER"
+        elif max(change.ratio, *change.against) < 1 / (1 + threshold):
+            change.verdict = "faster"
+    return found
+
+
+def is_ours(name: str, row: Row) -> bool:
+    """Return whether a contestant is of this package."""
+    return name.startswith("gpubackprop") or name == row["device"]
+
+
+def _change(key: Key, name: str, before: Row, after: Row) -> Change:
+    a, b = _samples(before, after, name)
+    low, high = interval(b, a, statistic=_ratio_of_medians)
+    others = [_samples(before, after, other) for other in _others(before, after)]
+    relative = [(a / x, b / y) for x, y in others]
+    return Change(
+        key, name, float(np.median(a)), float(np.median(b)), float(_ratio_of_medians(b, a)), low, high,
+        [float(_ratio_of_medians(y, x)) for x, y in relative], max(_chance(x, y) for x, y in [(a, b), *relative]),
+    )  # fmt: skip
+
+
+def _chance(x: np.ndarray, y: np.ndarray) -> float:
+    """Return how likely two samples of one distribution differ as much."""
+    from scipy.stats import mannwhitneyu
+
+    if min(len(x), len(y)) < 2 or np.ptp([*x, *y]) == 0:
+        return 1.0
+    return float(mannwhitneyu(x, y).pvalue)
+
+
+def _ratio_of_medians(b: Any, a: Any, axis: int = -1) -> Any:
+    return np.median(b, axis=axis) / np.median(a, axis=axis)
+
+
+def _samples(before: Row, after: Row, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the samples of a contestant in both rows, by the device's clock where both have it."""
+    entries = before["contestants"][name], after["contestants"][name]
+    clock = "device_seconds" if all(entry["device_seconds"] for entry in entries) else "wall_seconds"
+    first, second = (np.maximum(entry[clock]["samples"], 1e-12) for entry in entries)
+    return first, second
+
+
+def _others(before: Row, after: Row) -> list[str]:
+    """Return who is in both rows and not ours; the products and the parts of a step are ours, too."""
+    names = [name for name in before["contestants"] if name in after["contestants"] and not is_ours(name, before)]
+    return [name for name in names if not name.startswith((" ", "products"))]
+
+
+def _environments(before: Report, after: Report) -> Iterator[str]:
+    """Yield what the two reports were measured on, and in what they differ."""
+    for label, report in (("a", before), ("b", after)):
+        e = report["environment"]
+        gpus = "".join(f", {gpu['name']}" for gpu in e["gpus"])
+        yield f"{label}: {e['host']}, {e['cpu']['name']}, {e['cpu']['threads']} threads{gpus}"
+        yield f"   {report['date']}, commit {(e['commit'] or '?')[:12]}"
+    old, new = (report["environment"]["packages"] for report in (before, after))
+    for name in new:
+        if old.get(name) != new[name]:
+            yield f"   {name}: {old.get(name)} in a, {new[name]} in b"
+
+
+def _table(found: list[Change]) -> Iterator[str]:
+    last = None
+    for change in found:
+        if change.key != last:
+            last = change.key
+            yield ", ".join(change.key)
+        unit, factor = unit_of(change.before)
+        times_ = f"{number(change.before * factor)} -> {number(change.after * factor)} {unit}"
+        span = f"{times(change.ratio)} [{times(change.low)}, {times(change.high)}]"
+        yield f"  {change.name:21.21s}{times_:>22s}  {span:22s} {_verdict(change)}"
+
+
+def _verdict(change: Change) -> str:
+    return "same" if change.verdict == SAME else change.verdict

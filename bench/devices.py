@@ -1,0 +1,197 @@
+"""The devices as they are measured: their array module, timer, memory and how they run a list of calls."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gpubackprop as gb
+from gpubackprop.bench.threads import usable
+from gpubackprop.bench.timing import Clock, Contestant, Run, Sample, Timer, WallTimer, seconds_now
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+DEFAULT_CACHE = 32 << 20  # bytes, where the system does not tell
+
+
+class Host:
+    """The CPU."""
+
+    name, on_gpu, xp = "cpu", False, np
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.backend: Any = gb.get_backend("cpu")
+
+    def timer(self) -> Timer:
+        """Return a timer of what runs here."""
+        return WallTimer(lambda: None)
+
+    def queue(self, name: str, calls: Sequence[Call], units: int = 1) -> Contestant:
+        """Return the calls, one after another, as a contestant."""
+        return Contestant(name, in_turn(calls), self.timer(), units)
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Return where the arrays of a case are made."""
+        return contextlib.nullcontext()
+
+    def synchronize(self) -> None:
+        """Do nothing: what was called is done."""
+
+    def cache_bytes(self) -> int:
+        """Return the size of the largest cache."""
+        found = [DEFAULT_CACHE]
+        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(int(path.read_text().strip().removesuffix("K")) << 10)
+        return max(found)
+
+    def copiers(self) -> dict[str, Callable[[Any, Any], object]]:
+        """Return the ways of copying an array into another."""
+        found: dict[str, Callable[[Any, Any], object]] = {"copyto": np.copyto}
+        if self.threads > 1:
+            found[f"copyto, {self.threads} threads"] = _copy_in_threads(self.threads)
+        return found
+
+
+class Gpu:
+    """A CUDA device; what is measured runs on a stream of its own."""
+
+    on_gpu = True
+
+    def __init__(self, name: str) -> None:
+        import cupy
+
+        self.backend: Any = gb.get_backend(name)
+        self.name, self.xp = self.backend.device, cupy
+        self.index = int(self.name.partition(":")[2])
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+
+    def timer(self) -> Timer:
+        """Return a timer of what runs on the stream."""
+        return CudaTimer(self.stream)
+
+    def queue(self, name: str, calls: Sequence[Call], units: int = 1) -> Contestant:
+        """Return the calls as one graph; they run once before, to be compiled."""
+        in_turn(calls)()
+        self.stream.synchronize()
+        started = time.perf_counter()
+        graph = self.capture(calls)
+        run = _launching(graph, calls)
+        return Contestant(name, run, self.timer(), units, time.perf_counter() - started)
+
+    def capture(self, calls: Sequence[Call]) -> Any:
+        """Return a graph of the calls, which wait for nothing."""
+        with self.stream:
+            self.stream.begin_capture()
+            try:
+                in_turn(calls)()
+            except BaseException:
+                with contextlib.suppress(Exception):  # the first error is the one to report
+                    self.stream.end_capture()
+                raise
+            return self.stream.end_capture()
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Make arrays on this stream, in a pool of their own: nobody else gets the addresses that a graph has seen."""
+        pool = self.xp.cuda.MemoryPool()
+        with self.xp.cuda.Device(self.index), self.xp.cuda.using_allocator(pool.malloc), self.stream:
+            yield
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        self.stream.synchronize()
+
+    def cache_bytes(self) -> int:
+        """Return the size of the L2 cache."""
+        return int(self.xp.cuda.Device(self.index).attributes["L2CacheSize"])
+
+    def copiers(self) -> dict[str, Callable[[Any, Any], object]]:
+        """Return the ways of copying an array into another."""
+        kernel = self.xp.ElementwiseKernel("T x", "T y", "y = x", "copy_16_bytes")
+
+        def memcpy(target: Any, source: Any) -> None:
+            target.data.copy_from_device_async(source.data, source.nbytes, self.stream)
+
+        return {"kernel": lambda target, source: kernel(source, target), "memcpy": memcpy}
+
+
+Device = Host | Gpu
+
+
+@cache
+def device_of(name: str, threads: int) -> Device:
+    """Return a device by its name.
+
+    Raises
+    ------
+    DeviceUnavailableError
+        It cannot be used.
+    """
+    return Host(threads) if name == "cpu" else Gpu(name)
+
+
+class CudaTimer:
+    """Time between two events on a stream, and on the wall until the second has happened."""
+
+    def __init__(self, stream: Any, clock: Clock = seconds_now) -> None:
+        import cupy
+
+        self.stream, self.clock, self.elapsed = stream, clock, cupy.cuda.get_elapsed_time
+        self.begin, self.end = cupy.cuda.Event(), cupy.cuda.Event()
+
+    def __call__(self, run: Run, repeats: int) -> Sample:
+        """Return the seconds of ``repeats`` runs on the stream."""
+        with self.stream:
+            self.stream.synchronize()
+            started = self.clock()
+            self.begin.record(self.stream)
+            for _ in range(repeats):
+                run()
+            self.end.record(self.stream)
+            self.end.synchronize()
+            wall = self.clock() - started
+        return Sample(self.elapsed(self.begin, self.end) / 1e3, wall)
+
+
+def in_turn(calls: Sequence[Call]) -> Run:
+    """Return a function that makes the calls one after another."""
+
+    def run() -> None:
+        for function, arguments in calls:
+            function(*arguments)
+
+    return run
+
+
+def _launching(graph: Any, keep: Any) -> Run:
+    """Return the launch of a graph; it holds only the addresses of the arrays in ``keep``."""
+
+    def launch(graph: Any = graph, keep: Any = keep) -> None:
+        graph.launch()
+
+    return launch
+
+
+def copies_beyond_cache(device: Device, nbytes: int, most: int) -> int:
+    """Return how many sets of arrays to take in turn, so that none is still in the cache when its turn comes again."""
+    return max(2, min(most, -(-2 * device.cache_bytes() // max(nbytes, 1)) + 1))
+
+
+def _copy_in_threads(threads: int) -> Callable[[Any, Any], object]:
+    pool = ThreadPoolExecutor(min(threads, usable()))
+
+    def copy(target: Any, source: Any) -> None:
+        shares = [slice(i * len(source) // threads, (i + 1) * len(source) // threads) for i in range(threads)]
+        list(pool.map(lambda share: np.copyto(target[share], source[share]), shares))
+
+    return copy

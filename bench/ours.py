@@ -1,0 +1,209 @@
+"""Our training step as contestants: whole, in parts, its products alone; and the check that all train alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+import gpubackprop as gb
+from gpubackprop.backends.reference import loop
+from gpubackprop.bench.case import Prepared
+from gpubackprop.bench.devices import Device
+from gpubackprop.bench.peers import LEARNING_RATE, LONG_STEP, CannotTakePartError, Peer, Problem, make_peers, reason_of
+from gpubackprop.bench.peers.arrays import ArrayPeer
+from gpubackprop.bench.timing import Contestant, Run, Timer
+from gpubackprop.step import Operation, Step
+
+MOST_COMPARED = 1600  # steps
+TOLERANCE = {"float64": 1e-6, "float32": 2e-3, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 5e-2}
+"""How far losses may be apart after the compared steps, relative to the first loss: rounding of the products, over steps."""
+
+
+@dataclass
+class Trained:
+    """Somebody who trains: ``run`` queues ``units`` steps, ``loss`` waits for the loss of the last one."""
+
+    name: str
+    run: Run
+    units: int
+    loss: Callable[[], float]
+    timer: Timer
+    setup_seconds: float | None = None
+
+    def contestant(self) -> Contestant:
+        """Return what is timed."""
+        return Contestant(self.name, self.run, self.timer, self.units, self.setup_seconds)
+
+
+def optimizer_of(problem: Problem) -> Any:
+    """Return our optimizer for a problem."""
+    return gb.SGD(LEARNING_RATE) if problem.optimizer == "sgd" else gb.Adam(LEARNING_RATE)
+
+
+def model_of(problem: Problem, backend: Any) -> gb.MLP:
+    """Return our network with the weights of a problem."""
+    if problem.dtype == "tf32":
+        backend = gb.get_backend(problem.device, matmul_precision="tf32")
+    model = gb.MLP(problem.sizes, device=backend, dtype=problem.storage)
+    model.load_state_dict(problem.state)
+    return model
+
+
+def step_of(problem: Problem, backend: Any, *, update: bool = True) -> Step:
+    """Return our step, with the mini-batch in its arrays."""
+    model = model_of(problem, backend)
+    step = model.step(problem.batch, optimizer_of(problem) if update else None)
+    X, y = step.names.array("X"), step.names.array("y")
+    host_X, host_y = problem.of_batch()
+    X[...] = model.backend.asarray(host_X.astype(X.dtype))
+    y[...] = model.backend.asarray(host_y)
+    return step
+
+
+def ours(device: Device, problem: Problem) -> Iterator[tuple[str, Callable[[], Trained]]]:
+    """Yield our step: one call per step, K steps per call, and one call per operation."""
+
+    def trained(name: str, make: Callable[[Any], tuple[Run, int]]) -> Trained:
+        started = time.perf_counter()
+        step = step_of(problem, device.backend)
+        run, units = make(step)
+        value = step.names.array("loss")
+        return Trained(name, run, units, lambda: float(value[0]), device.timer(), time.perf_counter() - started)
+
+    def one(step: Step) -> tuple[Run, int]:
+        run: Any = step.compile()
+        _finish(run, 1)
+        return run, 1
+
+    def many(step: Step) -> tuple[Run, int]:
+        run: Any = step.compile()
+        units = getattr(run, "steps_per_launch", problem.steps_per_call)
+        if units == 1:
+            raise CannotTakePartError(LONG_STEP)
+        _finish(run, units)
+        return lambda: run(units), units
+
+    def eager(step: Step) -> tuple[Run, int]:
+        run: Any = step.compile()
+        return getattr(run, "eagerly", None) or loop(bound(device, step.operations)), 1
+
+    yield "gpubackprop", lambda: trained("gpubackprop", one)
+    yield "gpubackprop, K steps", lambda: trained("gpubackprop, K steps", many)
+    yield "gpubackprop, eager", lambda: trained("gpubackprop, eager", eager)
+
+
+def _finish(run: Any, units: int) -> None:
+    """Compile or capture a step now, where the backend would do so later."""
+    if hasattr(run, "compose"):
+        run.compose()
+    elif hasattr(run, "graph"):
+        run.graph(units)
+
+
+def bound(device: Device, operations: list[Operation]) -> list[Any]:
+    """Return the calls of operations; on a GPU with products that may be captured, where it can."""
+    backend: Any = device.backend
+    bind = backend.bind_product if captures(device) else backend.bind
+    return [bind(operation) for operation in operations]
+
+
+def captures(device: Device) -> bool:
+    """Return whether whole steps can be captured here: on a GPU, with nvmath-python."""
+    return getattr(device.backend, "_products", None) is not None
+
+
+def parts(device: Device, problem: Problem) -> list[Contestant]:
+    """Return the products alone, as one call, and forward, backward and update each, as one call per operation."""
+    step = step_of(problem, _backend(device, problem))
+    calls = dict(zip(map(id, step.operations), bound(device, step.operations), strict=True))
+    loop([calls[id(operation)] for operation in step.operations])()  # so that the parts meet the numbers of a step
+    device.synchronize()
+    groups: dict[str, list[Operation]] = {"products": [o for o in step.operations if o.name == "matmul"]}
+    for name, phases in (("forward", ("forward", "loss")), ("backward", ("backward",)), ("update", ("update",))):
+        groups[f"  {name} alone"] = [o for o in step.operations if o.phase in phases]
+    result = []
+    for name, operations in groups.items():
+        chosen = [calls[id(operation)] for operation in operations]
+        if name == "products" and not device.on_gpu:
+            run = Step(step.backend, operations, step.names).compile()
+            _finish(run, 1)
+            result.append(Contestant(name, run, device.timer()))
+        elif device.on_gpu and not captures(device):
+            result.append(Contestant(name, loop(chosen), device.timer()))
+        else:
+            result.append(device.queue(name, chosen))
+        result[-1].run = _keeping(result[-1].run, step)
+    if captures(device):
+        K = step.compile().steps_per_launch  # type: ignore[attr-defined]
+        chosen = [calls[id(operation)] for operation in groups["products"]]
+        result.append(device.queue("products, K steps", chosen * K, K))
+        result[-1].run = _keeping(result[-1].run, step)
+    return result
+
+
+def _backend(device: Device, problem: Problem) -> Any:
+    return device.backend if problem.dtype != "tf32" else gb.get_backend(device.name, matmul_precision="tf32")
+
+
+def _keeping(run: Run, step: Step) -> Run:
+    """Return ``run``, holding the arrays of a step."""
+
+    def kept(run: Run = run, step: Step = step) -> None:
+        run()
+
+    return kept
+
+
+def field(
+    device: Device, problem: Problem, libraries: tuple[str, ...], *, slow: bool
+) -> tuple[list[Trained], Prepared]:
+    """Make and check everybody who trains; return those who train alike, and a case with the names of the others."""
+    prepared = Prepared([])
+    trained: list[Trained] = []
+    for name, make in ours(device, problem):
+        try:
+            trained.append(make())
+        except Exception as error:  # one way of running the step is no reason to lose the others
+            prepared.left_out[name] = reason_of(error)
+    for name, peer in make_peers(problem, libraries, slow=slow):
+        if isinstance(peer, Peer):
+            trained.append(Trained(name, peer.step, peer.units, peer.loss, peer.timer, peer.setup_seconds))
+        else:
+            prepared.left_out[name] = peer
+    prepared.facts.update(compare(problem, trained, prepared))
+    return [one for one in trained if one.name not in (*prepared.wrong, *prepared.left_out)], prepared
+
+
+def compare(problem: Problem, trained: list[Trained], prepared: Prepared) -> dict[str, Any]:
+    """Train plain NumPy in float64 until its loss has moved, the others as long; name whoever is elsewhere as wrong.
+
+    The tolerance is relative to the first loss, and the loss has to move by four times as much: whoever stands still, or goes
+    another way, is found.
+    """
+    wide = replace(problem, dtype="float64", device="cpu")
+    yardstick = ArrayPeer(wide, np)
+    yardstick.step()
+    first, steps = yardstick.loss(), 1
+    allowed = TOLERANCE[problem.dtype] * max(1.0, abs(first))
+    units = int(np.lcm.reduce([one.units for one in trained] or [1]))
+    while steps % units or (abs(yardstick.loss() - first) < 4 * allowed and steps < MOST_COMPARED):
+        yardstick.step()
+        steps += 1
+    expected = yardstick.loss()
+    if abs(expected - first) < 4 * allowed:
+        raise RuntimeError(f"the loss moves from {first} to {expected} in {steps} steps: too little to compare by")
+    for one in trained:
+        try:
+            for _ in range(steps // one.units):
+                one.run()
+            loss = one.loss()
+        except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
+            prepared.left_out[one.name] = reason_of(error)
+            continue
+        if not abs(loss - expected) <= allowed:
+            prepared.wrong[one.name] = f"its loss after {steps} steps is {loss:.6g}, not {expected:.6g}"
+    return {"compared_steps": steps, "first_loss": first, "last_loss": expected}

@@ -1,0 +1,198 @@
+"""The plots of the page, as SVG text: roofline, speed against batch and width, peers, kernels, crossover."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from gpubackprop.bench.case import Row, best_seconds
+from gpubackprop.bench.report import Report
+
+COLORS = {
+    "gpubackprop": "#d1495b", "gpubackprop, K steps": "#8f2d56", "products": "#6c757d", "numpy": "#2e86ab", "cupy": "#2e86ab",
+    "torch": "#f18f01", "torch compile": "#c77700", "torch graph": "#a35f00", "torch compile+graph": "#7a4700",
+    "jax": "#3f7d20", "jax, K steps": "#72b01d", "sklearn": "#7768ae", "thinc": "#1b998b", "keras": "#b56576",
+    "tinygrad": "#495057",
+}  # fmt: skip
+MARKERS = "osD^vPX*<>hp"
+
+
+def figures(report: Report) -> Iterator[tuple[str, Any]]:
+    """Yield the title and the figure of each plot that the report has the rows for."""
+    rows = [row for row in report["rows"] if row["contestants"]]
+    steps = [row for row in rows if row["suite"] in ("step", "latency") and "gpubackprop" in row["contestants"]]
+    steps = [row for row in steps if not row["case"].startswith("predict")]
+    for device, dtype in dict.fromkeys((row["device"], row["dtype"]) for row in steps):
+        chosen = [row for row in steps if (row["device"], row["dtype"]) == (device, dtype)]
+        where = f"{device}, {dtype}"
+        yield f"One step against the peers, {where}", peers(chosen)
+        if any("roofs" in row for row in chosen):
+            yield f"Roofline, {where}", roofline([row for row in chosen if "roofs" in row])
+        layers = most(chosen, lambda row: tuple(row["size"]["layers"]))
+        if len({row["size"]["batch"] for row in layers}) > 1:
+            name = "-".join(map(str, layers[0]["size"]["layers"]))
+            yield f"Speed against the mini-batch, {name}, {where}", speed(layers, "batch", "samples in a mini-batch")
+        widths = most(
+            [row for row in chosen if len(set(row["size"]["layers"][:-1])) == 1], lambda row: row["size"]["batch"]
+        )
+        if len(widths) > 1:
+            title = f"Speed against the width, {len(widths[0]['size']['layers']) - 1} layers, batch {widths[0]['size']['batch']}"
+            yield f"{title}, {where}", speed(widths, "width", "width of the layers")
+    kernels = [row for row in rows if row["suite"] == "kernels" and "share_of_copy_bandwidth" in row]
+    for device, dtype in dict.fromkeys((row["device"], row["dtype"]) for row in kernels):
+        chosen = [row for row in kernels if (row["device"], row["dtype"]) == (device, dtype)]
+        yield f"Fused kernels against the bandwidth of a copy, {device}, {dtype}", shares(chosen)
+    crossed = [row for row in rows if row["suite"] == "crossover" and len(row["contestants"]) == 2]
+    for device in dict.fromkeys(row["device"] for row in crossed):
+        yield (
+            f"Where {device} overtakes the CPU",
+            crossover([row for row in crossed if row["device"] == device], device),
+        )
+
+
+def most(rows: list[Row], key: Any) -> list[Row]:
+    """Return the largest group of rows with one key, in the order of their sizes."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    largest = sorted(groups.values(), key=len)[-1] if groups else []
+    return sorted(largest, key=lambda row: (row["size"]["batch"], row["size"]["layers"]))
+
+
+def figure_of(width: float, height: float) -> tuple[Any, Any]:
+    """Return a figure with one pair of axes."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def svg(figure: Any) -> str:
+    """Return a figure as an SVG element."""
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gpubackprop", "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def time_of(row: Row, name: str) -> float:
+    """Return the seconds of a contestant: of the base, times the ratio, so that drift falls on nobody."""
+    base = float(best_seconds(row["contestants"][row["base"]])["median"])
+    over = row["contestants"][name]["over_base"]
+    return base if over is None else base * float(over["median"])
+
+
+def names_of(rows: list[Row]) -> list[str]:
+    """Return the contestants that train, the parts of our step left aside."""
+    names = dict.fromkeys(name for row in rows for name in row["contestants"])
+    return [
+        name for name in names if not name.startswith(" ") and name not in ("gpubackprop, eager", "products, K steps")
+    ]
+
+
+def peers(rows: list[Row]) -> Any:
+    """How much longer than our step, one call each, the others take: a row per size, a mark per contestant."""
+    names = [name for name in names_of(rows) if name != "gpubackprop"]
+    figure, axes = figure_of(9, 1.4 + 0.5 * len(rows))
+    for name, marker in zip(names, itertools.cycle(MARKERS), strict=False):
+        points = [
+            (row["contestants"][name]["over_base"], y) for y, row in enumerate(rows) if name in row["contestants"]
+        ]
+        middle = [found["median"] for found, _ in points]
+        spread = [
+            [max(0.0, found["median"] - found["low"]) for found, _ in points],
+            [max(0.0, found["high"] - found["median"]) for found, _ in points],
+        ]
+        style = {"color": COLORS.get(name), "fmt": marker, "markersize": 7, "elinewidth": 1.5, "alpha": 0.9}
+        axes.errorbar(middle, [y for _, y in points], xerr=spread, label=name, **style)
+    axes.axvline(1, color=COLORS["gpubackprop"], linewidth=2, label="gpubackprop")
+    axes.set(xscale="log", xlabel="time over that of gpubackprop, one call per step (left of the line: faster)")
+    axes.set_yticks(range(len(rows)), [row["case"] for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    return figure
+
+
+def roofline(rows: list[Row]) -> Any:
+    """FLOP per second against FLOP per byte, under the limits that products and copies reached on this machine."""
+    import numpy as np
+
+    figure, axes = figure_of(9, 4.6)
+    limits = rows[-1]["roofs"]
+    intensities = [row["flops"] / row["bytes"] for row in rows]
+    x = np.geomspace(min(0.25, *intensities), max(64.0, 2 * max(intensities)), 200)
+    peak = limits["flops_per_second"]
+    for (nbytes, speed_), shade in zip(limits["copies"], np.linspace(0.75, 0.35, len(limits["copies"])), strict=True):
+        label = f"{_bytes(nbytes)} of memory: {speed_ / 1e9:.3g} GB/s"
+        axes.plot(x, np.minimum(peak, x * speed_) / 1e9, color=str(shade), linewidth=1.5, label=label)
+    axes.axhline(peak / 1e9, color="0.2", linewidth=1, linestyle="--", label=f"products: {peak / 1e9:.3g} GFLOP/s")
+    for row, intensity, marker in zip(rows, intensities, itertools.cycle(MARKERS), strict=False):
+        y = row["flops"] / time_of(row, "gpubackprop") / 1e9
+        axes.plot(intensity, y, marker, color=COLORS["gpubackprop"], markersize=8, label=row["case"], linestyle="none")
+    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of the step's operations", ylabel="GFLOP/s")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    return figure
+
+
+def speed(rows: list[Row], by: str, label: str) -> Any:
+    """Samples per second against the size of the mini-batch or the width of the layers."""
+    figure, axes = figure_of(9, 4.2)
+    for name, marker in zip(names_of(rows), itertools.cycle(MARKERS), strict=False):
+        points = [
+            (
+                row["size"]["batch"] if by == "batch" else row["size"]["layers"][0],
+                row["size"]["batch"] / time_of(row, name),
+            )
+            for row in rows
+            if name in row["contestants"]
+        ]
+        wide = {"linewidth": 2.5, "zorder": 3} if name == "gpubackprop" else {"linewidth": 1.3}
+        axes.plot(*zip(*points, strict=True), marker=marker, color=COLORS.get(name), label=name, **wide)
+    axes.set(xscale="log", yscale="log", xlabel=label, ylabel="samples per second")
+    ticks = sorted({row["size"]["batch"] if by == "batch" else row["size"]["layers"][0] for row in rows})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.xaxis.minorticks_off()
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    return figure
+
+
+def shares(rows: list[Row]) -> Any:
+    """The share of a large copy's bandwidth that each fused kernel reaches."""
+    figure, axes = figure_of(9, 1 + 0.26 * len(rows))
+    values = [row["share_of_copy_bandwidth"] * 100 for row in rows]
+    axes.barh(range(len(rows)), values, color=COLORS["gpubackprop"], height=0.7)
+    axes.axvline(100, color="0.2", linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(rows)), [row["case"] for row in rows], fontsize=8)
+    axes.set(xlabel="% of the bandwidth of a copy larger than the cache", ylim=(len(rows) - 0.4, -0.6))
+    return figure
+
+
+def crossover(rows: list[Row], device: str) -> Any:
+    """Seconds of a step on both devices against its FLOP."""
+    figure, axes = figure_of(9, 4.2)
+    for name, color, marker in (("cpu", "#2e86ab", "o"), (device, COLORS["gpubackprop"], "s")):
+        points = sorted((row["flops"], best_seconds(row["contestants"][name])["median"] * 1e6) for row in rows)
+        axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="FLOP of a step", ylabel="microseconds per step")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:.3g} {unit}"
+        n /= 1024
+    return f"{n:.3g} GiB"

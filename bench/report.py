@@ -1,0 +1,120 @@
+"""The report: a JSON document, written after every case, so that an interruption loses nothing. ``schema.json`` describes it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gpubackprop.bench.case import Row, Settings, key_of
+from gpubackprop.bench.ledger import annotate
+from gpubackprop.checkpoint import write_whole
+
+SCHEMA = 2
+NAME = "report.json"
+
+Report = dict[str, Any]
+
+
+def new_report(settings: Settings, environment: Row, command: list[str]) -> Report:
+    """Return a report without rows."""
+    return {
+        "schema": SCHEMA,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "settings": asdict(settings),
+        "environment": environment,
+        "interrupted": False,
+        "seconds": 0.0,
+        "rows": [],
+        "left_out": [],
+    }
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write the report into a folder, all of it or nothing; a list of numbers is one line."""
+    text = json.dumps(report, indent=1, allow_nan=False)
+    text = re.sub(r"\[[-+.\de,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)
+    write_whole(folder / NAME, (text + "\n").encode())
+
+
+def read_report(path: Path) -> Report:
+    """Return a report from its file or its folder.
+
+    Raises
+    ------
+    ValueError
+        It is no report, or one of another schema.
+    """
+    file = path / NAME if path.is_dir() else path
+    try:
+        report: Report = json.loads(file.read_text(encoding="utf-8"))
+        schema = report["schema"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{file} is no report of gpubackprop bench") from None
+    if schema != SCHEMA:
+        raise ValueError(f"{file} has schema {schema}; this version reads schema {SCHEMA}: measure again")
+    return report
+
+
+def resumed(folder: Path, settings: Settings, environment: Row) -> Report:
+    """Return the report in a folder, to go on with it.
+
+    Raises
+    ------
+    ValueError
+        There is none, or it was measured otherwise: rows of two machines, versions or settings do not belong in one report.
+    """
+    if not (folder / NAME).is_file():
+        raise ValueError(f"--resume goes on with {folder / NAME}, which does not exist")
+    report = read_report(folder)
+    before, now = dict(report["settings"]), json.loads(json.dumps(asdict(settings)))
+    for same in ("sizes", "libraries"):  # more of either may be asked for
+        before.pop(same), now.pop(same)
+    for name, was, is_now in (
+        ("settings", before, now),
+        ("commit", report["environment"]["commit"], environment["commit"]),
+        ("packages", report["environment"]["packages"], environment["packages"]),
+        ("host", report["environment"]["host"], environment["host"]),
+    ):
+        if was != is_now:
+            raise ValueError(
+                f"{folder / NAME} was measured with other {name}: {_difference(was, is_now)}; name another folder with --out"
+            )
+    report["interrupted"], report["left_out"] = False, []
+    return report
+
+
+def _difference(was: Any, now: Any) -> str:
+    if not isinstance(was, dict):
+        return f"{was}, now {now}"
+    changed = [key for key in now if was.get(key) != now[key]]
+    return ", ".join(f"{key} {was.get(key)}, now {now[key]}" for key in changed)
+
+
+def add_row(report: Report, row: Row) -> None:
+    """Add a row, with what follows from the rows before it."""
+    annotate(row, report["rows"])
+    report["rows"].append(row)
+
+
+def keys(report: Report) -> set[tuple[str, str, str, str]]:
+    """Return the cases that are in the report."""
+    return {key_of(row) for row in report["rows"]}
+
+
+def errors(report: Report) -> list[str]:
+    """Return what is wrong with ours: results, and cases that could not be measured."""
+    found = [
+        f"{', '.join(key_of(row))}: {name} is WRONG: {reason}"
+        for row in report["rows"]
+        for name, reason in row["wrong"].items()
+        if name.startswith("gpubackprop") or name == row["device"]
+    ]
+    failed = [one for one in report["left_out"] if one["failed"]]
+    return found + [
+        f"{one['suite']}, {one['device']}, {one['dtype']}, {one['case']}: {one['reason']}" for one in failed
+    ]

@@ -1,0 +1,46 @@
+"""A copy from the device to itself: the bandwidth that all others are measured by, from cache to memory.
+
+On the CPU a dot product of as many bytes shows how fast they are only read.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from gpubackprop.bench.case import Case, Cases, Prepared, Settings
+from gpubackprop.bench.devices import Device, in_turn
+from gpubackprop.bench.suites import NothingToMeasureError
+from gpubackprop.bench.timing import Contestant
+
+READ = "dot product"
+
+
+def cases(device: Device, dtype: str, settings: Settings) -> Cases:
+    """Yield a copy of each size; the bytes are those read and written."""
+    if dtype != settings.dtypes[0]:
+        raise NothingToMeasureError("bytes have no dtype: see the first")
+    for text in settings.sizes["bandwidth"]:
+        prepare = partial(_prepare, device, int(text))
+        yield Case("bandwidth", f"{int(text):,} bytes", device.name, dtype, prepare, {"bytes": int(text)})
+
+
+def _prepare(device: Device, nbytes: int) -> Prepared:
+    elements = max(1, nbytes // 32)  # of 16 bytes, the widest type that both array modules have
+    prepared = Prepared([], bytes=32 * elements)
+    with device.scope():
+        source, target = device.xp.ones(elements, "D"), device.xp.zeros(elements, "D")
+        for name, copy in device.copiers().items():
+            target.fill(0)
+            copy(target, source)
+            device.synchronize()
+            if not bool((target == 1).all()):
+                prepared.wrong[name] = "the copy differs"
+                continue
+            prepared.contestants.append(Contestant(name, in_turn([(copy, (target, source))]), device.timer()))
+        if not device.on_gpu:
+            x, y = np.ones(4 * elements, np.float32), np.ones(4 * elements, np.float32)
+            if np.dot(x, y) == 4 * elements:  # exact below 2^24; above, half of the bits of a sum of ones are 0
+                prepared.contestants.append(Contestant(READ, in_turn([(np.dot, (x, y))]), device.timer()))
+    return prepared

@@ -1,0 +1,105 @@
+"""Each fused kernel against a copy of as many bytes, and against the same mathematics in plain NumPy or CuPy.
+
+Several sets of arrays are taken in turn, together larger than the cache: the times are of arrays that come from memory. On a
+GPU kernel, copy and CuPy's kernels are each captured in a graph, without the host's part; what cannot be captured is timed as
+the host launches it, and says so. ``gpubackprop, eager`` is our kernel launched from the host.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.bench.case import Case, Cases, Prepared, Settings
+from gpubackprop.bench.devices import Device, copies_beyond_cache, in_turn
+from gpubackprop.bench.kernels import Kernel, copied, disagreement, kernels_of
+from gpubackprop.bench.peers import reason_of
+from gpubackprop.bench.sizes import parse_shape
+from gpubackprop.bench.suites import NothingToMeasureError
+from gpubackprop.bench.timing import Contestant
+
+MOST_COPIES = 128
+
+
+def cases(device: Device, dtype: str, settings: Settings) -> Cases:
+    """Yield every kernel at each shape."""
+    if dtype == "tf32":
+        raise NothingToMeasureError("no kernel but the products knows TF32")
+    for text in settings.sizes["kernels"]:
+        n, d = parse_shape(text, 2)
+        for kernel in kernels_of(device.backend, dtype, (n, d), few=settings.quick):
+            name = f"{kernel.name}, {'x'.join(map(str, kernel.shape))}"
+            prepare = partial(_prepare, device, kernel, settings)
+            yield Case("kernels", name, device.name, dtype, prepare, {"shape": list(kernel.shape)})
+
+
+def _prepare(device: Device, kernel: Kernel, settings: Settings) -> Prepared:
+    with device.scope():
+        a = kernel.make()
+        operation = kernel.operation(a)
+        prepared = Prepared([], flops=operation.flops, bytes=operation.bytes)
+        plain = "plain CuPy" if device.on_gpu else "plain NumPy"
+        wrong, plain_wrong = check(device, kernel, a)
+        if wrong:
+            prepared.wrong["gpubackprop"] = wrong
+            return prepared
+        copies = 2 if settings.dry else copies_beyond_cache(device, operation.bytes, MOST_COPIES)
+        prepared.facts["sets_of_arrays"] = copies
+        sets = [kernel.make() for _ in range(copies)]
+        for each in sets:
+            if "b" in each:
+                each["b"].fill(0)  # z += b in every run would carry z away
+        calls = [device.backend.bind(kernel.operation(each)) for each in sets]
+        prepared.contestants.append(device.queue("gpubackprop", calls, copies))
+        if device.on_gpu:
+            prepared.contestants.append(Contestant("gpubackprop, eager", in_turn(calls), device.timer(), copies))
+        prepared.contestants.append(_copy(device, operation.bytes, copies))
+        if plain_wrong:
+            prepared.wrong[plain] = plain_wrong
+        else:
+            prepared.contestants.append(_unfused(device, kernel, sets, plain, prepared))
+    return prepared
+
+
+def check(device: Device, kernel: Kernel, a: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Return what is wrong with our kernel, and with the plain arithmetic, against the expression in float64."""
+    backend: Any = device.backend
+    wide = np.dtype(np.float64)
+    expected = copied(backend, a, wide)
+    if kernel.expected is None:
+        kernel.unfused(expected)
+    else:
+        expected = copied(backend, a)
+        kernel.expected(expected)
+        expected = copied(backend, expected, wide)
+    fused = copied(backend, a)
+    function, arguments = backend.bind(kernel.operation(fused))
+    function(*arguments)
+    wrong = disagreement(backend, kernel, fused, expected)
+    try:
+        plain = copied(backend, a)
+        kernel.unfused(plain)
+        # random numbers of its own cannot agree; it is enough that it runs
+        plain_wrong = None if kernel.expected else disagreement(backend, kernel, plain, expected)
+    except Exception as error:  # the array module may lack a function for a dtype: the reason belongs in the report
+        plain_wrong = reason_of(error)
+    device.synchronize()
+    return wrong, plain_wrong
+
+
+def _copy(device: Device, nbytes: int, copies: int) -> Contestant:
+    elements, copy = max(1, nbytes // 32), next(iter(device.copiers().values()))
+    pairs = [(device.xp.zeros(elements, "D"), device.xp.ones(elements, "D")) for _ in range(copies)]
+    return device.queue("copy of as many bytes", [(copy, pair) for pair in pairs], copies)
+
+
+def _unfused(device: Device, kernel: Kernel, sets: list[dict[str, Any]], name: str, prepared: Prepared) -> Contestant:
+    """Return plain array expressions, in a graph if they can be captured, else launched from the host."""
+    calls = [(kernel.unfused, (each,)) for each in sets]
+    try:
+        return device.queue(name, calls, len(sets))
+    except Exception as error:  # CuPy refuses some of its functions under capture (random numbers)
+        prepared.left_out[f"{name}, in a graph"] = reason_of(error)
+        return Contestant(name, in_turn(calls), device.timer(), len(sets))

@@ -1,0 +1,50 @@
+"""Small mini-batches: a training step as in ``step``, and a prediction."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.bench.case import Case, Cases, Prepared, Settings, admit
+from gpubackprop.bench.devices import Device
+from gpubackprop.bench.ours import TOLERANCE, model_of
+from gpubackprop.bench.peers import make_peers, make_problem, softmax
+from gpubackprop.bench.sizes import StepSize, parse_step
+from gpubackprop.bench.suites import step
+from gpubackprop.bench.timing import Contestant
+
+
+def cases(device: Device, dtype: str, settings: Settings) -> Cases:
+    """Yield a step and a prediction of each size; in a quick run the prediction alone."""
+    if not settings.quick:
+        yield from step.cases(device, dtype, settings, "latency")
+    for text in settings.sizes["latency"]:
+        size = parse_step(text)
+        prepare = partial(_prepare, device, dtype, size, settings)
+        yield Case("latency", f"predict {text}", device.name, dtype, prepare, step.size_of(size, settings))
+
+
+def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> Prepared:
+    """Everybody gets an array where the device has it, and hands back one there; Keras and tinygrad hand back NumPy's."""
+    problem = make_problem(size.layers, size.batch, device.name, dtype, settings.optimizer, settings.threads)
+    prepared = Prepared([])
+    exact = model_of(make_problem(size.layers, size.batch, dtype="float64"), "reference")
+    expected = exact.predict_proba(problem.X.astype(np.float64))
+    with device.scope():
+        model = model_of(problem, device.backend)
+        X: Any = device.backend.asarray(problem.X.astype(model.real))
+        contestant = Contestant("gpubackprop", lambda: model.forward(X), device.timer())
+
+        def found() -> np.ndarray:
+            return softmax(np.asarray(device.backend.to_numpy(model.forward(X)), np.float64))
+
+        admit(prepared, contestant, found, expected, TOLERANCE[dtype])
+        for name, peer in make_peers(problem, settings.libraries, slow=not settings.quick):
+            if isinstance(peer, str):
+                prepared.left_out[name] = peer
+            elif peer.units == 1 and "graph" not in name:  # else it differs from another in its step alone
+                contestant = Contestant(name, peer.predict, peer.timer)
+                admit(prepared, contestant, peer.probabilities, expected, TOLERANCE[dtype])
+    return prepared
