@@ -48,6 +48,8 @@ def main() -> None:
         return
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(arguments.threads)
+    if hasattr(os, "sched_setaffinity"):  # not every library keeps to the variables
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     if arguments.threads == 1:
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
@@ -68,7 +70,6 @@ def measure(sizes: tuple[int, ...], n: int, rounds: int, threads: int) -> dict[s
     contestants = {
         "products": products(sizes, n),
         "gpubackprop": ours(sizes, X, y, "cpu"),
-        "loop": ours(sizes, X, y, "cpu", composed=False),
     }
     losses = {}
     for name, make in (("numpy", lambda *a: ours(*a, "reference")), ("torch", torch_step), ("jax", jax_step)):
@@ -87,6 +88,7 @@ def measure(sizes: tuple[int, ...], n: int, rounds: int, threads: int) -> dict[s
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, step in contestants.items():
+            time.sleep(0.2)  # the threads of OpenBLAS keep a core busy for some time after their last product
             times[name].append(once(step, repeats[name]))
     ratio = {
         name: statistics.median(a / b for a, b in zip(times[name], times["gpubackprop"], strict=True)) for name in times
@@ -103,10 +105,11 @@ def measure(sizes: tuple[int, ...], n: int, rounds: int, threads: int) -> dict[s
 
 
 def once(step: Steps, repeats: int) -> float:
-    """Return the seconds of one step, as the mean of ``repeats``."""
-    started = time.perf_counter()
+    """Return the seconds of one step, as the mean of ``repeats``: of this process alone on one thread, on the wall with more."""
+    clock = time.process_time if os.environ.get("OMP_NUM_THREADS") == "1" else time.perf_counter
+    started = clock()
     step(repeats)
-    return (time.perf_counter() - started) / repeats
+    return (clock() - started) / repeats
 
 
 def repeated(one: Callable[[], object]) -> Steps:
@@ -137,28 +140,20 @@ def products(sizes: tuple[int, ...], n: int) -> Steps:
     return repeated(run)
 
 
-def ours(sizes: tuple[int, ...], X: object, y: object, device: str, *, composed: bool = True) -> Steps:
-    """Forward, softmax cross-entropy, backward and SGD: a step compiled into one function, or one call per operation."""
+def ours(sizes: tuple[int, ...], X: object, y: object, device: str) -> Steps:
+    """Forward, softmax cross-entropy, backward and SGD, many steps in one call."""
     import gpubackprop as gb
 
     step = gb.MLP(sizes, device=device).step(len(X), gb.SGD(LEARNING_RATE))  # type: ignore[arg-type]
     step.names.array("X")[...] = X
     step.names.array("y")[...] = y
     run, value = step.compile(), step.names.array("loss")
-    if device == "cpu":
-        run = composed_run(run) if composed else run._loop  # type: ignore[attr-defined]
 
     def steps(times: int) -> object:
         run(times)
         return value[0]
 
     return steps
-
-
-def composed_run(run: object) -> object:
-    """Return a CPU step that is compiled into one function already."""
-    run.compose()  # type: ignore[attr-defined]
-    return run
 
 
 def torch_step(sizes: tuple[int, ...], X: object, y: object) -> Steps:
