@@ -17,9 +17,11 @@ from gpubackprop.initializers import INITIALIZERS, Initializer
 from gpubackprop.interop import as_array, like
 from gpubackprop.losses import LOSSES, Loss
 from gpubackprop.memory import Tally, bytes_of, check_memory, data_bytes
-from gpubackprop.network import Network
+from gpubackprop.network import Data, Network
+from gpubackprop.optimizers import Optimizer
 from gpubackprop.parameters import Parameters
-from gpubackprop.validation import check_features, check_layer_sizes, check_targets, check_weight
+from gpubackprop.prediction import Predictor
+from gpubackprop.validation import check_count, check_features, check_layer_sizes, check_targets, check_weight
 from gpubackprop.workspace import Workspace
 
 EVALUATION_BATCH = 1024  # rows of a pass without an update: large enough for the products, small enough for the caches
@@ -125,6 +127,7 @@ class MLP(Network):
         if self.dtype.name not in allowed:
             raise ValueError(f"device {self.device!r} computes in {', '.join(allowed)}; dtype is {self.dtype.name!r}")
         self._last: Workspace | None = None
+        self._predictors: dict[int, Predictor] = {}
         super().__init__(self._initial_parameters())
 
     def __repr__(self) -> str:
@@ -260,14 +263,39 @@ class MLP(Network):
         y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
         return evaluate(self, X, y, check_weight(self.backend, sample_weight, len(X), self.real))
 
+    def predictor(self, batch_size: int = 1) -> Predictor:
+        """Return the forward pass prepared for so many samples at a time: ``predictor(X)`` gives the outputs o.
+
+        For one sample at a time with the least latency; :meth:`predict` is for whole data sets.
+        """
+        return Predictor(self, check_count("batch_size", batch_size))
+
     def outputs_in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
         """Yield (rows, o) for consecutive batches of X; o is overwritten by the next."""
-        for first in range(0, len(X), EVALUATION_BATCH):
-            rows = slice(first, min(first + EVALUATION_BATCH, len(X)))
-            ws = self._workspace("evaluate", rows.stop - rows.start)
-            _feed(ws, X[rows])
-            self.forward_pass(self.backend, ws)
-            yield rows, self.backend.bias_activation_forward(ws.o, self.layers[-1].b, identity, out=ws.o)
+        self.refresh()
+        n = min(EVALUATION_BATCH, 1 << (len(X) - 1).bit_length())
+        if n not in self._predictors:
+            self._predictors[n] = Predictor(self, n)
+        return self._predictors[n].in_batches(X)
+
+    def warmup(self, batch_size: int = 128, optimizer: str | Optimizer = "adam", class_indices: bool = True) -> None:
+        """Compile what ``fit``, ``predict`` and ``evaluate`` need, or load it from disk; this network does not change.
+
+        Parameters
+        ----------
+        batch_size : int
+        optimizer : str or Optimizer
+        class_indices : bool
+            y of a classification holds class indices, not rows of probabilities.
+        """
+        from gpubackprop.evaluation import evaluate
+
+        n = check_count("batch_size", batch_size)
+        twin = self.to(self.device)
+        inputs = twin.inputs(n, class_indices and self.loss.targets == "classes", False)
+        order = twin.backend.zeros((n,), np.int64)
+        twin.step(n, optimizer, data=Data(inputs.X, inputs.y, None, order)).compile()()
+        evaluate(twin, inputs.X, inputs.y)
 
     def _outputs(self, X: Any) -> Array:
         here = check_features(self.backend, X, self.layer_sizes[0], self.dtype)

@@ -246,6 +246,16 @@ class Network:
             self.update_pass(recorder, n, state)
         return Step(self.backend, recorder.operations, names, keep)
 
+    def forward_step(self, ws: Workspace) -> Step:
+        """Return the forward pass over a workspace's X as data; it ends with o, bias included."""
+        names = Names()
+        for some in (self._names, ws.names):
+            names.update(some)
+        recorder = Recorder(names)
+        self.forward_pass(recorder, ws)
+        recorder.bias_activation_forward(ws.o, self.layers[-1].b, identity, out=ws.o)
+        return Step(self.backend, recorder.operations, names)
+
     def _record(self, recorder: Recorder, ws: Workspace, state: OptimizerState | None) -> None:
         recorder.phase = "forward"
         self.forward_pass(recorder, ws, training=True)

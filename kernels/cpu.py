@@ -3,6 +3,9 @@
 They know no activation, loss or optimizer by name. Loops run over rows, the inner one over columns, so that every array is
 read in the order it lies in memory and the inner loop is vectorized; a column sum adds its rows in their order. Where an
 output may share memory with an input there are two variants (``in_place``), since the compiler must know.
+
+The last two arguments of each are ``thread`` and ``threads``: threads share rows, columns or elements, never a sum, so that no
+result depends on their number. What is too small to be shared is done by the first.
 """
 
 from __future__ import annotations
@@ -14,25 +17,45 @@ import numpy as np
 
 from gpubackprop.activations import Activation
 from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
-from gpubackprop.kernels.cpu_compile import SCALAR, compiled, inlined
+from gpubackprop.kernels.cpu_compile import SCALAR, Kernel, compiled, inlined, share
 from gpubackprop.kernels.cpu_math import vector_math
+from gpubackprop.kernels.cpu_threads import is_last
 from gpubackprop.losses import Loss
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.philox import define_philox
 
+LINE = 16  # elements that a share is a multiple of, so that two threads rarely write to one line of a cache
+ROWS = 64  # in a share that has sums of its own; added in order, they are the same for any number of threads
+
+
+def shares_of(n: int) -> int:
+    """Return the number of shares of n rows that have sums of their own."""
+    return -(-n // ROWS)
+
+
+@inlined
+def add_shares(sums, total):  # type: ignore[no-untyped-def]
+    """Add the sums of all shares, in order."""
+    total[:] = sums[0]
+    for k in range(1, sums.shape[0]):
+        for j in range(total.size):
+            total[j] += sums[k, j]
+
 
 @cache
-def compile_bias_activation_forward(activation: Activation, dtype: np.dtype[Any], in_place: bool) -> Any:
+def compile_bias_activation_forward(activation: Activation, dtype: np.dtype[Any], in_place: bool) -> Kernel:
     """Return kernel(z, b, h): z <- z + b, h = phi(z); in place: kernel(z, b), z <- phi(z + b)."""
     phi = inlined(activation.scalars(dtype, vector_math(dtype))[0])
 
-    def forward_in_place(z, b):  # type: ignore[no-untyped-def]
-        for i in range(z.shape[0]):
+    def forward_in_place(z, b, thread, threads):  # type: ignore[no-untyped-def]
+        first, last = share(z.shape[0], 1, thread, threads)
+        for i in range(first, last):
             for j in range(z.shape[1]):
                 z[i, j] = phi(z[i, j] + b[j])
 
-    def forward(z, b, h):  # type: ignore[no-untyped-def]
-        for i in range(z.shape[0]):
+    def forward(z, b, h, thread, threads):  # type: ignore[no-untyped-def]
+        first, last = share(z.shape[0], 1, thread, threads)
+        for i in range(first, last):
             for j in range(z.shape[1]):
                 z_ij = z[i, j] + b[j]
                 z[i, j] = z_ij
@@ -42,61 +65,92 @@ def compile_bias_activation_forward(activation: Activation, dtype: np.dtype[Any]
 
 
 @cache
-def compile_bias_activation_backward(activation: Activation, dtype: np.dtype[Any], in_place: bool) -> Any:
-    """Return kernel(dh, s, delta, db), s = h or z as phi' needs; in place: kernel(dh, s, db), dh <- delta."""
+def compile_bias_activation_backward(activation: Activation, dtype: np.dtype[Any], in_place: bool) -> Kernel:
+    """Return kernel(dh, s, delta, db, sums, arrived), s = h or z as phi' needs; in place: kernel(dh, s, db, ...), dh <- delta.
+
+    ``sums`` is memory for the column sums of each share, (shares_of(n), d), and ``arrived`` (1,) int64 is 0.
+    """
     dphi = inlined(activation.scalars(dtype, vector_math(dtype))[1])
     zero = dtype.type(0)
 
-    def backward_in_place(dh, s, db):  # type: ignore[no-untyped-def]
-        db[:] = zero
-        for i in range(dh.shape[0]):
-            for j in range(dh.shape[1]):
-                delta_ij = dh[i, j] * dphi(s[i, j], s[i, j])
-                dh[i, j] = delta_ij
-                db[j] += delta_ij
+    def backward_in_place(dh, s, db, sums, arrived, thread, threads):  # type: ignore[no-untyped-def]
+        first, last = share(sums.shape[0], 1, thread, threads)
+        for k in range(first, last):
+            sums_k = sums[k]
+            sums_k[:] = zero
+            for i in range(k * ROWS, min((k + 1) * ROWS, dh.shape[0])):
+                for j in range(dh.shape[1]):
+                    delta_ij = dh[i, j] * dphi(s[i, j], s[i, j])
+                    dh[i, j] = delta_ij
+                    sums_k[j] += delta_ij
+        if is_last(arrived, threads):
+            add_shares(sums, db)
 
-    def backward(dh, s, delta, db):  # type: ignore[no-untyped-def]
-        db[:] = zero
-        for i in range(dh.shape[0]):
-            for j in range(dh.shape[1]):
-                delta_ij = dh[i, j] * dphi(s[i, j], s[i, j])
-                delta[i, j] = delta_ij
-                db[j] += delta_ij
+    def backward(dh, s, delta, db, sums, arrived, thread, threads):  # type: ignore[no-untyped-def]
+        first, last = share(sums.shape[0], 1, thread, threads)
+        for k in range(first, last):
+            sums_k = sums[k]
+            sums_k[:] = zero
+            for i in range(k * ROWS, min((k + 1) * ROWS, dh.shape[0])):
+                for j in range(dh.shape[1]):
+                    delta_ij = dh[i, j] * dphi(s[i, j], s[i, j])
+                    delta[i, j] = delta_ij
+                    sums_k[j] += delta_ij
+        if is_last(arrived, threads):
+            add_shares(sums, db)
 
     return compiled(backward_in_place if in_place else backward, activation.fingerprint, dtype.name)
 
 
 @cache
-def compile_bias_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:
-    """Return kernel(z, b, y, weight, scale, count, out, db, value, scratch).
+def compile_bias_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Kernel:
+    """Return kernel(z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived).
 
-    ``count`` is what the sum in value[1] grows by, times the loss; ``scratch`` is (2, d). In place, ``out`` is ``z``.
+    ``count`` is what the sum in value[1] grows by, times the loss. ``sums``, ``losses`` and ``scratch`` are memory for each
+    share, (shares_of(n), d), (shares_of(n),) float64 and (shares_of(n), 2 d); ``arrived`` (1,) int64 is 0. In place, ``out``
+    is ``z``.
     """
     make = _elementwise_loss if loss.family == "elementwise" else _softmax_loss
     return compiled(make(loss, dtype, indices, weighted, in_place), loss.fingerprint, dtype.name)
+
+
+@inlined
+def add_losses(losses, scale, count, value):  # type: ignore[no-untyped-def]
+    """Write the loss from the sums of all shares, and add it to the sum over batches."""
+    total = 0.0
+    for k in range(losses.size):
+        total += losses[k]
+    value[0] = total * scale
+    value[1] += total * scale * count
 
 
 def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:
     ell, dell = map(inlined, loss.scalars(dtype, vector_math(dtype)))
     zero, one = dtype.type(0), dtype.type(1)
 
-    def elementwise_loss(z, b, y, weight, scale, count, out, db, value, scratch):  # type: ignore[no-untyped-def]
-        db[:] = zero
-        total = 0.0
-        for i in range(z.shape[0]):
-            w = weight[i] if weighted else one
-            row = zero
-            for j in range(z.shape[1]):
-                o = z[i, j] + b[j]
-                row += ell(o, y[i, j])
-                do = dell(o, y[i, j]) * (w * scale)
-                if not in_place:
-                    z[i, j] = o
-                out[i, j] = do
-                db[j] += do
-            total += row * w
-        value[0] = total * scale
-        value[1] += total * scale * count
+    def elementwise_loss(  # type: ignore[no-untyped-def]
+        z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived, thread, threads
+    ):
+        first, last = share(sums.shape[0], 1, thread, threads)
+        for k in range(first, last):
+            sums_k, total = sums[k], 0.0
+            sums_k[:] = zero
+            for i in range(k * ROWS, min((k + 1) * ROWS, z.shape[0])):
+                w = weight[i] if weighted else one
+                row = zero
+                for j in range(z.shape[1]):
+                    o = z[i, j] + b[j]
+                    row += ell(o, y[i, j])
+                    do = dell(o, y[i, j]) * (w * scale)
+                    if not in_place:
+                        z[i, j] = o
+                    out[i, j] = do
+                    sums_k[j] += do
+                total += row * w
+            losses[k] = total
+        if is_last(arrived, threads):
+            add_shares(sums, db)
+            add_losses(losses, scale, count, value)
 
     return elementwise_loss
 
@@ -114,50 +168,56 @@ def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: boo
 
     read = inlined(read_index if indices else read_dense)
 
-    def softmax_loss(z, b, y, weight, scale, count, out, db, value, scratch):  # type: ignore[no-untyped-def]
-        n, d = z.shape
-        q, e = scratch[0], scratch[1]
+    def softmax_loss(  # type: ignore[no-untyped-def]
+        z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived, thread, threads
+    ):
+        d = z.shape[1]
         u = one / dtype_of(d)
-        db[:] = zero
-        total = 0.0
-        for i in range(n):
-            w = weight[i] if weighted else one
-            top = z[i, 0] + b[0]
-            for j in range(d):
-                o = z[i, j] + b[j]
-                q[j] = o
-                if not in_place:
-                    z[i, j] = o
-                top = o if o > top else top
-            s = zero
-            for j in range(d):
-                q[j] -= top
-                e[j] = exp(q[j])
-                s += e[j]
-            log_s = log(s)
-            row, sum_g = zero, zero
-            for j in range(d):
-                t = target(read(y, i, j), u)
-                row += ell(q[j] - log_s, t)
-                q[j] = dell(q[j] - log_s, t)
-                sum_g += q[j]
-            for j in range(d):
-                do = (q[j] - e[j] / s * sum_g) * (w * scale)
-                out[i, j] = do
-                db[j] += do
-            total += row * w
-        value[0] = total * scale
-        value[1] += total * scale * count
+        first, last = share(sums.shape[0], 1, thread, threads)
+        for k in range(first, last):
+            sums_k, q, e, losses[k] = sums[k], scratch[k, :d], scratch[k, d:], 0.0
+            sums_k[:] = zero
+            for i in range(k * ROWS, min((k + 1) * ROWS, z.shape[0])):
+                w = weight[i] if weighted else one
+                top = z[i, 0] + b[0]
+                for j in range(d):
+                    o = z[i, j] + b[j]
+                    q[j] = o
+                    if not in_place:
+                        z[i, j] = o
+                    top = o if o > top else top
+                s = zero
+                for j in range(d):
+                    q[j] -= top
+                    e[j] = exp(q[j])
+                    s += e[j]
+                log_s = log(s)
+                row, sum_g = zero, zero
+                for j in range(d):
+                    t = target(read(y, i, j), u)
+                    row += ell(q[j] - log_s, t)
+                    q[j] = dell(q[j] - log_s, t)
+                    sum_g += q[j]
+                for j in range(d):
+                    do = (q[j] - e[j] / s * sum_g) * (w * scale)
+                    out[i, j] = do
+                    sums_k[j] += do
+                losses[k] += row * w
+        if is_last(arrived, threads):
+            add_shares(sums, db)
+            add_losses(losses, scale, count, value)
 
     dtype_of = dtype.type
     return softmax_loss
 
 
 @cache
-def compile_normalize_weights(dtype: np.dtype[Any]) -> Any:
+def compile_normalize_weights(dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(weight, out): out = weight / sum(weight)."""
 
-    def normalize_weights(weight, out):  # type: ignore[no-untyped-def]
+    def normalize_weights(weight, out, thread, threads):  # type: ignore[no-untyped-def]
+        if thread > 0:
+            return
         total = 0.0
         for i in range(weight.size):
             total += weight[i]
@@ -168,37 +228,40 @@ def compile_normalize_weights(dtype: np.dtype[Any]) -> Any:
 
 
 @cache
-def compile_dropout(dtype: np.dtype[Any]) -> Any:
+def compile_dropout(dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(x, threshold, scale, seed_low, seed_high, layer, counters, out, first_block) on flat arrays."""
     philox = inlined(define_philox(np.uint32, np.uint64))
     zero, u32, u64, high = dtype.type(0), np.uint32, np.uint64, np.uint64(32)
 
-    def dropout(x, threshold, scale, seed_low, seed_high, layer, counters, out, first_block):  # type: ignore[no-untyped-def]
+    def dropout(x, threshold, scale, seed_low, seed_high, layer, counters, out, first_block, thread, threads):  # type: ignore[no-untyped-def]
+        begin, end = share(x.size, 4, thread, threads)
         step = u32(counters[STEPS])
         words = np.empty(4, np.uint32)
-        for first in range(0, x.size, 4):
+        for first in range(begin, end, 4):
             block = u64(first_block + first // 4)
             words[0], words[1], words[2], words[3] = philox(
                 u32(block), u32(block >> high), step, u32(layer), u32(seed_low), u32(seed_high)
             )
-            for k in range(min(4, x.size - first)):
+            for k in range(min(4, end - first)):
                 out[first + k] = x[first + k] * scale if words[k] < threshold else zero
 
     return compiled(dropout, dtype.name)
 
 
 @cache
-def compile_gather(dtype: np.dtype[Any], ndim: int) -> Any:
+def compile_gather(dtype: np.dtype[Any], ndim: int) -> Kernel:
     """Return kernel(source, order, counters, out): the rows of the next mini-batch."""
 
-    def gather_rows(source, order, counters, out):  # type: ignore[no-untyped-def]
-        first = counters[CURSOR]
-        for i in range(out.shape[0]):
+    def gather_rows(source, order, counters, out, thread, threads):  # type: ignore[no-untyped-def]
+        first, (begin, end) = counters[CURSOR], share(out.shape[0], 1, thread, threads)
+        for i in range(begin, end):
             k = order[first + i]
             for j in range(out.shape[1]):
                 out[i, j] = source[k, j]
 
-    def gather_values(source, order, counters, out):  # type: ignore[no-untyped-def]
+    def gather_values(source, order, counters, out, thread, threads):  # type: ignore[no-untyped-def]
+        if thread > 0:
+            return
         first = counters[CURSOR]
         for i in range(out.shape[0]):
             out[i] = source[order[first + i]]
@@ -207,14 +270,16 @@ def compile_gather(dtype: np.dtype[Any], ndim: int) -> Any:
 
 
 @cache
-def compile_accumulate(dtype: np.dtype[Any], first: bool) -> Any:
+def compile_accumulate(dtype: np.dtype[Any], first: bool) -> Kernel:
     """Return kernel(total, term, out): out = total + term; for the first term kernel(term, out): out = term."""
 
-    def copy(term, out):  # type: ignore[no-untyped-def]
-        for i in range(term.size):
-            out[i] = term[i]
+    def copy(term, out, thread, threads):  # type: ignore[no-untyped-def]
+        first, last = share(term.size, LINE, thread, threads)
+        out[first:last] = term[first:last]
 
-    def accumulate(total, term, out):  # type: ignore[no-untyped-def]
+    def accumulate(total, term, out, thread, threads):  # type: ignore[no-untyped-def]
+        first, last = share(term.size, LINE, thread, threads)
+        total, term, out = total[first:last], term[first:last], out[first:last]
         for i in range(term.size):
             out[i] = total[i] + term[i]
 
@@ -222,10 +287,12 @@ def compile_accumulate(dtype: np.dtype[Any], first: bool) -> Any:
 
 
 @cache
-def compile_clip(dtype: np.dtype[Any]) -> Any:
+def compile_clip(dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(gradients, max_norm, scalars)."""
 
-    def clip(gradients, max_norm, scalars):  # type: ignore[no-untyped-def]
+    def clip(gradients, max_norm, scalars, thread, threads):  # type: ignore[no-untyped-def]
+        if thread > 0:
+            return
         sums = np.zeros(16, gradients.dtype)  # 16 sums side by side, so that the loop is vectorized
         whole = gradients.size // 16 * 16
         for i in range(0, whole, 16):
@@ -245,12 +312,14 @@ def compile_clip(dtype: np.dtype[Any]) -> Any:
 
 
 @cache
-def compile_advance(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
+def compile_advance(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(rate, batch, counters, scalars)."""
     constants = inlined(optimizer.define(np.float64, SCALAR)[0])
     factor = inlined(optimizer.schedule.define(SCALAR))
 
-    def advance(rate, batch, counters, scalars):  # type: ignore[no-untyped-def]
+    def advance(rate, batch, counters, scalars, thread, threads):  # type: ignore[no-untyped-def]
+        if thread > 0:
+            return
         t = float(counters[STEPS])
         lr, c1, c2 = constants(t + 1.0, rate[0] * factor(t))
         scalars[RATE], scalars[C1], scalars[C2] = lr, c1, c2
@@ -261,7 +330,7 @@ def compile_advance(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
 
 
 @cache
-def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
+def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(parameters, gradients, states, scalars)."""
     update = inlined(optimizer.define(dtype.type, vector_math(dtype))[1])
     _, clip_value = optimizer.clipping
@@ -269,21 +338,26 @@ def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
     has0, has1, has2 = (optimizer.n_states > k for k in range(3))
     zero, where = dtype.type(0), SCALAR.where
 
-    def update_all(p, gradients, states, scalars):  # type: ignore[no-untyped-def]
+    def update_all(p, gradients, states, scalars, thread, threads):  # type: ignore[no-untyped-def]
         factor, lr, c1, c2 = scalars[FACTOR], scalars[RATE], scalars[C1], scalars[C2]
+        first, last = share(p.size, LINE, thread, threads)
+        p, gradients = p[first:last], gradients[first:last]
+        state0 = states[0, first:last] if has0 else p
+        state1 = states[1, first:last] if has1 else p
+        state2 = states[2, first:last] if has2 else p
         for i in range(p.size):
             g = gradients[i] * factor
             if clipped:
                 g = where(g > limit, limit, where(g < -limit, -limit, g))
-            s0 = states[0, i] if has0 else zero
-            s1 = states[1, i] if has1 else zero
-            s2 = states[2, i] if has2 else zero
+            s0 = state0[i] if has0 else zero
+            s1 = state1[i] if has1 else zero
+            s2 = state2[i] if has2 else zero
             p[i], s0, s1, s2 = update(p[i], g, s0, s1, s2, lr, c1, c2)
             if has0:
-                states[0, i] = s0
+                state0[i] = s0
             if has1:
-                states[1, i] = s1
+                state1[i] = s1
             if has2:
-                states[2, i] = s2
+                state2[i] = s2
 
     return compiled(update_all, optimizer.fingerprint, dtype.name)

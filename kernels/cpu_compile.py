@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any
 
 import llvmlite
 import numba
+import numpy as np
 from numba.core import caching, types
 from numba.extending import intrinsic
 
@@ -46,6 +47,9 @@ SCALAR = Math(
     _where,
 )
 
+_KERNELS = ("cpu", "cpu_blas", "cpu_compile", "cpu_math", "cpu_product", "cpu_step", "cpu_threads", "cpu_vector")
+_SOURCES = (*(f"gpubackprop.kernels.{name}" for name in _KERNELS), "gpubackprop.philox")
+
 # FMA and no signed zeros; NaN and infinity keep their meaning, and no sum is reordered
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz"}, "nogil": True}
 
@@ -55,35 +59,117 @@ def inlined(function: Callable[..., Any]) -> Any:
     return numba.njit(inline="always", **_OPTIONS)(function)
 
 
-def compiled(function: Callable[..., Any], *key: Any) -> Any:
-    """Compile a kernel; ``key`` is what shapes it beside its own code and constants: fingerprints of definitions, dtype."""
-    kernel = numba.njit(**_OPTIONS)(function)
-    digest = fingerprint(
-        function,
-        source_digest("gpubackprop.kernels.cpu", "gpubackprop.kernels.cpu_compile", "gpubackprop.philox"),
-        numba.__version__,
-        llvmlite.__version__,
-        *key,
+def helper(function: Callable[..., Any]) -> Any:
+    """Compile a function that kernels call."""
+    return numba.njit(**_OPTIONS)(function)
+
+
+def _share(size, unit, thread, threads):  # type: ignore[no-untyped-def]
+    """Return the first and last element of a thread's share: whole units, but for the end."""
+    units = (size + unit - 1) // unit
+    return min(size, thread * units // threads * unit), min(size, (thread + 1) * units // threads * unit)
+
+
+share = inlined(_share)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(typingctx: Any, at: Any, kind: Any) -> Any:
+    """Return an address as a pointer to numbers of a dtype."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(kind.dtype).as_pointer())
+
+    return types.CPointer(kind.dtype)(at, kind), codegen  # type: ignore[attr-defined]
+
+
+class Kernel:
+    """A function of arrays, numbers and a share of the work, compiled for the types of its arguments when it is first used.
+
+    ``function(*arguments, thread, threads)`` does the part of thread ``thread``. The machine code finds its arguments in a block
+    of words in memory, so that a step calls any kernel in one way, and no step has to be compiled.
+    """
+
+    def __init__(self, function: Callable[..., Any], digest: str) -> None:
+        self.function, self.digest = function, digest
+        self.around: AbstractContextManager[None] | None = None  # what it must be run in
+        self._body = inlined(function)
+        self._addresses: dict[tuple[str, ...], int] = {}
+        self.entries: list[Any] = []
+
+    def __call__(self, *arguments: Any) -> None:
+        """Run it once, in one thread."""
+        from gpubackprop.kernels.cpu_step import Program
+
+        Program([(self, arguments)])()
+
+    def bind(self, arguments: tuple[Any, ...]) -> tuple[int, Any]:
+        """Return the address of the machine code for such arguments, and the block of words that holds them."""
+        kinds = tuple(map(_kind_of, arguments))
+        if kinds not in self._addresses:
+            self._addresses[kinds] = self._compile(kinds)
+        return self._addresses[kinds], np.array([word for a in arguments for word in _words(a)], np.int64)
+
+    def _compile(self, kinds: tuple[str, ...]) -> int:
+        namespace: dict[str, Any] = {
+            "__name__": __name__, "body": self._body, "carray": numba.carray, "pointer": _pointer, "np": np
+        }  # fmt: skip
+        texts, place = [], 0
+        for kind in kinds:
+            dtype, ndim = kind[:-1], int(kind[-1])
+            shape = "".join(f"w[{place + 1 + axis}], " for axis in range(ndim))
+            texts.append(
+                f"carray(pointer(w[{place}], np.{dtype}), ({shape}))"
+                if ndim
+                else f"np.{dtype}({_WORD[dtype]}[{place}])"
+            )
+            place += 1 + ndim
+        source = (
+            "def entry(block, thread, threads):\n"
+            f"    w, x = carray(pointer(block, np.int64), {place}), carray(pointer(block, np.float64), {place})\n"
+            f"    body({', '.join(texts)}, thread, threads)\n"
+        )
+        exec(compile(source, __file__, "exec"), namespace)
+        namespace["entry"].__name__ = self.function.__name__
+        entry = on_disk(namespace["entry"], fingerprint(self.digest, source))
+        signature = (types.intp,) * 3
+        entry.compile(signature)
+        self.entries.append(entry)
+        result = entry.overloads[signature]
+        return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
+
+
+_WORD = {"int64": "w", "uint32": "w", "float32": "x", "float64": "x"}  # a number is read as a whole or as a real word
+
+
+def _kind_of(argument: Any) -> str:
+    if isinstance(argument, np.ndarray):
+        return f"{argument.dtype.name}{argument.ndim}"
+    if isinstance(argument, np.floating | np.uint32):
+        return f"{argument.dtype.name}0"
+    return "float640" if isinstance(argument, float) else "int640"
+
+
+def _words(argument: Any) -> tuple[int, ...]:
+    if isinstance(argument, np.ndarray):
+        return argument.ctypes.data, *argument.shape
+    if isinstance(argument, float | np.floating):
+        return (int(np.float64(argument).view(np.int64)),)
+    return (int(argument),)
+
+
+def compiled(function: Callable[..., Any], *key: Any) -> Kernel:
+    """Return a kernel; ``key`` is what shapes it beside its own code and constants: fingerprints of definitions, dtype."""
+    return Kernel(function, fingerprint(function, *key))
+
+
+def on_disk(function: Callable[..., Any], *key: Any) -> Any:
+    """Compile a function whose machine code is kept on disk, filed under ``key``, the sources and the versions."""
+    result = numba.njit(**_OPTIONS)(function)
+    result._cache = _KeyedCache(
+        function, fingerprint(source_digest(*_SOURCES), numba.__version__, llvmlite.__version__, *key)
     )
-    kernel._cache = _KeyedCache(function, digest)
-    return kernel
-
-
-def digest_of(kernel: Any) -> str:
-    """Return the digest that a kernel is filed under."""
-    return str(kernel._cache._digest)
-
-
-def is_on_disk(kernel: Any) -> bool:
-    """Return whether a kernel was compiled on this machine before."""
-    cache_file = kernel._cache._cache_file
-    return Path(cache_file._index_path).is_file()
-
-
-def compile_for(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Compile a kernel for these arguments, or load it from disk, without running it; do nothing for a plain function."""
-    if hasattr(function, "py_func"):
-        function.compile(tuple(numba.typeof(a) for a in arguments))  # type: ignore[attr-defined]
+    return result
 
 
 class _Locator(caching._CacheLocator):  # type: ignore[misc]

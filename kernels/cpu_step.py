@@ -1,57 +1,85 @@
-"""Many steps in one compiled function: no Python between the operations of a step, nor between steps."""
+"""Many steps in one call: no Python between the operations of a step, nor between steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
-from gpubackprop.definitions import address
-from gpubackprop.kernels.cpu_compile import compiled, digest_of, is_on_disk
+from gpubackprop.kernels.cpu_compile import Kernel, on_disk
+from gpubackprop.kernels.cpu_threads import meet, team
 
-Call = tuple[Callable[..., Any], tuple[Any, ...]]
+Call = tuple[Kernel, tuple[Any, ...]]
+
+NOBODY = np.zeros(16, np.int64)  # where one thread meets itself
 
 
-class ComposedStep:
-    """The calls of a step as one compiled function of (times, arguments...).
+@intrinsic  # type: ignore[untyped-decorator]
+def _invoke(typingctx: Any, kernel: Any, block: Any, thread: Any, threads: Any) -> Any:
+    """Call the machine code of a kernel; see :class:`gpubackprop.kernels.cpu_compile.Kernel`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = context.get_value_type(types.intp)
+        function = ir.FunctionType(ir.VoidType(), [word] * 3)
+        builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4), codegen
+
+
+@cache
+def _runner() -> Any:
+    def run(times, table, thread, threads, meeting):  # type: ignore[no-untyped-def]
+        goal, at = 0, meeting.ctypes.data
+        for _ in range(times):
+            for k in range(table.shape[0]):
+                _invoke(table[k, 0], table[k, 1], thread, threads)
+                if threads > 1 and meeting.size:
+                    goal += threads
+                    if not meet(at, goal):
+                        return
+
+    result = on_disk(run)
+    words, places = types.int64[:, ::1], types.int64[::1]
+    result.compile((types.intp, words, types.intp, types.intp, places))
+    return result
+
+
+class Program:
+    """Calls of kernels on arrays with fixed places, run in order by compiled code.
 
     Parameters
     ----------
     calls : sequence of (kernel, arguments)
-        Kernels that :func:`gpubackprop.kernels.cpu_compile.compiled` made. Equal arguments are passed once.
     """
 
     def __init__(self, calls: Sequence[Call]) -> None:
-        self.arguments: list[Any] = []
-        places: dict[Any, int] = {}
-        lines = []
-        for number, (_, arguments) in enumerate(calls):
-            names = []
-            for argument in arguments:
-                place = places.setdefault(_identity(argument), len(self.arguments))
-                if place == len(self.arguments):
-                    self.arguments.append(argument)
-                names.append(f"a{place}")
-            lines.append(f"        f{number}({', '.join(names)})")
-        parameters = ", ".join(f"a{place}" for place in range(len(self.arguments)))
-        source = f"def steps(times, {parameters}):\n    for _ in range(times):\n" + "\n".join(lines) + "\n"
-        kernels = [kernel for kernel, _ in calls]
-        namespace: dict[str, Any] = {f"f{number}": kernel for number, kernel in enumerate(kernels)}
-        exec(compile(source, __file__, "exec"), namespace)
-        self.function = compiled(namespace["steps"], source, [digest_of(kernel) for kernel in kernels])
+        self.calls = calls  # the arrays must live as long as their addresses
+        bound = [kernel.bind(arguments) for kernel, arguments in calls]
+        self._blocks = [block for _, block in bound]
+        self._table = np.array([(address, block.ctypes.data) for address, block in bound], np.int64)
+        self._run = _runner()
+        self._around = next((kernel.around for kernel, _ in calls if kernel.around is not None), None)
 
-    @property
-    def is_cheap(self) -> bool:
-        """True if it was compiled before, here or in another process, so that it only has to be loaded."""
-        return bool(self.function.signatures) or is_on_disk(self.function)
+    def __call__(self, times: int = 1, threads: int = 1) -> None:
+        """Run all calls ``times`` times over; between two of them all threads meet."""
+        if self._around is not None:
+            with self._around:
+                self._start(times, threads)
+        else:
+            self._start(times, threads)
 
-    def __call__(self, times: int = 1) -> None:
-        self.function(times, *self.arguments)
+    def _start(self, times: int, threads: int) -> None:
+        if threads == 1:
+            self._run(times, self._table, 0, 1, NOBODY)
+        else:
+            team().run(self._run, times, self._table, threads=threads)
 
-
-def _identity(argument: Any) -> Any:
-    """Return a key that is equal for arguments that may be passed once: one memory, shape and order, or one number."""
-    if isinstance(argument, np.ndarray):
-        return address(argument), argument.shape, argument.strides, str(argument.dtype)
-    return type(argument), argument
+    def run_share(self, thread: int, threads: int) -> None:
+        """Do the share of one thread of so many, in this thread and without waiting for others: for a single call."""
+        self._run(1, self._table, thread, threads, NOBODY[:0])

@@ -1,4 +1,6 @@
-"""exp, expm1 and tanh of the CPU kernels: within 2.5 units in the last place, and right at the limits."""
+"""exp, expm1, log1p, tanh and erf of the CPU kernels: within 2.5 units in the last place, and right at the limits."""
+
+import math
 
 import numba
 import numpy as np
@@ -51,3 +53,34 @@ def test_limits_and_nan(dtype):
     np.testing.assert_array_equal(apply("exp", x), np.array([np.nan, np.inf, 0, 1], dtype))
     np.testing.assert_array_equal(apply("expm1", x), np.array([np.nan, np.inf, -1, 0], dtype))
     np.testing.assert_array_equal(apply("tanh", x), np.array([np.nan, 1, -1, 0], dtype))
+    np.testing.assert_array_equal(apply("log1p", x), np.array([np.nan, np.inf, np.nan, 0], dtype))
+    np.testing.assert_array_equal(apply("log1p", np.array([-1, -1.5], dtype)), np.array([-np.inf, np.nan], dtype))
+    np.testing.assert_array_equal(apply("erf", x), np.array([np.nan, 1, -1, 0], dtype))
+
+
+def errors(name, x, exact):
+    """Return the errors in units in the last place."""
+    return np.abs(apply(name, x).astype(np.longdouble) - exact) / np.spacing(np.abs(exact.astype(x.dtype)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_log1p(dtype):
+    # the sum of n ln 2, log(1 + f) and the correction: two roundings, and those of its terms, which are smaller
+    parts = [
+        np.linspace(-0.999, 3, 40_001),
+        np.linspace(-1e-3, 1e-3, 20_001),
+        10.0 ** np.arange(-37, 38),
+        np.linspace(0, 1, 9999),
+    ]
+    x = np.concatenate(parts).astype(dtype)
+    assert errors("log1p", x, np.log1p(x.astype(np.longdouble))).max() < 2.5
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_erf(dtype):
+    # Horner's rule on an alternating series whose terms are at most 1.13, or one minus at most 0.16
+    x = np.concatenate([np.linspace(-7, 7, 4001), np.linspace(-1.1, 1.1, 2001), 10.0 ** -np.arange(30)]).astype(dtype)
+    exact = np.array(
+        [math.erf(v) for v in x.tolist()], np.longdouble
+    )  # itself right to a unit in the last place of a float64
+    assert errors("erf", x, exact).max() < (2.5 if dtype == np.float32 else 3.5)

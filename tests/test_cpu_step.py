@@ -1,79 +1,182 @@
-"""The compiled CPU step: the bits of its operations run one at a time, and BLAS chosen by measurement."""
+"""The compiled CPU step: the bits of its operations run one at a time, whatever the number of threads."""
 
-import json
+import os
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import gpubackprop as gb
-from gpubackprop.kernels.cpu_blas import Chooser, compile_blas, libraries
+from gpubackprop.backends.cpu import CpuStep
+from gpubackprop.kernels import cpu_product, cpu_threads
+from gpubackprop.kernels.cpu_product import scratch_for
 from gpubackprop.network import Data
 
+CASES = [
+    (gb.SGD(0.1), {"activation": "tanh"}),
+    (
+        gb.Adam(gb.OneCycle(1e-2, steps=6), clip_norm=0.1, clip_value=0.05),
+        {"activation": ["gelu", "relu"], "dropout": 0.3},
+    ),
+    (gb.RMSprop(1e-2, momentum=0.9, centered=True), {"dtype": "float64"}),
+    (gb.AdamW(1e-2), {"activation": "silu", "loss": "huber"}),
+]
 
-def make(rng, optimizer, **options):
-    model = gb.MLP([12, 9, 7, 3], **options)
-    backend = model.backend
-    data = Data(rng.normal(size=(60, 12)).astype(model.dtype), rng.integers(0, 3, 60), None, rng.permutation(60))
-    return model, model.step(10, optimizer, data=data).compile(), backend
+
+def make(optimizer, sizes=(12, 9, 7, 3), n=10, samples=60, weighted=False, **options):
+    rng = np.random.default_rng(0)
+    model = gb.MLP(sizes, **options)
+    dense = model.loss.targets != "classes"
+    y = rng.random((samples, sizes[-1])).astype(model.dtype) if dense else rng.integers(0, sizes[-1], samples)
+    weight = rng.random(samples).astype(model.dtype) if weighted else None
+    X = rng.normal(size=(samples, sizes[0])).astype(model.dtype)
+    return model, model.step(n, optimizer, data=Data(X, y, weight, rng.permutation(samples)))
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "options"),
-    [
-        (gb.SGD(0.1), {"activation": "tanh"}),
-        (
-            gb.Adam(gb.OneCycle(1e-2, steps=6), clip_norm=0.1, clip_value=0.05),
-            {"activation": ["gelu", "relu"], "dropout": 0.3},
-        ),
-        (gb.RMSprop(1e-2, momentum=0.9, centered=True), {"dtype": "float64"}),
-    ],
-)
-def test_a_composed_step_has_the_bits_of_its_operations(optimizer, options):
-    (one, loop, _), (two, composed, _) = (make(np.random.default_rng(0), optimizer, **options) for _ in range(2))
-    composed.compose()
-    np.testing.assert_array_equal(two.parameters.flat, one.parameters.flat)  # composing runs nothing
-    loop._loop(5)
-    composed(2)
-    composed(3)
+@pytest.mark.parametrize(("optimizer", "options"), CASES)
+def test_a_step_has_the_bits_of_its_operations(optimizer, options):
+    (one, eager), (two, step) = (make(optimizer, **options) for _ in range(2))
+    run = step.compile()
+    np.testing.assert_array_equal(two.parameters.flat, one.parameters.flat)  # compiling runs nothing
+    for _ in range(5):
+        for operation in eager.operations:
+            getattr(one.backend, operation.name)(**operation.arguments)
+    run(2)
+    run(3)
     np.testing.assert_array_equal(two.parameters.flat, one.parameters.flat)
     assert two.optimizer_state.counters.tolist() == [5, 50]
 
 
-def test_a_step_is_composed_when_the_loop_has_run_for_as_long_as_compiling_takes():
-    model, run, _ = make(np.random.default_rng(0), gb.SGD(0.1), activation="softsign")
-    run._spent = 0.0  # as on a machine where it was never compiled
-    run(1)
-    assert 0 < run._spent < run.PATIENCE
-    run._spent = run.PATIENCE
-    run(1)
-    assert run._composed.function.signatures
-    assert model.optimizer_state.counters[0] == 2
+@pytest.fixture(autouse=True)
+def many_threads(monkeypatch):
+    """Memory for products by up to five threads, however few cores there are."""
+    monkeypatch.setattr(cpu_product, "scratch_for", lambda dtype, threads: scratch_for(dtype, max(5, threads)))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("library", libraries(), ids=lambda library: library.name)
-def test_every_library_multiplies_every_order_of_memory(library, dtype):
-    rng = np.random.default_rng(0)
-    for m, n, k in ((1, 1, 1), (5, 3, 7), (33, 17, 20)):
-        a, b = rng.integers(-3, 4, (m, k)).astype(dtype), rng.integers(-3, 4, (k, n)).astype(dtype)
-        for at in (False, True):
-            for bt in (False, True):
-                out = np.full((m, n), np.nan, dtype)
-                x, y = (np.asfortranarray(a) if at else a), (np.asfortranarray(b) if bt else b)
-                compile_blas(library, np.dtype(dtype), at, bt)(x, y, out)
-                np.testing.assert_array_equal(out, a @ b)  # whole numbers: exact in any order
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("optimizer", "options"), CASES)
+def test_a_step_does_not_depend_on_the_number_of_threads(optimizer, options, weighted):
+    results = []
+    for threads in (1, 2, 5):
+        model, step = make(optimizer, (70, 65, 130, 5), 33, 99, weighted, **options)
+        step.compile()._program(3, threads)
+        results.append(np.concatenate([model.parameters.flat, step.names.array("loss")]))
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_array_equal(results[2], results[0])
 
 
-def test_the_choice_of_a_library_is_kept_on_disk_and_a_broken_file_only_costs_a_measurement(tmp_path, monkeypatch):
-    monkeypatch.setenv("GPUBACKPROP_CACHE_DIR", str(tmp_path))
-    a, b, out = np.ones((4, 6), np.float32), np.ones((6, 5), np.float32), np.empty((4, 5), np.float32)
-    first = Chooser()
-    first.kernel(a, b, out)
-    (file,) = tmp_path.glob("cpu-products-*.json")
-    assert json.loads(file.read_text()) == first.chosen
-    assert Chooser().chosen == first.chosen
-    file.write_text('{"4x5x6 float32 00": "a library that is gone"}')
-    assert Chooser().chosen == {}
-    file.write_text("{")
-    Chooser().kernel(a, b, out)
-    assert json.loads(file.read_text())
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(1, 150), min_size=2, max_size=4), st.integers(1, 120), st.integers(2, 5))
+def test_no_shape_depends_on_the_number_of_threads(sizes, n, threads):
+    results = []
+    for number in (1, threads):
+        model, step = make(gb.Adam(1e-2), [*sizes, 3], n, n)
+        step.compile()._program(1, number)
+        results.append(model.parameters.flat)
+    np.testing.assert_array_equal(*results)
+
+
+def test_threads_are_tried_and_the_faster_number_is_kept(monkeypatch):
+    monkeypatch.setattr(cpu_threads, "available_threads", lambda: 2)
+    asked = []
+
+    class Program:
+        def __init__(self, calls):
+            pass
+
+        def __call__(self, times, threads=1):
+            asked.append(threads)
+            now[0] += times / threads  # twice as fast with two
+
+    now = [0.0]
+    monkeypatch.setattr("gpubackprop.kernels.cpu_step.Program", Program)
+    monkeypatch.setattr("gpubackprop.backends.cpu.time.perf_counter", lambda: now[0])
+    run = CpuStep([], 1e9)
+    for _ in range(8):
+        run(1)
+    assert asked == [1, 2, 1, 2, 1, 2, 2, 2]
+    asked.clear()
+    small = CpuStep([], 1e4)
+    for _ in range(8):
+        small(100_000)
+    assert asked == [1] * 8
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1", 1), ("1,4", 1), ("", None), ("nonsense", None), ("0", None), ("1000000", None)]
+)
+@pytest.mark.parametrize("name", cpu_threads.VARIABLES)
+def test_the_usual_variables_limit_the_threads(name, value, expected, monkeypatch):
+    for other in cpu_threads.VARIABLES:
+        monkeypatch.delenv(other, raising=False)
+    cores = cpu_threads.available_threads.__wrapped__()
+    monkeypatch.setenv(name, value)
+    assert cpu_threads.available_threads.__wrapped__() == (expected or cores)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity masks")
+def test_the_affinity_mask_limits_the_threads():
+    program = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    program += "from gpubackprop.kernels.cpu_threads import available_threads; print(available_threads())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_models_in_several_python_threads_do_not_meet(threads):
+    results = {}
+
+    def train(number, threads):
+        model, step = make(gb.Adam(1e-2), (200, 130, 3), 50, 50, seed=number)
+        run = step.compile()
+        for _ in range(20):
+            model.optimizer_state.counters[1] = 0
+            run._program(1, threads)
+        return model.parameters.flat
+
+    expected = [train(number, 1) for number in range(4)]
+    workers = [
+        threading.Thread(target=lambda k=number: results.__setitem__(k, train(k, threads))) for number in range(4)
+    ]  # fmt: skip
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for number in range(4):
+        np.testing.assert_array_equal(results[number], expected[number])
+
+
+def test_who_does_not_come_is_not_waited_for():
+    def fails(thread, threads, meeting):
+        if thread == 0:
+            raise KeyboardInterrupt
+        left.append(cpu_threads.meet(meeting.ctypes.data, 2))
+
+    left = []
+    team = cpu_threads.Team()
+    with pytest.raises(KeyboardInterrupt):
+        team.run(fails, threads=2)
+    team._others.shutdown(wait=True)
+    assert left == [False]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_has_a_team_of_its_own():
+    program = """
+import os, warnings
+import numpy as np
+import gpubackprop as gb
+warnings.simplefilter("ignore")
+run = gb.MLP([8, 9, 3]).step(4, gb.Adam()).compile()
+run._program(2, 2)
+child = os.fork()
+run._program(2, 2)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

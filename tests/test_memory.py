@@ -209,7 +209,7 @@ def test_the_error_names_a_batch_that_fits(name: str, device: str, monkeypatch: 
 def test_predict_takes_its_batches_from_what_is_free(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(device)
     limit(monkeypatch, model, 60_000)
-    with pytest.raises(gb.DeviceMemoryError, match="evaluate over 1024 samples"):
+    with pytest.raises(gb.DeviceMemoryError, match="prediction over 1024 samples"):
         model.predict(batch(3000)[0])
     assert len(model.predict(batch(40)[0])) == 40
 

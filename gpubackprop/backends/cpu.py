@@ -1,15 +1,16 @@
-"""The CPU backend: the products by NumPy's BLAS, everything else by fused Numba kernels."""
+"""The CPU backend: products in register tiles or by BLAS, everything else by fused Numba kernels, steps in one call."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpubackprop.backends.base import Run
-from gpubackprop.backends.reference import ReferenceBackend, loop
+from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.definitions import Array, address
 from gpubackprop.philox import keep_threshold, split_seed
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from gpubackprop.optimizers import Optimizer
     from gpubackprop.step import Operation, Step
 
-Call = tuple[Callable[..., Any], tuple[Any, ...]]
+Call = tuple[Any, tuple[Any, ...]]
 
 
 class CpuBackend(ReferenceBackend):
@@ -33,19 +34,17 @@ class CpuBackend(ReferenceBackend):
     dtypes = ("float32", "float64")
 
     def __init__(self) -> None:
-        self._scratch: dict[tuple[int, str], Array] = {}
+        self._scratch = _Scratch()
 
     def bind(self, operation: Operation) -> Call:
         call: Call = getattr(self, f"_bind_{operation.name}")(**operation.arguments)
         return call
 
     def compile(self, step: Step) -> Run:
-        from gpubackprop.kernels.cpu_compile import compile_for
-
+        self._scratch.forget()  # a step has memory of its own, since steps run in several Python threads at once
         calls = [self.bind(operation) for operation in step.operations]
-        for function, arguments in calls:
-            compile_for(function, arguments)
-        return CpuStep(calls)
+        self._scratch.forget()
+        return CpuStep(calls, step.flops)
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         out = np.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out
@@ -55,7 +54,7 @@ class CpuBackend(ReferenceBackend):
     def _bind_matmul(self, a: Array, b: Array, out: Array) -> Call:
         from gpubackprop.kernels.cpu_blas import chooser
 
-        return chooser().kernel(a, b, out), (a, b, out)
+        return chooser().call(a, b, out, self._scratch.of(a.dtype))
 
     def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
         out = np.empty_like(z) if out is None else out
@@ -86,11 +85,12 @@ class CpuBackend(ReferenceBackend):
     def _bind_bias_activation_backward(
         self, dh: Array, z: Array | None, h: Array | None, activation: Activation, out: Array, db: Array
     ) -> Call:
-        from gpubackprop.kernels.cpu import compile_bias_activation_backward
+        from gpubackprop.kernels.cpu import compile_bias_activation_backward, shares_of
 
         in_place, at = address(dh) == address(out), h if activation.needs == "h" else z
         kernel = compile_bias_activation_backward(activation, dh.dtype, in_place)
-        return kernel, ((dh, at, db) if in_place else (dh, at, out, db))
+        sums, arrived = np.empty((shares_of(len(dh)), dh.shape[1]), dh.dtype), np.zeros(1, np.int64)
+        return kernel, (*((dh, at, db) if in_place else (dh, at, out, db)), sums, arrived)
 
     def bias_loss(
         self,
@@ -124,14 +124,16 @@ class CpuBackend(ReferenceBackend):
         scalars: Array | None,
         samples: int | None = None,
     ) -> Call:
-        from gpubackprop.kernels.cpu import compile_bias_loss
+        from gpubackprop.kernels.cpu import compile_bias_loss, shares_of
 
-        n, d = samples or len(z), z.shape[1]
+        n, d, shares = samples or len(z), z.shape[1], shares_of(len(z))
         kernel = compile_bias_loss(loss, z.dtype, y.ndim == 1, weight is not None, address(z) == address(out))
-        scratch = self._scratch.setdefault((d, z.dtype.name), np.empty((2, d), z.dtype))
+        sums, scratch = np.empty((shares, d), z.dtype), np.empty((shares, 2 * d), z.dtype)
+        losses, arrived = np.empty(shares), np.zeros(1, np.int64)
         scale = z.dtype.type(loss.scale(n, d, weight is not None))
         count = float(n if loss.reduction == "mean" else 1)
-        return kernel, (z, b, y, b if weight is None else weight, scale, count, out, db, value, scratch)
+        w = b if weight is None else weight
+        return kernel, (z, b, y, w, scale, count, out, db, value, sums, scratch, losses, arrived)
 
     def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
         out = np.empty_like(weight) if out is None else out
@@ -232,37 +234,63 @@ class CpuBackend(ReferenceBackend):
 
 
 class CpuStep:
-    """A step that is first a loop over its operations, and one compiled function as soon as that pays.
+    """A step, run by compiled code for as many times as it is asked to, on as many threads as is fastest.
 
-    Compiling a step takes seconds, once per machine; a short run ends before it would have been worth it. So the step is
-    composed when the time spent in the loop has reached ``PATIENCE``, or at once where it is on disk already. The
-    kernels are the same both ways, and so are the bits.
+    The bits do not depend on the number of threads, so the first long enough runs try one and all in turn.
     """
 
-    PATIENCE = 2.0  # seconds, about what compiling takes
+    TRIALS = 3  # of each number of threads
+    ALONE = 1e6  # FLOP of a step below which the threads would spend more time on meeting than on computing
+    LONG = 3e8  # FLOP of a run that is long enough to be judged by: some milliseconds, beside 50 microseconds to begin
 
-    def __init__(self, calls: Sequence[Call]) -> None:
-        from gpubackprop.kernels.cpu_step import ComposedStep
+    def __init__(self, calls: Sequence[Call], flops: float) -> None:
+        from gpubackprop.kernels.cpu_step import Program
+        from gpubackprop.kernels.cpu_threads import available_threads
 
-        self.calls = calls
-        self._loop, self._composed = loop(calls), ComposedStep(calls)
-        self._spent = 0.0 if not self._composed.is_cheap else self.PATIENCE
+        self._program, self._flops = Program(calls), flops
+        self._seconds: dict[int, list[float]] = {1: []}  # of a step, in the trials with so many threads
+        if flops >= self.ALONE and available_threads() > 1:
+            self._seconds[available_threads()] = []
+        self._threads = 1 if len(self._seconds) == 1 else None
 
     def __call__(self, times: int = 1) -> None:
         """Run the step ``times`` times over."""
-        if self._spent >= self.PATIENCE:
-            self._composed(times)
-            return
-        started = time.perf_counter()
-        self._loop(times)
-        self._spent += time.perf_counter() - started
+        if self._threads is not None:
+            self._program(times, self._threads)
+        elif times * self._flops < self.LONG:
+            self._program(times)
+        else:
+            self._try(times)
 
-    def compose(self) -> None:
-        """Compile the step now, without running it."""
-        self._composed(0)
-        self._spent = self.PATIENCE
+    def _try(self, times: int) -> None:
+        threads = min(self._seconds, key=lambda number: len(self._seconds[number]))
+        started = time.perf_counter()
+        self._program(times, threads)
+        self._seconds[threads].append((time.perf_counter() - started) / times)
+        if all(len(seconds) == self.TRIALS for seconds in self._seconds.values()):
+            self._threads = min(self._seconds, key=lambda number: min(self._seconds[number]))
+
+
+class _Scratch(threading.local):
+    """Memory for the copies that products make, per Python thread."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[np.dtype[Any], Array] = {}
+
+    def of(self, dtype: np.dtype[Any]) -> Array:
+        """Return the memory for a dtype."""
+        from gpubackprop.kernels.cpu_product import scratch_for
+        from gpubackprop.kernels.cpu_threads import available_threads
+
+        if dtype not in self._arrays:
+            self._arrays[dtype] = scratch_for(dtype, available_threads())
+        return self._arrays[dtype]
+
+    def forget(self) -> None:
+        """Leave the memory to whoever has it, and take new one when it is needed."""
+        self._arrays = {}
 
 
 def _run(call: Call) -> None:
-    function, arguments = call
-    function(*arguments)
+    kernel, arguments = call
+    kernel(*arguments)

@@ -1,0 +1,251 @@
+"""Vector instructions for the matrix products of the CPU, emitted as LLVM code that Numba's functions call on addresses.
+
+What a width, a tile and a register are comes from the machine that this runs on: see :class:`Shape`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+
+
+class Shape(NamedTuple):
+    """A tile of a product that is held in registers.
+
+    Attributes
+    ----------
+    width : int
+        Numbers in a vector register.
+    rows, columns : int
+        Of the largest tile; ``columns`` is two registers, and all sums with what they are made of fit in the registers there are.
+    fma : bool
+        There is an instruction for x y + z with one rounding.
+    """
+
+    width: int
+    rows: int
+    columns: int
+    fma: bool
+
+
+@cache
+def shape_for(dtype: np.dtype[Any]) -> Shape:
+    """Return the largest tile on this machine: 2 x rows sums, two vectors of b and one number of a, in 16 or 32 registers."""
+    features = llvmlite.binding.get_host_cpu_features()
+    arm = platform.machine().lower() in ("arm64", "aarch64")
+    bits = 512 if features.get("avx512f") else 256 if features.get("avx") else 128
+    width = bits // (8 * dtype.itemsize)
+    return Shape(width, 8 if arm or bits == 512 else 6, 2 * width, arm or bool(features.get("fma")))
+
+
+def _emitter(arguments: int, emit: Callable[[Any, Any], None]) -> Any:
+    """Return an intrinsic of so many integers, most of them addresses, that emits code and returns nothing."""
+    names = ", ".join(f"x{k}" for k in range(arguments))
+
+    def typed(emitted: Callable[[Any, Any], None]) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            emitted(builder, args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * arguments), codegen
+
+    namespace: dict[str, Any] = {"__name__": __name__, "typed": typed, "emit": emit}
+    exec(f"def instruction(typingctx, {names}):\n    return typed(emit)\n", namespace)
+    return intrinsic(namespace["instruction"])
+
+
+def _real(dtype: np.dtype[Any]) -> Any:
+    return ir.FloatType() if dtype == np.float32 else ir.DoubleType()
+
+
+def _constant(value: int) -> Any:
+    return ir.Constant(I64, value)
+
+
+def _mask(lanes: list[int]) -> Any:
+    return ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
+
+
+def _function(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    return builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def _prefetch(builder: Any, address: Any, write: int, level: int) -> None:
+    pointer = ir.IntType(8).as_pointer()
+    function = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32, I32, I32])
+    numbers = [ir.Constant(I32, value) for value in (write, level, 1)]
+    builder.call(function, [builder.inttoptr(address, pointer), *numbers])
+
+
+def define_prefetch() -> Any:
+    """Return prefetch(address): bring a line of memory that will be read into the second cache."""
+    return _emitter(1, lambda builder, args: _prefetch(builder, args[0], 0, 2))
+
+
+def define_move(count: int, dtype: np.dtype[Any]) -> Any:
+    """Return move(source, destination): copy ``count`` numbers."""
+    pointer, size = ir.VectorType(_real(dtype), count).as_pointer(), dtype.itemsize
+
+    def emit(builder: Any, args: Any) -> None:
+        source, destination = (builder.inttoptr(a, pointer) for a in args)
+        builder.store(builder.load(source, align=size), destination, align=size)
+
+    return _emitter(2, emit)
+
+
+def define_move_part(count: int, dtype: np.dtype[Any]) -> Any:
+    """Return move(source, destination, some): write ``count`` numbers, of which ``some`` are read and the rest are 0."""
+    vector, size = ir.VectorType(_real(dtype), count), dtype.itemsize
+    pointer, bits = vector.as_pointer(), ir.VectorType(ir.IntType(1), count)
+
+    def emit(builder: Any, args: Any) -> None:
+        source, destination = (builder.inttoptr(a, pointer) for a in args[:2])
+        lanes = ir.VectorType(I32, count)
+        some = builder.insert_element(
+            ir.Constant(lanes, ir.Undefined), builder.trunc(args[2], I32), ir.Constant(I32, 0)
+        )
+        some = builder.shuffle_vector(some, ir.Constant(lanes, ir.Undefined), _mask([0] * count))
+        mask = builder.icmp_signed("<", _mask(list(range(count))), some)
+        name = f"llvm.masked.load.v{count}f{8 * size}.p0"
+        load = _function(builder, name, vector, [pointer, I32, bits, vector])
+        zeros = ir.Constant(vector, [0.0] * count)
+        value = builder.call(load, [source, ir.Constant(I32, size), mask, zeros])
+        builder.store(value, destination, align=size)
+
+    return _emitter(3, emit)
+
+
+def define_clear(dtype: np.dtype[Any]) -> Any:
+    """Return clear(destination): set one number to 0."""
+    real = _real(dtype)
+
+    def emit(builder: Any, args: Any) -> None:
+        builder.store(ir.Constant(real, 0.0), builder.inttoptr(args[0], real.as_pointer()))
+
+    return _emitter(1, emit)
+
+
+def define_add(dtype: np.dtype[Any]) -> Any:
+    """Return add(source, destination): add one number to another."""
+    pointer = _real(dtype).as_pointer()
+
+    def emit(builder: Any, args: Any) -> None:
+        source, destination = (builder.inttoptr(a, pointer) for a in args)
+        builder.store(builder.fadd(builder.load(destination), builder.load(source)), destination)
+
+    return _emitter(2, emit)
+
+
+def define_transpose(rows: int, dtype: np.dtype[Any]) -> Any:
+    """Return transpose(source, row, destination, step): destination[k, i] = source[i, k] for k < width and i < rows.
+
+    Rows lie ``row`` numbers apart, the destination's ``step``; a whole vector is written for each k, in their order.
+    """
+    width, size = shape_for(dtype).width, dtype.itemsize
+    vector = ir.VectorType(_real(dtype), width)
+
+    def emit(builder: Any, args: Any) -> None:
+        source, row, destination, step = args
+        row, step = (builder.mul(a, _constant(size)) for a in (row, step))
+        v = [ir.Constant(vector, ir.Undefined)] * width
+        for i in range(rows):
+            v[i] = builder.load(builder.inttoptr(source, vector.as_pointer()), align=size)
+            source = builder.add(source, row)
+        block = width // 2
+        while block:  # swap the blocks beside the diagonal, of half the size each time
+            first = [k if not k & block else width + k - block for k in range(width)]
+            second = [k + block if not k & block else width + k for k in range(width)]
+            for i in range(width):
+                if not i & block:
+                    a, b = v[i], v[i + block]
+                    v[i] = builder.shuffle_vector(a, b, _mask(first))
+                    v[i + block] = builder.shuffle_vector(a, b, _mask(second))
+            block //= 2
+        for k in range(width):
+            builder.store(v[k], builder.inttoptr(destination, vector.as_pointer()), align=size)
+            destination = builder.add(destination, step)
+
+    return _emitter(4, emit)
+
+
+def define_tile(rows: int, dtype: np.dtype[Any]) -> Any:
+    """Return tile(a, a_row, a_step, b, b_step, out, out_row, k, more): out = a b, or out += a b where ``more`` is not 0.
+
+    a[i, p] lies at a + i a_row + p a_step, b[p, j] at b + p b_step + j, out[i, j] at out + i out_row + j (addresses in bytes,
+    distances in numbers), for i < rows, j < columns and p < k, k >= 1. Every sum runs over p in order.
+    """
+    shape, size = shape_for(dtype), dtype.itemsize
+    real, vector = _real(dtype), ir.VectorType(_real(dtype), shape.width)
+    parts = range(shape.columns // shape.width)
+
+    def multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
+        if not shape.fma:
+            return builder.fadd(builder.fmul(x, y), z)
+        name = f"llvm.fma.v{shape.width}f{8 * size}"
+        return builder.call(_function(builder, name, vector, [vector] * 3), [x, y, z])
+
+    def vectors_at(builder: Any, address: Any) -> list[Any]:
+        pointer = vector.as_pointer()
+        return [
+            builder.inttoptr(builder.add(address, _constant(v * shape.width * size)), pointer) for v in parts
+        ]  # fmt: skip
+
+    def products(builder: Any, pa: Any, pb: Any, offsets: list[Any], sums: list[list[Any]]) -> list[list[Any]]:
+        b = [builder.load(p, align=size) for p in vectors_at(builder, pb)]
+        nothing, result = ir.Constant(vector, ir.Undefined), []
+        for offset, row in zip(offsets, sums, strict=True):
+            one = builder.load(builder.inttoptr(builder.add(pa, offset), real.as_pointer()), align=size)
+            one = builder.insert_element(nothing, one, ir.Constant(I32, 0))
+            spread = builder.shuffle_vector(one, nothing, _mask([0] * shape.width))
+            result.append([multiply_add(builder, spread, b[v], row[v]) for v in parts])
+        return result
+
+    def store(builder: Any, places: list[list[Any]], sums: list[list[Any]], add: bool) -> None:
+        for place, row in zip(places, sums, strict=True):
+            for v in parts:
+                total = builder.fadd(builder.load(place[v], align=size), row[v]) if add else row[v]
+                builder.store(total, place[v], align=size)
+
+    def emit(builder: Any, args: Any) -> None:
+        builder.function.attributes.add("noinline")  # it is called in two places, and long to compile
+        a, a_row, a_step, b, b_step, out, out_row, k, more = args
+        a_row, a_step, b_step, out_row = (builder.mul(x, _constant(size)) for x in (a_row, a_step, b_step, out_row))
+        offsets, outs = [_constant(0)], [out]
+        for _ in range(rows - 1):
+            offsets.append(builder.add(offsets[-1], a_row))
+            outs.append(builder.add(outs[-1], out_row))
+        for address in outs:
+            _prefetch(builder, address, 1, 3)
+        entry, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        running = [(builder.phi(I64), start) for start in (k, a, b)]
+        sums = [[builder.phi(vector) for _ in parts] for _ in range(rows)]
+        new = products(builder, running[1][0], running[2][0], offsets, sums)
+        for (phi, start), change in zip(running, (_constant(-1), a_step, b_step), strict=True):
+            phi.add_incoming(start, entry)
+            phi.add_incoming(builder.add(phi, change), loop)
+        for row, new_row in zip(sums, new, strict=True):
+            for phi, value in zip(row, new_row, strict=True):
+                phi.add_incoming(ir.Constant(vector, [0.0] * shape.width), entry)
+                phi.add_incoming(value, loop)
+        builder.cbranch(builder.icmp_signed(">", running[0][0], _constant(1)), loop, done)
+        builder.position_at_end(done)
+        places = [vectors_at(builder, address) for address in outs]
+        with builder.if_else(builder.icmp_signed("!=", more, _constant(0))) as (then, otherwise):
+            with then:
+                store(builder, places, new, True)
+            with otherwise:
+                store(builder, places, new, False)
+
+    return _emitter(9, emit)
