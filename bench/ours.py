@@ -97,10 +97,8 @@ def ours(device: Device, problem: Problem) -> Iterator[tuple[str, Callable[[], T
 
 
 def _finish(run: Any, units: int) -> None:
-    """Compile or capture a step now, where the backend would do so later."""
-    if hasattr(run, "compose"):
-        run.compose()
-    elif hasattr(run, "graph"):
+    """Capture a step now, where the backend would do so later."""
+    if hasattr(run, "graph"):
         run.graph(units)
 
 
