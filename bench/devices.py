@@ -68,9 +68,9 @@ class Gpu:
     on_gpu = True
 
     def __init__(self, name: str) -> None:
+        self.backend: Any = gb.get_backend(name)  # it says what is missing, CuPy included
         import cupy
 
-        self.backend: Any = gb.get_backend(name)
         self.name, self.xp = self.backend.device, cupy
         self.index = int(self.name.partition(":")[2])
         self.stream = cupy.cuda.Stream(non_blocking=True)
