@@ -2,7 +2,7 @@
 
 They know no activation, loss or optimizer by name. Loops run over rows, the inner one over columns, so that every array is
 read in the order it lies in memory and the inner loop is vectorized; a column sum adds its rows in their order. Where an
-output may share memory with an input there are two variants (``in_place``), since the compiler must know.
+output may be an input there are two variants (``in_place``): the compiler vectorizes only what it knows to be one or two arrays.
 
 The last two arguments of each are ``thread`` and ``threads``: threads share rows, columns or elements, never a sum, so that no
 result depends on their number. What is too small to be shared is done by the first.
@@ -17,14 +17,16 @@ import numpy as np
 
 from gpubackprop.activations import Activation
 from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
-from gpubackprop.kernels.cpu_compile import SCALAR, Kernel, compiled, inlined, share
+from gpubackprop.kernels.cpu_compile import SCALAR, Kernel, add, compiled, inlined, maximum, share
 from gpubackprop.kernels.cpu_math import vector_math
 from gpubackprop.kernels.cpu_threads import is_last
 from gpubackprop.losses import Loss
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.philox import define_philox
 
+BLOCKS = 64  # of four random numbers that are made at a time
 LINE = 16  # elements that a share is a multiple of, so that two threads rarely write to one line of a cache
+PART = 4096  # elements of a long sum that are added in the arrays' dtype; such sums are added in float64
 ROWS = 64  # in a share that has sums of its own; added in order, they are the same for any number of threads
 
 
@@ -44,47 +46,31 @@ def add_shares(sums, total):  # type: ignore[no-untyped-def]
 
 @cache
 def compile_bias_activation_forward(activation: Activation, dtype: np.dtype[Any], in_place: bool) -> Kernel:
-    """Return kernel(z, b, h): z <- z + b, h = phi(z); in place: kernel(z, b), z <- phi(z + b)."""
+    """Return kernel(z, b, h): z <- z + b, h = phi(z); in place, h is z: z <- phi(z + b)."""
     phi = inlined(activation.scalars(dtype, vector_math(dtype))[0])
-
-    def forward_in_place(z, b, thread, threads):  # type: ignore[no-untyped-def]
-        first, last = share(z.shape[0], 1, thread, threads)
-        for i in range(first, last):
-            for j in range(z.shape[1]):
-                z[i, j] = phi(z[i, j] + b[j])
 
     def forward(z, b, h, thread, threads):  # type: ignore[no-untyped-def]
         first, last = share(z.shape[0], 1, thread, threads)
         for i in range(first, last):
             for j in range(z.shape[1]):
                 z_ij = z[i, j] + b[j]
-                z[i, j] = z_ij
-                h[i, j] = phi(z_ij)
+                if in_place:
+                    z[i, j] = phi(z_ij)
+                else:
+                    z[i, j] = z_ij
+                    h[i, j] = phi(z_ij)
 
-    return compiled(forward_in_place if in_place else forward, activation.fingerprint, dtype.name)
+    return compiled(forward, activation.fingerprint, dtype.name)
 
 
 @cache
 def compile_bias_activation_backward(activation: Activation, dtype: np.dtype[Any], in_place: bool) -> Kernel:
-    """Return kernel(dh, s, delta, db, sums, arrived), s = h or z as phi' needs; in place: kernel(dh, s, db, ...), dh <- delta.
+    """Return kernel(dh, s, delta, db, sums, arrived), s = h or z as phi' needs; in place, delta is dh.
 
     ``sums`` is memory for the column sums of each share, (shares_of(n), d), and ``arrived`` (1,) int64 is 0.
     """
     dphi = inlined(activation.scalars(dtype, vector_math(dtype))[1])
     zero = dtype.type(0)
-
-    def backward_in_place(dh, s, db, sums, arrived, thread, threads):  # type: ignore[no-untyped-def]
-        first, last = share(sums.shape[0], 1, thread, threads)
-        for k in range(first, last):
-            sums_k = sums[k]
-            sums_k[:] = zero
-            for i in range(k * ROWS, min((k + 1) * ROWS, dh.shape[0])):
-                for j in range(dh.shape[1]):
-                    delta_ij = dh[i, j] * dphi(s[i, j], s[i, j])
-                    dh[i, j] = delta_ij
-                    sums_k[j] += delta_ij
-        if is_last(arrived, threads):
-            add_shares(sums, db)
 
     def backward(dh, s, delta, db, sums, arrived, thread, threads):  # type: ignore[no-untyped-def]
         first, last = share(sums.shape[0], 1, thread, threads)
@@ -94,12 +80,15 @@ def compile_bias_activation_backward(activation: Activation, dtype: np.dtype[Any
             for i in range(k * ROWS, min((k + 1) * ROWS, dh.shape[0])):
                 for j in range(dh.shape[1]):
                     delta_ij = dh[i, j] * dphi(s[i, j], s[i, j])
-                    delta[i, j] = delta_ij
+                    if in_place:
+                        dh[i, j] = delta_ij
+                    else:
+                        delta[i, j] = delta_ij
                     sums_k[j] += delta_ij
         if is_last(arrived, threads):
             add_shares(sums, db)
 
-    return compiled(backward_in_place if in_place else backward, activation.fingerprint, dtype.name)
+    return compiled(backward, activation.fingerprint, dtype.name)
 
 
 @cache
@@ -140,12 +129,15 @@ def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
                 row = zero
                 for j in range(z.shape[1]):
                     o = z[i, j] + b[j]
-                    row += ell(o, y[i, j])
+                    row = add(row, ell(o, y[i, j]))
                     do = dell(o, y[i, j]) * (w * scale)
-                    if not in_place:
+                    if in_place:
+                        z[i, j] = do
+                    else:
                         z[i, j] = o
-                    out[i, j] = do
-                    sums_k[j] += do
+                        out[i, j] = do
+                for j in range(z.shape[1]):  # a loop of its own: with less memory in a loop, the compiler vectorizes it
+                    sums_k[j] += out[i, j]
                 total += row * w
             losses[k] = total
         if is_last(arrived, threads):
@@ -157,14 +149,14 @@ def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
 
 def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:
     target, ell, dell = map(inlined, loss.scalars(dtype, vector_math(dtype)))
-    zero, one = dtype.type(0), dtype.type(1)
+    zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
     exp, log = vector_math(dtype).exp, SCALAR.log
 
-    def read_index(y, i, j):  # type: ignore[no-untyped-def]
-        return one if y[i] == j else zero
+    def read_index(y_i, j):  # type: ignore[no-untyped-def]
+        return one if y_i == j else zero
 
-    def read_dense(y, i, j):  # type: ignore[no-untyped-def]
-        return y[i, j]
+    def read_dense(y_i, j):  # type: ignore[no-untyped-def]
+        return y_i[j]
 
     read = inlined(read_index if indices else read_dense)
 
@@ -178,28 +170,29 @@ def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: boo
             sums_k, q, e, losses[k] = sums[k], scratch[k, :d], scratch[k, d:], 0.0
             sums_k[:] = zero
             for i in range(k * ROWS, min((k + 1) * ROWS, z.shape[0])):
-                w = weight[i] if weighted else one
-                top = z[i, 0] + b[0]
+                w, y_i = weight[i] if weighted else one, y[i]
+                top = lowest
                 for j in range(d):
                     o = z[i, j] + b[j]
                     q[j] = o
                     if not in_place:
                         z[i, j] = o
-                    top = o if o > top else top
+                    top = maximum(top, o)
                 s = zero
                 for j in range(d):
                     q[j] -= top
                     e[j] = exp(q[j])
-                    s += e[j]
+                    s = add(s, e[j])
                 log_s = log(s)
                 row, sum_g = zero, zero
                 for j in range(d):
-                    t = target(read(y, i, j), u)
-                    row += ell(q[j] - log_s, t)
+                    t = target(read(y_i, j), u)
+                    row = add(row, ell(q[j] - log_s, t))
                     q[j] = dell(q[j] - log_s, t)
-                    sum_g += q[j]
+                    sum_g = add(sum_g, q[j])
+                slope = sum_g / s
                 for j in range(d):
-                    do = (q[j] - e[j] / s * sum_g) * (w * scale)
+                    do = (q[j] - e[j] * slope) * (w * scale)
                     out[i, j] = do
                     sums_k[j] += do
                 losses[k] += row * w
@@ -230,20 +223,26 @@ def compile_normalize_weights(dtype: np.dtype[Any]) -> Kernel:
 @cache
 def compile_dropout(dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(x, threshold, scale, seed_low, seed_high, layer, counters, out, first_block) on flat arrays."""
-    philox = inlined(define_philox(np.uint32, np.uint64))
+    philox, where = inlined(define_philox(np.uint32, np.uint64)), SCALAR.where
     zero, u32, u64, high = dtype.type(0), np.uint32, np.uint64, np.uint64(32)
 
     def dropout(x, threshold, scale, seed_low, seed_high, layer, counters, out, first_block, thread, threads):  # type: ignore[no-untyped-def]
         begin, end = share(x.size, 4, thread, threads)
-        step = u32(counters[STEPS])
-        words = np.empty(4, np.uint32)
-        for first in range(begin, end, 4):
-            block = u64(first_block + first // 4)
-            words[0], words[1], words[2], words[3] = philox(
-                u32(block), u32(block >> high), step, u32(layer), u32(seed_low), u32(seed_high)
-            )
-            for k in range(min(4, end - first)):
-                out[first + k] = x[first + k] * scale if words[k] < threshold else zero
+        step, limit = u32(counters[STEPS]), u32(threshold)
+        words, mixed = np.empty((4, BLOCKS), np.uint32), np.empty((BLOCKS, 4), np.uint32)
+        words0, words1, words2, words3 = words[0], words[1], words[2], words[3]
+        flat = mixed.reshape(-1)
+        for first in range(begin, end, 4 * BLOCKS):
+            for k in range(BLOCKS):  # several at a time, so that the loop is vectorized
+                block = u64(first_block + first // 4 + k)
+                words0[k], words1[k], words2[k], words3[k] = philox(
+                    u32(block), u32(block >> high), step, u32(layer), u32(seed_low), u32(seed_high)
+                )
+            for k in range(BLOCKS):
+                mixed[k, 0], mixed[k, 1], mixed[k, 2], mixed[k, 3] = words0[k], words1[k], words2[k], words3[k]
+            part, to = x[first : min(first + 4 * BLOCKS, end)], out[first : min(first + 4 * BLOCKS, end)]
+            for k in range(part.size):
+                to[k] = where(flat[k] < limit, part[k] * scale, zero)
 
     return compiled(dropout, dtype.name)
 
@@ -289,20 +288,17 @@ def compile_accumulate(dtype: np.dtype[Any], first: bool) -> Kernel:
 @cache
 def compile_clip(dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(gradients, max_norm, scalars)."""
+    zero = dtype.type(0)
 
     def clip(gradients, max_norm, scalars, thread, threads):  # type: ignore[no-untyped-def]
         if thread > 0:
             return
-        sums = np.zeros(16, gradients.dtype)  # 16 sums side by side, so that the loop is vectorized
-        whole = gradients.size // 16 * 16
-        for i in range(0, whole, 16):
-            for k in range(16):
-                sums[k] += gradients[i + k] * gradients[i + k]
         total = 0.0
-        for k in range(16):
-            total += sums[k]
-        for i in range(whole, gradients.size):
-            total += gradients[i] * gradients[i]
+        for first in range(0, gradients.size, PART):
+            part = zero
+            for g in gradients[first : first + PART]:
+                part = add(part, g * g)
+            total += part
         norm = np.sqrt(total)
         scalars[NORM] = norm
         factor = max_norm / (norm + 1e-6)

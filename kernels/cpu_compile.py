@@ -15,6 +15,7 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
+from llvmlite import ir
 from numba.core import caching, types
 from numba.extending import intrinsic
 
@@ -31,6 +32,31 @@ def _where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
         return builder.select(*args)
 
     return result(types.boolean, result, result), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add(typingctx: Any, total: Any, term: Any) -> Any:
+    """``total + term`` in a sum over a loop whose order the compiler may choose, once for all, so that the loop is vectorized."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fadd(*args, flags=("reassoc", "nsz", "contract"))
+
+    return total(total, total), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def maximum(typingctx: Any, a: Any, b: Any) -> Any:
+    """The larger number, NaN if one is NaN, in a form that a vectorized loop may keep in any order."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        real = args[0].type
+        name = f"llvm.maximum.f{signature.return_type.bitwidth}"
+        function = builder.module.globals.get(name) or ir.Function(
+            builder.module, ir.FunctionType(real, [real, real]), name
+        )
+        return builder.call(function, args)
+
+    return a(a, a), codegen
 
 
 SCALAR = Math(
@@ -50,7 +76,7 @@ SCALAR = Math(
 _KERNELS = ("cpu", "cpu_blas", "cpu_compile", "cpu_math", "cpu_product", "cpu_step", "cpu_threads", "cpu_vector")
 _SOURCES = (*(f"gpubackprop.kernels.{name}" for name in _KERNELS), "gpubackprop.philox")
 
-# FMA and no signed zeros; NaN and infinity keep their meaning, and no sum is reordered
+# FMA and no signed zeros; NaN and infinity keep their meaning, and no sum is reordered but by ``add``
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz"}, "nogil": True}
 
 

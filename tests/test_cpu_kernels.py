@@ -139,7 +139,7 @@ def use(entry: Activation) -> Any:
     """Compile and use its kernel; return the kernel."""
     z, b = np.ones((2, 3), np.float32), np.ones(3, np.float32)
     kernel = cpu.compile_bias_activation_forward(entry, F32, True)
-    kernel(z, b)
+    kernel(z, b, z)
     assert (z == 6).all()
     return kernel
 

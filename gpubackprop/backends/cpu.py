@@ -64,9 +64,8 @@ class CpuBackend(ReferenceBackend):
     def _bind_bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array) -> Call:
         from gpubackprop.kernels.cpu import compile_bias_activation_forward
 
-        in_place = address(z) == address(out)
-        kernel = compile_bias_activation_forward(activation, z.dtype, in_place)
-        return kernel, ((z, b) if in_place else (z, b, out))
+        kernel = compile_bias_activation_forward(activation, z.dtype, address(z) == address(out))
+        return kernel, (z, b, out)
 
     def bias_activation_backward(
         self,
@@ -87,10 +86,10 @@ class CpuBackend(ReferenceBackend):
     ) -> Call:
         from gpubackprop.kernels.cpu import compile_bias_activation_backward, shares_of
 
-        in_place, at = address(dh) == address(out), h if activation.needs == "h" else z
-        kernel = compile_bias_activation_backward(activation, dh.dtype, in_place)
+        at = h if activation.needs == "h" else z
+        kernel = compile_bias_activation_backward(activation, dh.dtype, address(dh) == address(out))
         sums, arrived = np.empty((shares_of(len(dh)), dh.shape[1]), dh.dtype), np.zeros(1, np.int64)
-        return kernel, (*((dh, at, db) if in_place else (dh, at, out, db)), sums, arrived)
+        return kernel, (dh, at, out, db, sums, arrived)
 
     def bias_loss(
         self,
