@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import llvmlite
@@ -109,6 +109,10 @@ def _pointer(typingctx: Any, at: Any, kind: Any) -> Any:
     return types.CPointer(kind.dtype)(at, kind), codegen  # type: ignore[attr-defined]
 
 
+Kind = tuple[str, int]
+"""The type of an argument: the letter of its dtype, which NumPy has at hand where a name is made, and its dimensions."""
+
+
 class Kernel:
     """A function of arrays, numbers and a share of the work, compiled for the types of its arguments when it is first used.
 
@@ -120,29 +124,30 @@ class Kernel:
         self.function, self.digest = function, digest
         self.around: AbstractContextManager[None] | None = None  # what it must be run in
         self._body = inlined(function)
-        self._addresses: dict[tuple[str, ...], int] = {}
-        self.entries: list[Any] = []
+        self.entries: dict[
+            tuple[Kind, ...], tuple[Any, int]
+        ] = {}  # by the types of the arguments, with their addresses
 
     def __call__(self, *arguments: Any) -> None:
         """Run it once, in one thread."""
-        from gpubackprop.kernels.cpu_step import Program
+        entry, _, block = self.bind(arguments)
+        with self.around or nullcontext():
+            entry(block.ctypes.data, 0, 1)
 
-        Program([(self, arguments)])()
-
-    def bind(self, arguments: tuple[Any, ...]) -> tuple[int, Any]:
-        """Return the address of the machine code for such arguments, and the block of words that holds them."""
+    def bind(self, arguments: tuple[Any, ...]) -> tuple[Any, int, Any]:
+        """Return the compiled function for such arguments, its address, and the block of words that holds the arguments."""
         kinds = tuple(map(_kind_of, arguments))
-        if kinds not in self._addresses:
-            self._addresses[kinds] = self._compile(kinds)
-        return self._addresses[kinds], np.array([word for a in arguments for word in _words(a)], np.int64)
+        if kinds not in self.entries:
+            self.entries[kinds] = self._compile(kinds)
+        return *self.entries[kinds], np.array([word for a in arguments for word in _words(a)], np.int64)
 
-    def _compile(self, kinds: tuple[str, ...]) -> int:
+    def _compile(self, kinds: tuple[Kind, ...]) -> tuple[Any, int]:
         namespace: dict[str, Any] = {
             "__name__": __name__, "body": self._body, "carray": numba.carray, "pointer": _pointer, "np": np
         }  # fmt: skip
         texts, place = [], 0
-        for kind in kinds:
-            dtype, ndim = kind[:-1], int(kind[-1])
+        for char, ndim in kinds:
+            dtype = np.dtype(char).name
             shape = "".join(f"w[{place + 1 + axis}], " for axis in range(ndim))
             texts.append(
                 f"carray(pointer(w[{place}], np.{dtype}), ({shape}))"
@@ -160,20 +165,20 @@ class Kernel:
         entry = on_disk(namespace["entry"], fingerprint(self.digest, source))
         signature = (types.intp,) * 3
         entry.compile(signature)
-        self.entries.append(entry)
         result = entry.overloads[signature]
-        return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
+        return entry, int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
 
 
+_REAL, _WHOLE = (np.dtype(np.float64).char, 0), (np.dtype(np.int64).char, 0)
 _WORD = {"int64": "w", "uint32": "w", "float32": "x", "float64": "x"}  # a number is read as a whole or as a real word
 
 
-def _kind_of(argument: Any) -> str:
+def _kind_of(argument: Any) -> Kind:
     if isinstance(argument, np.ndarray):
-        return f"{argument.dtype.name}{argument.ndim}"
+        return argument.dtype.char, argument.ndim
     if isinstance(argument, np.floating | np.uint32):
-        return f"{argument.dtype.name}0"
-    return "float640" if isinstance(argument, float) else "int640"
+        return argument.dtype.char, 0
+    return _REAL if isinstance(argument, float) else _WHOLE
 
 
 def _words(argument: Any) -> tuple[int, ...]:

@@ -61,8 +61,8 @@ class Program:
     def __init__(self, calls: Sequence[Call]) -> None:
         self.calls = calls  # the arrays must live as long as their addresses
         bound = [kernel.bind(arguments) for kernel, arguments in calls]
-        self._blocks = [block for _, block in bound]
-        self._table = np.array([(address, block.ctypes.data) for address, block in bound], np.int64)
+        self._blocks = [block for _, _, block in bound]
+        self._table = np.array([(address, block.ctypes.data) for _, address, block in bound], np.int64)
         self._run = _runner()
         self._around = next((kernel.around for kernel, _ in calls if kernel.around is not None), None)
 

@@ -146,7 +146,8 @@ def use(entry: Activation) -> Any:
 
 def found(kernel: Any) -> bool:
     """Return whether a kernel came from disk."""
-    return sum(kernel.entries[0].stats.cache_hits.values()) == 1
+    ((entry, _),) = kernel.entries.values()
+    return sum(entry.stats.cache_hits.values()) == 1
 
 
 @pytest.fixture
