@@ -24,12 +24,13 @@ from numba import cuda
 
 from gpubackprop.activations import Activation
 from gpubackprop.definitions import real_of
-from gpubackprop.kernels.cuda_launch import THREADS, Source
+from gpubackprop.kernels.cuda_launch import THREADS, Source, occupancy_of
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
 from gpubackprop.kernels.cuda_vector import (
     MATH,
     VECTOR_BYTES,
     access,
+    access_within,
     device,
     inlined,
     load_current,
@@ -47,11 +48,14 @@ WIDEST = 32
 """Threads of a block along a line, at most: half a kilobyte of neighbouring memory."""
 
 
-def lines_in_flight(dtype: np.dtype[Any], width: int) -> int:
+def lines_in_flight(dtype: np.dtype[Any], width: int, dropout: bool = False) -> int:
     """Return how many lines a thread loads before it computes: enough bytes under way to keep the memory busy.
 
-    One where a vector takes many registers: eight numbers of 16 bits, or float64, where gelu' would need 163.
+    One where a vector takes many registers (eight numbers of 16 bits, or float64, where gelu' would need 163), and with
+    dropout: random numbers are work enough, and take registers too.
     """
+    if dropout:
+        return 1
     if width > 1:
         return 2 if dtype.itemsize == 4 else 1
     return 4 if dtype.itemsize < 8 else 2
@@ -159,14 +163,14 @@ def bias_activation_forward(
     :func:`define_dropout`; without ``output`` only that. size = n d; ``line`` is the length of a line.
     """
     storage, real_dtype = storage_of(dtype), real_of(dtype)
-    load, store, load1, store1, _ = access(storage, width)
+    load, store, _, _, _ = access(storage, width)
+    load_within, store_within = access_within(storage, width)
     real = numba.from_dtype(real_dtype)
     phi = inlined(activation.scalars(real_dtype, MATH)[0])
     stage, fetch = stage_bias(dtype, width, threads), read_once("i8")
-    drop, drop1 = define_dropout(dtype, width), define_dropout(dtype, 1)
-    LINES = lines_in_flight(dtype, width)
-    STAGED = WIDEST * width
-    vector = width > 1
+    drop, STAGED = define_dropout(dtype, width), WIDEST * width
+    LINES = lines_in_flight(dtype, width, dropout)
+    several = LINES > 1
 
     @unrolled
     def kernel(z, b, out, dropped, counters, bound, scale, low, high, layer, first, size, line, d):  # type: ignore[no-untyped-def]
@@ -184,52 +188,38 @@ def bias_activation_forward(
             p = (cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y) * line + column
             stride = cuda.gridDim.y * cuda.blockDim.y * line
             # All loads of a trip come before its stores: out may be z, so the compiler cannot reorder them itself.
-            while p + (LINES - 1) * stride + width <= size:
-                for r in static_range(LINES):
-                    load(o, r * width, z, p + r * stride)
-                for r in static_range(LINES):
-                    for k in static_range(width):
-                        o[r * width + k] = o[r * width + k] + bias[k]
-                        h[r * width + k] = phi(o[r * width + k])
-                for r in static_range(LINES):
-                    if keep:
-                        store(z, p + r * stride, o, r * width)
-                    if output:
-                        store(out, p + r * stride, h, r * width)
-                    if dropout:
-                        drop(h, r * width, p + r * stride, step, layer, bound, scale, low, high, first)
-                        store(dropped, p + r * stride, h, r * width)
-                p += LINES * stride
-            while p + width <= size:
-                load(o, 0, z, p)
+            if several:
+                while p + (LINES - 1) * stride + width <= size:
+                    for r in static_range(LINES):
+                        load(o, r * width, z, p + r * stride)
+                    for r in static_range(LINES):
+                        for k in static_range(width):
+                            o[r * width + k] = o[r * width + k] + bias[k]
+                            h[r * width + k] = phi(o[r * width + k])
+                    for r in static_range(LINES):
+                        if keep:
+                            store(z, p + r * stride, o, r * width)
+                        if output:
+                            store(out, p + r * stride, h, r * width)
+                    p += LINES * stride
+            while p < size:  # the last rows, and the end of a short line
+                load_within(o, 0, z, p, size)
                 for k in static_range(width):
                     o[k] = o[k] + bias[k]
                     h[k] = phi(o[k])
                 if keep:
-                    store(z, p, o, 0)
+                    store_within(z, p, o, 0, size)
                 if output:
-                    store(out, p, h, 0)
+                    store_within(out, p, h, 0, size)
                 if dropout:
                     drop(h, 0, p, step, layer, bound, scale, low, high, first)
-                    store(dropped, p, h, 0)
+                    store_within(dropped, p, h, 0, size)
                 p += stride
-            if vector and p < size:  # the end of a short line
-                for k in static_range(width):
-                    if p + k < size:
-                        o[k] = load1(z, p + k) + bias[k]
-                        h[k] = phi(o[k])
-                        if keep:
-                            store1(z, p + k, o[k])
-                        if output:
-                            store1(out, p + k, h[k])
-                        if dropout:
-                            drop1(h, k, p + k, step, layer, bound, scale, low, high, first)
-                            store1(dropped, p + k, h[k])
 
     flags = ["keep" * keep, "dropout" * dropout, "only" * (not output)]
     name = label("bias_activation_forward", activation.name, storage, f"v{width}", *flags)
     types = "s* s* s* s* i8* i8 r i8 i8 i8 i8 i8 i8 i8"
-    return Source(name, kernel, signature(dtype, types), activation.fingerprint, threads)
+    return Source(name, kernel, signature(dtype, types), activation.fingerprint, threads, occupancy_of(dtype))
 
 
 @cache
@@ -249,13 +239,14 @@ def bias_activation_backward(
     is 0 again.
     """
     storage, real_dtype = storage_of(dtype), real_of(dtype)
-    load, store, load1, store1, _ = access(storage, width)
-    real, zero = numba.from_dtype(real_dtype), real_dtype.type(0)
+    load, store, _, _, _ = access(storage, width)
+    load_within, store_within = access_within(storage, width)
+    real, zero, where = numba.from_dtype(real_dtype), real_dtype.type(0), MATH.where
     dphi = inlined(activation.scalars(real_dtype, MATH)[1])
     fold, finish_sums, fetch = fold_rows(width, threads), finish_rows(dtype, width, threads), read_once("i8")
-    drop, drop1 = define_dropout(dtype, width), define_dropout(dtype, 1)
-    LINES = 1 if dropout else lines_in_flight(dtype, width)  # random numbers are work enough, and take registers
-    vector = width > 1
+    drop = define_dropout(dtype, width)
+    LINES = lines_in_flight(dtype, width, dropout)
+    several = LINES > 1
 
     @unrolled
     def kernel(dh, s, delta, partial, db, tickets, counters, bound, scale, low, high, layer, first, size, line):  # type: ignore[no-untyped-def]
@@ -273,42 +264,31 @@ def bias_activation_backward(
         if column < line:
             p = (cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y) * line + column
             stride = cuda.gridDim.y * cuda.blockDim.y * line
-            while p + (LINES - 1) * stride + width <= size:
-                for r in static_range(LINES):
-                    load(g, r * width, dh, p + r * stride)
-                for r in static_range(LINES):
-                    load(at, r * width, s, p + r * stride)
-                for r in static_range(LINES):
-                    if dropout:
-                        drop(g, r * width, p + r * stride, step, layer, bound, scale, low, high, first)
-                    for k in static_range(width):
-                        g[r * width + k] = g[r * width + k] * dphi(at[r * width + k], at[r * width + k])
-                for r in static_range(LINES):
-                    store(delta, p + r * stride, g, r * width)
-                for r in static_range(LINES):
-                    for k in static_range(width):
-                        sums[k] = sums[k] + g[r * width + k]
-                p += LINES * stride
-            while p + width <= size:
-                load(g, 0, dh, p)
-                load(at, 0, s, p)
+            if several:
+                while p + (LINES - 1) * stride + width <= size:
+                    for r in static_range(LINES):
+                        load(g, r * width, dh, p + r * stride)
+                    for r in static_range(LINES):
+                        load(at, r * width, s, p + r * stride)
+                    for r in static_range(LINES):
+                        for k in static_range(width):
+                            g[r * width + k] = g[r * width + k] * dphi(at[r * width + k], at[r * width + k])
+                    for r in static_range(LINES):
+                        store(delta, p + r * stride, g, r * width)
+                    for r in static_range(LINES):
+                        for k in static_range(width):
+                            sums[k] = sums[k] + g[r * width + k]
+                    p += LINES * stride
+            while p < size:  # the last rows, and the end of a short line
+                load_within(g, 0, dh, p, size)
+                load_within(at, 0, s, p, size)
                 if dropout:
                     drop(g, 0, p, step, layer, bound, scale, low, high, first)
                 for k in static_range(width):
                     g[k] = g[k] * dphi(at[k], at[k])
-                    sums[k] = sums[k] + g[k]
-                store(delta, p, g, 0)
+                    sums[k] = sums[k] + where(p + k < size, g[k], zero)
+                store_within(delta, p, g, 0, size)
                 p += stride
-            if vector and p < size:
-                for k in static_range(width):
-                    if p + k < size:
-                        g[k] = load1(dh, p + k)
-                        at[k] = load1(s, p + k)
-                        if dropout:
-                            drop1(g, k, p + k, step, layer, bound, scale, low, high, first)
-                        g[k] = g[k] * dphi(at[k], at[k])
-                        sums[k] = sums[k] + g[k]
-                        store1(delta, p + k, g[k])
         fold(sums, shared, partial, numba.int64(cuda.blockIdx.y), line)
         if finish:
             finish_sums(sums, shared, partial, db, tickets, line)
@@ -316,7 +296,7 @@ def bias_activation_backward(
     flags = ["dropout" * dropout, "finish" * finish]
     name = label("bias_activation_backward", activation.name, storage, f"v{width}", *flags)
     types = "s* s* s* r* r* i8* i8* i8 r i8 i8 i8 i8 i8 i8"
-    return Source(name, kernel, signature(dtype, types), activation.fingerprint, threads)
+    return Source(name, kernel, signature(dtype, types), activation.fingerprint, threads, occupancy_of(dtype))
 
 
 @cache

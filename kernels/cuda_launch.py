@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import numba
+import numpy as np
 from numba import cuda
 
 from gpubackprop import cache as disk
@@ -26,6 +27,7 @@ _MODULES = (
     "gpubackprop.kernels.cuda_launch",
     "gpubackprop.kernels.cuda_loss",
     "gpubackprop.kernels.cuda_softmax",
+    "gpubackprop.kernels.cuda_softmax_rows",
     "gpubackprop.kernels.cuda_training",
     "gpubackprop.kernels.cuda_unroll",
     "gpubackprop.kernels.cuda_vector",
@@ -35,8 +37,17 @@ _PACKAGES = ("numba", "numba-cuda", "llvmlite", "nvidia-cuda-nvcc-cu12", "nvidia
 
 THREADS = 256
 """Threads of a block."""
-RESIDENT = 1024
-"""Threads that a multiprocessor must have room for: half of what it can hold, so at most 64 registers a thread."""
+OCCUPANCY = 0.5
+"""Share of the threads a multiprocessor can hold that it must have room for; it bounds the registers of a thread."""
+OCCUPANCY_FLOAT64 = OCCUPANCY / 2
+"""The same for float64, whose numbers take two registers each: exp, log and erf would not fit in 64."""
+MULTIPROCESSOR_THREADS = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
+"""Threads a multiprocessor can hold, where it is not 2048. Source: CUDA C++ Programming Guide, "Compute Capabilities"."""
+
+
+def occupancy_of(dtype: np.dtype[Any]) -> float:
+    """Return :data:`OCCUPANCY` or :data:`OCCUPANCY_FLOAT64`."""
+    return OCCUPANCY_FLOAT64 if dtype == np.float64 else OCCUPANCY
 
 
 class Source(NamedTuple):
@@ -54,8 +65,8 @@ class Source(NamedTuple):
         A digest of the definition that is compiled into it, "" where there is none.
     threads : int
         Threads of a block, at most.
-    resident : int
-        Threads that a multiprocessor has room for, at least: it bounds the registers of a thread.
+    occupancy : float
+        Share of the threads of a multiprocessor that have room in it at once, at least.
     """
 
     name: str
@@ -63,7 +74,12 @@ class Source(NamedTuple):
     signature: str
     fingerprint: str = ""
     threads: int = THREADS
-    resident: int = RESIDENT
+    occupancy: float = OCCUPANCY
+
+
+def resident(source: Source, capability: tuple[int, int]) -> int:
+    """Return the blocks of a kernel that a multiprocessor must have room for."""
+    return max(1, int(MULTIPROCESSOR_THREADS.get(capability, 2048) * source.occupancy) // source.threads)
 
 
 def _numba_type(name: str) -> Any:
@@ -75,7 +91,7 @@ def compile_ptx(source: Source, capability: tuple[int, int]) -> str:
     """Return the PTX of a kernel for a compute capability, with the kernel's readable name as its entry."""
     signature = numba.void(*map(_numba_type, source.signature.split()))
     # abi="numba" is the only one for kernels; with pointers and numbers it has one parameter for each argument.
-    bounds = (source.threads, max(1, source.resident // source.threads))
+    bounds = (source.threads, resident(source, capability))
     ptx, _ = cuda.compile(source.function, signature, cc=capability, abi="numba", device=False, launch_bounds=bounds)
     entry = re.search(r"\.visible \.entry (\w+)\(", ptx)
     assert entry is not None

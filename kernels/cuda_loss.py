@@ -17,9 +17,9 @@ from numba import cuda
 from gpubackprop.backends.base import SCALE
 from gpubackprop.definitions import real_of
 from gpubackprop.kernels.cuda import WIDEST, fold_rows, label, signature, stage_bias, sum_columns
-from gpubackprop.kernels.cuda_launch import THREADS, Source
+from gpubackprop.kernels.cuda_launch import THREADS, Source, occupancy_of
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
-from gpubackprop.kernels.cuda_vector import MATH, access, block_reductions, inlined, read_once, storage_of
+from gpubackprop.kernels.cuda_vector import MATH, access_within, block_reductions, inlined, read_once, storage_of
 from gpubackprop.losses import Loss
 
 
@@ -56,16 +56,15 @@ def elementwise_loss(loss: Loss, dtype: np.dtype[Any], width: int, variant: Vari
     With weights a line is one row.
     """
     storage, real_dtype = storage_of(dtype), real_of(dtype)
-    load, store, load1, store1, _ = access(storage, width)
-    load_real, _, _, _, _ = access(storage_of(real_dtype), width)
-    real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
+    load_within, store_within = access_within(storage, width)
+    load_real_within, _ = access_within(storage_of(real_dtype), width)
+    real, zero, one, where = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1), MATH.where
     ell, dell = map(inlined, loss.scalars(real_dtype, MATH))
     stage, fetch = stage_bias(dtype, width, threads), read_once(storage_of(real_dtype))
     fold = fold_rows(width, threads)
     block_sum, _ = block_reductions(threads)
     weighted, keep, scaled = variant.weighted, variant.keep, variant.scaled
     STAGED = WIDEST * width
-    vector = width > 1
 
     @unrolled
     def kernel(z, b, y, weight, out, partial, losses, scalars, scale, size, line, d):  # type: ignore[no-untyped-def]
@@ -94,28 +93,17 @@ def elementwise_loss(loss: Loss, dtype: np.dtype[Any], width: int, variant: Vari
                 w = shared[cuda.threadIdx.y]
                 cuda.syncthreads()
             p = (first + cuda.threadIdx.y) * line + column
-            if column < line and p + width <= size:
-                load(o, 0, z, p)
-                load_real(t, 0, y, p)
+            if column < line and p < size:
+                load_within(o, 0, z, p, size)
+                load_real_within(t, 0, y, p, size)
                 for k in static_range(width):
                     o[k] = o[k] + bias[k]
-                    total = total + ell(o[k], t[k]) * w
-                    t[k] = dell(o[k], t[k]) * w * scale
+                    total = total + where(p + k < size, ell(o[k], t[k]) * w, zero)
+                    t[k] = where(p + k < size, dell(o[k], t[k]) * w * scale, zero)
                     sums[k] = sums[k] + t[k]
                 if keep:
-                    store(z, p, o, 0)
-                store(out, p, t, 0)
-            elif vector and column < line:
-                for k in static_range(width):
-                    if p + k < size:
-                        o[k] = load1(z, p + k) + bias[k]
-                        t[k] = y[p + k]
-                        total = total + ell(o[k], t[k]) * w
-                        t[k] = dell(o[k], t[k]) * w * scale
-                        sums[k] = sums[k] + t[k]
-                        if keep:
-                            store1(z, p + k, o[k])
-                        store1(out, p + k, t[k])
+                    store_within(z, p, o, 0, size)
+                store_within(out, p, t, 0, size)
             first += cuda.gridDim.y * cuda.blockDim.y
         fold(sums, shared, partial, numba.int64(cuda.blockIdx.y), line)
         total = block_sum(total, warps)
@@ -123,7 +111,7 @@ def elementwise_loss(loss: Loss, dtype: np.dtype[Any], width: int, variant: Vari
             losses[cuda.blockIdx.y * cuda.gridDim.x + cuda.blockIdx.x] = total
 
     types = signature(dtype, "s* s* r* r* s* r* r* r* r i8 i8 i8")
-    return Source(variant.name(loss, dtype, f"v{width}"), kernel, types, loss.fingerprint, threads)
+    return Source(variant.name(loss, dtype, f"v{width}"), kernel, types, loss.fingerprint, threads, occupancy_of(dtype))
 
 
 @cache

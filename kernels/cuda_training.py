@@ -36,6 +36,7 @@ from gpubackprop.kernels.cuda_vector import (
     MATH,
     VECTOR_BYTES,
     access,
+    access_within,
     block_reductions,
     compute_type,
     inlined,
@@ -79,10 +80,9 @@ def dropout(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
     ``out`` may be ``x``; size may be any number.
     """
     storage, real_dtype = storage_of(dtype), real_of(dtype)
-    load, store, load1, store1, _ = access(storage, width)
+    load, store = access_within(storage, width)
     real = numba.from_dtype(real_dtype)
-    drop, drop1, fetch = define_dropout(dtype, width), define_dropout(dtype, 1), read_once("i8")
-    vector = width > 1
+    drop, fetch = define_dropout(dtype, width), read_once("i8")
 
     @unrolled
     def kernel(x, out, counters, bound, scale, low, high, layer, first, size):  # type: ignore[no-untyped-def]
@@ -90,17 +90,11 @@ def dropout(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
         r = cuda.local.array(width, real)
         step = fetch(counters, STEPS, shared)
         e = numba.int64(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
-        while e + width <= size:
-            load(r, 0, x, e)
+        while e < size:
+            load(r, 0, x, e, size)
             drop(r, 0, e, step, layer, bound, scale, low, high, first)
-            store(out, e, r, 0)
+            store(out, e, r, 0, size)
             e += cuda.gridDim.x * cuda.blockDim.x * width
-        if vector and e < size:
-            for k in static_range(width):
-                if e + k < size:
-                    r[k] = load1(x, e + k)
-                    drop1(r, k, e + k, step, layer, bound, scale, low, high, first)
-                    store1(out, e + k, r[k])
 
     types = signature(dtype, "s* s* i8* i8 r i8 i8 i8 i8 i8")
     return Source(label("dropout", storage, f"v{width}"), kernel, types, "", threads)
@@ -110,29 +104,22 @@ def dropout(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
 def accumulate(dtype: np.dtype[Any], width: int, first: bool) -> Source:
     """kernel(total, term, out, size): out = total + term, or (``first``) term; ``out`` may be either."""
     storage = storage_of(dtype)
-    load, store, load1, store1, _ = access(storage, width)
+    load, store = access_within(storage, width)
     real = numba.from_dtype(dtype)
 
     @unrolled
     def kernel(total, term, out, size):  # type: ignore[no-untyped-def]
         a = cuda.local.array(width, real)
         b = cuda.local.array(width, real)
-        thread = numba.int64(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
-        i = thread * width
-        whole = size - size % width
-        while i < whole:
-            load(b, 0, term, i)
+        i = numba.int64(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
+        while i < size:
+            load(b, 0, term, i, size)
             if not first:
-                load(a, 0, total, i)
+                load(a, 0, total, i, size)
                 for k in static_range(width):
                     b[k] = a[k] + b[k]
-            store(out, i, b, 0)
+            store(out, i, b, 0, size)
             i += cuda.gridDim.x * cuda.blockDim.x * width
-        if width > 1 and whole + thread < size:
-            x = load1(term, whole + thread)
-            if not first:
-                x = load1(total, whole + thread) + x
-            store1(out, whole + thread, x)
 
     name = label("accumulate", storage, "first" if first else "", f"v{width}")
     return Source(name, kernel, f"{storage}* {storage}* {storage}* i8")

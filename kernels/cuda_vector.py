@@ -388,3 +388,34 @@ def read_once(storage: str) -> Any:
         return x
 
     return device(read)
+
+
+@cache
+def access_within(storage: str, width: int) -> tuple[Any, Any]:
+    """Return load(buffer, offset, p, i, size) and store(p, i, buffer, offset, size): those of :func:`access` for ``size`` elements.
+
+    What would lie beyond is loaded as 0 and is not stored.
+    """
+    load, store, load1, store1, _ = access(storage, width)
+    zero, vector = compute_type(storage)(0), width > 1
+
+    @unrolled
+    def load_within(buffer, offset, p, i, size):  # type: ignore[no-untyped-def]
+        if i + width <= size:
+            load(buffer, offset, p, i)
+        elif vector:
+            for k in static_range(width):
+                buffer[offset + k] = zero
+                if i + k < size:
+                    buffer[offset + k] = load1(p, i + k)
+
+    @unrolled
+    def store_within(p, i, buffer, offset, size):  # type: ignore[no-untyped-def]
+        if i + width <= size:
+            store(p, i, buffer, offset)
+        elif vector:
+            for k in static_range(width):
+                if i + k < size:
+                    store1(p, i + k, buffer[offset + k])
+
+    return inlined(load_within), inlined(store_within)

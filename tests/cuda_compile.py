@@ -1,7 +1,7 @@
 """Compiles CUDA kernels, links them and reports what the compiler says of them; no device and no driver is needed.
 
     python tests/cuda_compile.py 90 some     # for one architecture, as JSON lines: what test_kernels_cuda_compile.py runs
-    python tests/cuda_compile.py table       # for every architecture: writes kernels/registers.csv
+    python tests/cuda_compile.py table       # every kernel for every architecture: writes kernels/registers.csv
 
 One architecture to a process, which keeps Numba's tables of compiled functions apart.
 """
@@ -28,14 +28,15 @@ from gpubackprop import SGD, Adam, schedules
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.definitions import check_dtype, real_of
 from gpubackprop.kernels import cuda as passes
-from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_training
-from gpubackprop.kernels.cuda_launch import Source, compile_ptx, link
+from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_softmax_rows, cuda_training
+from gpubackprop.kernels.cuda_launch import Source, compile_ptx, link, resident
 from gpubackprop.losses import LOSSES
 from gpubackprop.optimizers import LBFGS, OPTIMIZERS
 from gpubackprop.schedules import SCHEDULES
 
 F4, F8, F2, BF16 = (check_dtype(name) for name in ("float32", "float64", "float16", "bfloat16"))
 ARCHITECTURES = ("75", "80", "90", "100", "120")
+REGISTERS = 65536  # of a multiprocessor
 TABLE = Path(__file__).parents[1] / "kernels" / "registers.csv"
 SOME = ("relu", "gelu", "tanh", "mish")  # a choice, erf, an approximation by parts, exp with divisions
 
@@ -102,12 +103,12 @@ def loss_sources(dtype: np.dtype[Any], vector: int, complete: bool) -> Iterator[
             real = 16 // real_of(dtype).itemsize  # with dense targets, which are real
             for width, d in ((vector, 304), (real, 4096 if dtype != F8 else 2048), (1, 1001)):
                 variant = everything if d > 2000 else plain
-                shape = cuda_softmax.row_shape(dtype, width, d, not variant.indices)
+                shape = cuda_softmax_rows.row_shape(dtype, width, d, not variant.indices)
                 assert shape is not None
                 wanted = width * dtype.itemsize if width > 1 else 0
-                yield cuda_softmax.softmax_loss_row(loss, dtype, width, shape, variant), wanted
+                yield cuda_softmax_rows.softmax_loss_row(loss, dtype, width, shape, variant), wanted
             width = real if dtype != F8 else 1
-            yield cuda_softmax.softmax_loss_long(loss, dtype, width, everything), 16 if width > 1 else 0
+            yield cuda_softmax_rows.softmax_loss_long(loss, dtype, width, everything), 16 if width > 1 else 0
 
 
 def ptxas() -> str | None:
@@ -126,6 +127,7 @@ def facts(source: Source, width: int, capability: tuple[int, int], assembler: st
     result: dict[str, Any] = {
         "name": source.name,
         "wanted": width,
+        "resident": resident(source, capability) * source.threads,
         "linked": len(link(ptx, capability)),
         "local": ".local" in body,
         "f64": ".f64" in body,
@@ -150,12 +152,39 @@ def load_width(vector: str, bits: str) -> int:
     return int(vector[2:] or 1) * int(bits) // 8
 
 
+def check(kernel: dict[str, Any]) -> None:
+    """Assert what every kernel must keep to."""
+    name = kernel["name"]
+    assert kernel["linked"] > 0
+    assert not kernel["local"] or reduces_large_angles(name), f"{name} keeps an array in local memory"
+    assert not kernel["f64"] or uses_float64(name) or reduces_large_angles(name), f"{name} computes in float64"
+    assert kernel["widest"] >= kernel["wanted"], f"{name} loads {kernel['widest']} bytes at a time"
+    if "registers" in kernel:  # where there is an assembler
+        assert kernel["spills"] == 0, f"{name} spills {kernel['spills']} bytes"
+        assert kernel["registers"] * kernel["resident"] <= REGISTERS, f"{name} uses {kernel['registers']} registers"
+
+
+def uses_float64(name: str) -> bool:
+    """Whether a kernel is meant to compute in float64: all of a float64 model's, the schedule, an epoch's sum of losses."""
+    return "_f8" in name or name.startswith(("advance_", "finish_loss"))
+
+
+def reduces_large_angles(name: str) -> bool:
+    """Whether a kernel calls sin or cos: libdevice reduces large arguments with a table in local memory, in float64."""
+    return "_sin_" in name or name.startswith(("advance_sgd_cosine", "advance_sgd_onecycle"))
+
+
 def report(architecture: str, complete: bool) -> None:
     """Print the facts of the kernels for an architecture."""
     assembler = ptxas()
+    capability = capability_of(architecture)
     for source, wanted in sources(complete):
-        result = facts(source, wanted, (int(architecture[:-1]), int(architecture[-1])), assembler)
-        print(json.dumps(result), flush=True)
+        print(json.dumps(facts(source, wanted, capability, assembler)), flush=True)
+
+
+def capability_of(architecture: str) -> tuple[int, int]:
+    """Return (12, 0) of ``"120"``."""
+    return int(architecture[:-1]), int(architecture[-1])
 
 
 def toolchain() -> str:
@@ -164,18 +193,25 @@ def toolchain() -> str:
 
 
 def write_table() -> None:
-    """Compile everything, two architectures at a time, and write the registers of each kernel."""
+    """Compile everything, two architectures at a time, and write the registers of each kernel, unless one fails a check."""
+    failures: list[str] = []
 
     def registers(architecture: str) -> dict[str, int]:
-        command = [sys.executable, __file__, architecture, "some"]
+        command = [sys.executable, __file__, architecture, "all"]
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         kernels = [json.loads(line) for line in lines]
         for kernel in kernels:
-            assert kernel["spills"] == 0, kernel
+            try:
+                check(kernel)
+            except AssertionError as error:
+                failures.append(f"sm_{architecture}: {error}")
+        print(f"sm_{architecture}: {len(kernels)} kernels", flush=True)
         return {kernel["name"]: kernel["registers"] for kernel in kernels}
 
     with ThreadPoolExecutor(2) as pool:
         columns = list(pool.map(registers, ARCHITECTURES))
+    if failures:
+        sys.exit("\n".join(failures))
     with TABLE.open("w", encoding="utf-8", newline="") as file:
         file.write(f"# registers of a thread by architecture; python tests/cuda_compile.py table; {toolchain()}\n")
         writer = csv.writer(file, lineterminator="\n")

@@ -24,7 +24,7 @@ from gpubackprop.backends.base import FACTOR, GOOD, GROW_AFTER, NORM, SCALE, SKI
 from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.definitions import check_dtype, eps_of, real_of
 from gpubackprop.kernels import cuda as passes
-from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_training
+from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_softmax_rows, cuda_training
 from gpubackprop.kernels.cuda_vector import STORAGE, access, compute_type
 from gpubackprop.losses import LOSSES
 from gpubackprop.philox import keep_threshold, split_seed
@@ -161,9 +161,9 @@ def loss_of(
             grid, block = (1, 2), (THREADS, 1)
             if style == "row":
                 shape = (THREADS, -(-d // (THREADS * width)), 2)  # and an odd number of rows
-                source = cuda_softmax.softmax_loss_row(loss, dtype, width, shape, variant)
+                source = cuda_softmax_rows.softmax_loss_row(loss, dtype, width, shape, variant)
             else:
-                source = cuda_softmax.softmax_loss_long(loss, dtype, width, variant, THREADS)
+                source = cuda_softmax_rows.softmax_loss_long(loss, dtype, width, variant, THREADS)
         partial = np.full((grid[1], d * rows), np.nan, real)
         places = (losses,) if style == "long" else (partial, losses)
         results = launch(source, grid, block, *inputs, *places, *numbers)

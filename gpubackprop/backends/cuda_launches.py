@@ -14,7 +14,7 @@ import numpy as np
 
 from gpubackprop.definitions import Array, check_dtype, real_of
 from gpubackprop.kernels import cuda as passes
-from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_training
+from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_softmax_rows, cuda_training
 from gpubackprop.kernels.cuda_launch import THREADS, Source, launch_config, load
 from gpubackprop.kernels.cuda_vector import STORAGE, VECTOR_BYTES
 from gpubackprop.philox import keep_threshold, split_seed
@@ -181,20 +181,20 @@ class Launches:
             source = cuda_softmax.softmax_loss_tile(loss, dtype, width, d, variant)
             return source, (1, min(down, -(-n // rows))), (lanes, at_once), [rows]
         width = width if d % width == 0 and b % VECTOR_BYTES == 0 else 1
-        shape = cuda_softmax.row_shape(dtype, width, d, not variant.indices)
+        shape = cuda_softmax_rows.row_shape(dtype, width, d, not variant.indices)
         if shape is None:
             width = (
                 width if dtype.itemsize < 8 else 1
             )  # two numbers of float64 at a time would take more than 64 registers
             return (
-                cuda_softmax.softmax_loss_long(loss, dtype, width, variant),
+                cuda_softmax_rows.softmax_loss_long(loss, dtype, width, variant),
                 (1, min(n, self.blocks)),
                 (THREADS, 1),
                 [],
             )
         threads, _, rows = shape
         down = min(-(-n // rows), max(1, self.blocks * THREADS // threads))
-        return cuda_softmax.softmax_loss_row(loss, dtype, width, shape, variant), (1, down), (threads, 1), []
+        return cuda_softmax_rows.softmax_loss_row(loss, dtype, width, shape, variant), (1, down), (threads, 1), []
 
     def normalize_weights(self, weight: Array, out: Array) -> list[Launch]:
         (n,), dtype = weight.shape, check_dtype(weight.dtype)
