@@ -133,7 +133,7 @@ def step_of(sizes: tuple[int, ...], n: int, optimizer: Any) -> Steps:
     step.names.array("X")[...] = rng.standard_normal((n, sizes[0]))
     step.names.array("y")[...] = rng.integers(0, sizes[-1], n)
     run = step.compile()
-    for _ in range(8):  # enough for the number of threads to be found
+    for _ in range(16):  # enough for the number of threads to be found
         run(1 + int(4e8 / step.flops))
     return run
 

@@ -238,7 +238,7 @@ class CpuStep:
     The bits do not depend on the number of threads, so the first long enough runs try one and all in turn.
     """
 
-    TRIALS = 3  # of each number of threads
+    TRIALS = 6  # of each number of threads; the fastest counts, since other programs may take a core for a while
     ALONE = 1e6  # FLOP of a step below which the threads would spend more time on meeting than on computing
     LONG = 3e8  # FLOP of a run that is long enough to be judged by: some milliseconds, beside 50 microseconds to begin
 
