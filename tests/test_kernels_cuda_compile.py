@@ -44,7 +44,7 @@ def reports() -> Any:
     def report(architecture: str) -> list[dict[str, Any]]:
         while architecture not in done:
             current = architecture if architecture in running else next(a for a in running if a not in done)
-            output, errors = running[current].communicate(timeout=600)
+            output, errors = running[current].communicate(timeout=1800)
             assert running[current].returncode == 0, errors
             done[current] = [json.loads(line) for line in output.splitlines()]
             start()
