@@ -96,9 +96,9 @@ def test_threads_are_tried_and_the_faster_number_is_kept(monkeypatch):
     monkeypatch.setattr("gpubackprop.kernels.cpu_step.Program", Program)
     monkeypatch.setattr("gpubackprop.backends.cpu.time.perf_counter", lambda: now[0])
     run = CpuStep([], 1e9)
-    for _ in range(8):
+    for _ in range(2 * CpuStep.TRIALS + 2):
         run(1)
-    assert asked == [1, 2, 1, 2, 1, 2, 2, 2]
+    assert asked == [1, 2] * CpuStep.TRIALS + [2, 2]
     asked.clear()
     small = CpuStep([], 1e4)
     for _ in range(8):
