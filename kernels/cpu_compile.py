@@ -50,11 +50,8 @@ def maximum(typingctx: Any, a: Any, b: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         real = args[0].type
-        name = f"llvm.maximum.f{signature.return_type.bitwidth}"
-        function = builder.module.globals.get(name) or ir.Function(
-            builder.module, ir.FunctionType(real, [real, real]), name
-        )
-        return builder.call(function, args)
+        kind = ir.FunctionType(real, [real, real])
+        return builder.call(builder.module.declare_intrinsic("llvm.maximum", [real], kind), args)
 
     return a(a, a), codegen
 

@@ -183,6 +183,24 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
     add_bias, dense = not keep, not indices
 
     @unrolled
+    def load_outputs(o, bias, z, b, i, j, d):  # type: ignore[no-untyped-def]
+        load(o, 0, z, i * d + j)
+        if add_bias:  # else it is there since the first pass
+            load(bias, 0, b, j)
+            for k in static_range(width):
+                o[k] = o[k] + bias[k]
+
+    @unrolled
+    def load_targets(t, y, own_class, i, j, d):  # type: ignore[no-untyped-def]
+        if dense:
+            load_real(t, 0, y, i * d + j)
+        else:
+            for k in static_range(width):
+                t[k] = where(j + k == own_class, one, zero)
+
+    outputs, targets = inlined(load_outputs), inlined(load_targets)
+
+    @unrolled
     def kernel(z, b, y, weight, out, losses, scalars, scale, u, n, d):  # type: ignore[no-untyped-def]
         warps = cuda.shared.array(32, real)
         bias = cuda.local.array(width, real)
@@ -213,11 +231,7 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
             s = zero
             j = numba.int64(thread * width)
             while j < d:
-                load(o, 0, z, i * d + j)
-                if add_bias:
-                    load(bias, 0, b, j)
-                    for k in static_range(width):
-                        o[k] = o[k] + bias[k]
+                outputs(o, bias, z, b, i, j, d)
                 for k in static_range(width):
                     s = s + exp(o[k] - top)
                 j += threads * width
@@ -227,16 +241,9 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
             slope = zero
             j = numba.int64(thread * width)
             while j < d:
-                load(o, 0, z, i * d + j)
-                if add_bias:
-                    load(bias, 0, b, j)
-                    for k in static_range(width):
-                        o[k] = o[k] + bias[k]
-                if dense:
-                    load_real(t, 0, y, i * d + j)
+                outputs(o, bias, z, b, i, j, d)
+                targets(t, y, own_class, i, j, d)
                 for k in static_range(width):
-                    if indices:
-                        t[k] = where(j + k == own_class, one, zero)
                     x = target(t[k], u)
                     slope = slope + dell(o[k] - top, x)
                     value = value + ell(o[k] - top, x)
@@ -245,16 +252,9 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
             slope = block_sum(slope, warps)
             j = numba.int64(thread * width)
             while j < d:
-                load(o, 0, z, i * d + j)
-                if add_bias:
-                    load(bias, 0, b, j)
-                    for k in static_range(width):
-                        o[k] = o[k] + bias[k]
-                if dense:
-                    load_real(t, 0, y, i * d + j)
+                outputs(o, bias, z, b, i, j, d)
+                targets(t, y, own_class, i, j, d)
                 for k in static_range(width):
-                    if indices:
-                        t[k] = where(j + k == own_class, one, zero)
                     x = o[k] - top
                     o[k] = (dell(x, target(t[k], u)) - exp(x) * slope) * w * scale
                 store(out, i * d + j, o, 0)

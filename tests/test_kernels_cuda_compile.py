@@ -19,8 +19,6 @@ pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
 import cuda_compile
 
-from gpubackprop.kernels.cuda_launch import resident
-
 pytestmark = pytest.mark.slow
 
 
@@ -84,5 +82,5 @@ def test_the_table_has_every_kernel_with_room_for_enough_threads(table: Any) -> 
         row = table[source.name]
         assert tuple(row) == cuda_compile.ARCHITECTURES
         for architecture, registers in row.items():
-            threads = resident(source, cuda_compile.capability_of(architecture)) * source.threads
+            threads = cuda_compile.room(source, cuda_compile.capability_of(architecture))
             assert registers * threads <= cuda_compile.REGISTERS, source.name
