@@ -25,11 +25,20 @@ Array: TypeAlias = Any
 """A NumPy or CuPy array; the docstring gives its shape."""
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
 def address(a: Array) -> int:
     """Return where an array's memory begins: two arrays with the same address share it."""
     return int(a.ctypes.data) if isinstance(a, np.ndarray) else int(a.data.ptr)
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+    """Return a new array of zeros that begins at a cache line."""
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    block = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    first = -block.ctypes.data % ALIGNMENT
+    return block[first : first + nbytes].view(dtype).reshape(shape)
 
 
 class Math(NamedTuple):

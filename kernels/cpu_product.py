@@ -1,9 +1,10 @@
 """Matrix products from tiles that are held in registers: compiled here, so that no call of a library stands between two kernels.
 
 The scheme is that of Goto and van de Geijn (2008): panels of b that fit in the first cache are copied side by side, rows of a that
-fit in the second likewise where they are read more than once, and a tile of the result stays in registers while it is
-summed. An element of the result is summed over k in one order, whatever its place and the share it is computed in, so the
-result does not depend on the number of threads.
+fit in the second likewise where they are read often enough, and a tile of the result stays in registers while it is summed.
+Most is copied by the first tile that reads it, so that copying costs hardly any time of its own. An element of the result is
+summed over k in one order, whatever its place and the share it is computed in, so the result does not depend on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -13,45 +14,52 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.definitions import Array
+from gpubackprop.definitions import Array, aligned_zeros
 from gpubackprop.kernels.cpu_compile import compiled, helper, share
 from gpubackprop.kernels.cpu_vector import (
     define_add,
     define_clear,
     define_move,
     define_move_part,
-    define_prefetch,
     define_tile,
     define_transpose,
     shape_for,
 )
 
 DEPTH = 320  # of k that is summed at a time: a panel of b and a tile's rows of a fit in a first cache of 32 KiB
-HEIGHT = 96  # rows of a that are copied at a time: with DEPTH, 120 KiB of a second cache
+HEIGHT = 128  # rows of a that are taken at a time: with DEPTH, 160 KiB of a second cache
 BREADTH = 1024  # columns of b that are copied at a time
 IN_PLACE = 8192  # numbers of b that fit in the first cache and need no copy
-WIDE = 192  # columns of the result from which a copy of a is read often enough
+WIDE = 512  # columns of the result from which a copy of rows of a is read often enough
+WIDE_TRANSPOSED = 96  # the same for a that is given transposed: the numbers that a tile takes at a time lie far apart
 
 
 def scratch_for(dtype: np.dtype[Any], threads: int) -> Array:
     """Return memory for the copies of each thread; pages that a product does not use are never touched."""
     shape = shape_for(dtype)
-    return np.empty((threads, DEPTH * (BREADTH + HEIGHT) + 2 * shape.rows * shape.columns), dtype)
+    return aligned_zeros((threads, DEPTH * (BREADTH + HEIGHT) + 2 * shape.rows * shape.columns), dtype)
 
 
 @cache
-def _define_tiles(dtype: np.dtype[Any]) -> Any:
-    """Return tile(rows, ...) for any number of rows; see :func:`define_tile`."""
+def _define_tiles(dtype: np.dtype[Any]) -> tuple[Any, Any, Any]:
+    """Return tile(rows, ...) for any number of rows, and those of full tiles that copy a or b; see :func:`define_tile`."""
     names = "a, a_row, a_step, b, b_step, out, out_row, k, more"
+    most = shape_for(dtype).rows
     namespace: dict[str, Any] = {"__name__": __name__}
     lines = []
-    for rows in range(shape_for(dtype).rows, 0, -1):
-        inner = {"__name__": __name__, "emit": define_tile(rows, dtype)}
-        exec(f"def tile({names}):\n    emit({names})\n", inner)
-        namespace[f"tile{rows}"] = helper(inner["tile"])
+    for rows in range(most, 0, -1):
+        namespace[f"tile{rows}"] = _function_of(names, define_tile(rows, dtype))
         lines.append(f"    if rows == {rows}:\n        tile{rows}({names})\n        return\n")
     exec(f"def tile(rows, {names}):\n" + "".join(lines), namespace)
-    return helper(namespace["tile"])
+    copying = [_function_of(f"{names}, copy", define_tile(most, dtype, copies)) for copies in "ab"]
+    return helper(namespace["tile"]), copying[0], copying[1]
+
+
+def _function_of(names: str, instruction: Any) -> Any:
+    """Return a function of so many arguments that does one instruction."""
+    namespace = {"__name__": __name__, "instruction": instruction}
+    exec(f"def function({names}):\n    instruction({names})\n", namespace)
+    return helper(namespace["function"])
 
 
 @cache
@@ -59,9 +67,9 @@ def _define_copies(dtype: np.dtype[Any]) -> tuple[Any, Any]:
     """Return pack_b(b, transposed, ld, k, columns, to) and pack_a(a, transposed, ld, k, rows, to); addresses in bytes."""
     shape, size = shape_for(dtype), dtype.itemsize
     width, columns_of_tile, rows_of_tile = shape.width, shape.columns, shape.rows
-    prefetch, clear, move = define_prefetch(), define_clear(dtype), define_move(1, dtype)
+    clear, move = define_clear(dtype), define_move(1, dtype)
     move_part = define_move_part(columns_of_tile, dtype)
-    move_row, move_column = define_move(columns_of_tile, dtype), define_move(rows_of_tile, dtype)
+    move_column = define_move(rows_of_tile, dtype)
     piece = min(rows_of_tile, width)  # rows that a transposition takes; a tile may have more, and some left over
     pieces, rest = divmod(rows_of_tile, piece)
     transpose, transpose_piece = define_transpose(width, dtype), define_transpose(piece, dtype)
@@ -69,17 +77,11 @@ def _define_copies(dtype: np.dtype[Any]) -> tuple[Any, Any]:
 
     def pack_b(b, transposed, ld, k, columns, to):  # type: ignore[no-untyped-def]
         done = 0
-        if columns == columns_of_tile:
-            if transposed:
-                done = k // width * width
-                for p in range(0, done, width):
-                    for j in range(0, columns_of_tile, width):
-                        transpose(b + (j * ld + p) * size, ld, to + (p * columns_of_tile + j) * size, columns_of_tile)
-            else:
-                done = k
-                for p in range(k):
-                    prefetch(b + (p * ld + columns_of_tile) * size)  # the next panel's
-                    move_row(b + p * ld * size, to + p * columns_of_tile * size)
+        if transposed and columns == columns_of_tile:
+            done = k // width * width
+            for p in range(0, done, width):
+                for j in range(0, columns_of_tile, width):
+                    transpose(b + (j * ld + p) * size, ld, to + (p * columns_of_tile + j) * size, columns_of_tile)
         elif not transposed:
             done = k
             for p in range(k):
@@ -118,8 +120,8 @@ def _define_copies(dtype: np.dtype[Any]) -> tuple[Any, Any]:
 def compile_product(dtype: np.dtype[Any]) -> Any:
     """Return kernel(a, b, out, a_transposed, b_transposed, scratch): out = a b, where a and b, or their transposes, are given."""
     shape, size = shape_for(dtype), dtype.itemsize
-    tile, (pack_b, pack_a) = _define_tiles(dtype), _define_copies(dtype)
-    add, move = (helper(_on_addresses(define(dtype))) for define in (define_add, lambda d: define_move(1, d)))
+    (tile, tile_copying_a, tile_copying_b), (pack_b, pack_a) = _define_tiles(dtype), _define_copies(dtype)
+    add, move = (_function_of("source, destination", one) for one in (define_add(dtype), define_move(1, dtype)))
     R, C = shape.rows, shape.columns
 
     @helper
@@ -130,24 +132,40 @@ def compile_product(dtype: np.dtype[Any]) -> Any:
         return t * R if t < tiles - 1 or t == 0 else rows - (rows - (t - 1) * R) // 2
 
     @helper
-    def block(a, a_row, a_step, packed, b, b_step, out, n, rows, columns, k, more, edge):  # type: ignore[no-untyped-def]
-        """Compute all tiles of some rows and one panel of columns."""
+    def block(a, lda, at, pack, first, rows_copy, b, b_step, panel, out, n, rows, columns, k, more, edge):  # type: ignore[no-untyped-def]
+        """Compute all tiles of some rows and one panel of columns; b is copied to ``panel`` unless that is 0."""
+        a_row, a_step = (1, lda) if at else (lda, 1)
         tiles = (rows + R - 1) // R
         for t in range(tiles):
             i = first_row(t, tiles, rows)
             count = first_row(t + 1, tiles, rows) - i
-            at, row, step = (a + i * k * size, 1, count) if packed else (a + i * a_row * size, a_row, a_step)
-            if columns == C:
-                tile(count, at, row, step, b, b_step, out + i * n * size, n, k, more)
+            here, row, step, to, copy = (
+                a + i * a_row * size,
+                a_row,
+                a_step,
+                out + i * n * size,
+                rows_copy + i * k * size,
+            )
+            if pack:
+                if first and at and count == R and columns == C and t < tiles - 1 and (t > 0 or panel == 0):
+                    tile_copying_a(here, row, step, b, b_step, to, n, k, more, copy)
+                    continue
+                if first:
+                    pack_a(here, at, lda, k, count, copy)
+                here, row, step = copy, 1, count
+            if t == 0 and panel:  # of three tiles or more, so a full one
+                tile_copying_b(here, row, step, b, b_step, to, n, k, more, panel)
+                b, b_step = panel, C
+            elif columns == C:
+                tile(count, here, row, step, b, b_step, to, n, k, more)
             else:
-                tile(count, at, row, step, b, b_step, edge, C, k, 0)
+                tile(count, here, row, step, b, b_step, edge, C, k, 0)
                 for r in range(count):
                     for j in range(columns):
-                        to = out + ((i + r) * n + j) * size
                         if more:
-                            add(edge + (r * C + j) * size, to)
+                            add(edge + (r * C + j) * size, to + (r * n + j) * size)
                         else:
-                            move(edge + (r * C + j) * size, to)
+                            move(edge + (r * C + j) * size, to + (r * n + j) * size)
 
     @helper
     def rectangle(a, lda, at, b, ldb, bt, out, n, m, width, depth, memory):  # type: ignore[no-untyped-def]
@@ -157,34 +175,28 @@ def compile_product(dtype: np.dtype[Any]) -> Any:
         edge = rows_copy + DEPTH * HEIGHT * size + R * C * size
         a_row, a_step = (1, lda) if at else (lda, 1)
         b_row, b_column = (1, ldb) if bt else (ldb, 1)
-        parts = (depth + DEPTH - 1) // DEPTH
-        pack = width >= WIDE and m >= R
+        parts, blocks = (depth + DEPTH - 1) // DEPTH, (m + HEIGHT - 1) // HEIGHT
+        pack = m >= R and width >= (WIDE_TRANSPOSED if at else WIDE)
         in_place = not bt and (m <= 2 * R or depth * width <= IN_PLACE)
         for j0 in range(0, width, BREADTH):
             j1 = min(width, j0 + BREADTH)
             for part in range(parts):
                 p0 = part * depth // parts
                 k = (part + 1) * depth // parts - p0
-                for i0 in range(0, m, HEIGHT):
-                    rows = min(HEIGHT, m - i0)
-                    a_here = a + (i0 * a_row + p0 * a_step) * size
-                    if pack:
-                        tiles = (rows + R - 1) // R
-                        for t in range(tiles):
-                            i = first_row(t, tiles, rows)
-                            count = first_row(t + 1, tiles, rows) - i
-                            pack_a(a_here + i * a_row * size, at, lda, k, count, rows_copy + i * k * size)
+                for q in range(blocks):
+                    i0, i1 = share(m, R, q, blocks)
                     for j in range(j0, j1, C):
                         columns = min(C, j1 - j)
-                        b_here, step = b + (p0 * b_row + j * b_column) * size, ldb
+                        b_here, step, panel = b + (p0 * b_row + j * b_column) * size, ldb, 0
                         if columns < C or not in_place:
-                            panel = panels + ((j - j0) * DEPTH * size if m > HEIGHT else 0)
-                            if i0 == 0 or m <= HEIGHT:
-                                pack_b(b_here, bt, ldb, k, columns, panel)
-                            b_here, step = panel, C
+                            panel = panels + ((j - j0) * DEPTH * size if blocks > 1 else 0)
+                            if q > 0 or columns < C or bt:
+                                if q == 0:
+                                    pack_b(b_here, bt, ldb, k, columns, panel)
+                                b_here, step, panel = panel, C, 0
                         block(
-                            rows_copy if pack else a_here, a_row, a_step, pack, b_here, step,
-                            out + (i0 * n + j) * size, n, rows, columns, k, part, edge,
+                            a + (i0 * a_row + p0 * a_step) * size, lda, at, pack, j == j0, rows_copy, b_here, step, panel,
+                            out + (i0 * n + j) * size, n, i1 - i0, columns, k, part, edge,
                         )  # fmt: skip
 
     def product(a, b, out, a_transposed, b_transposed, scratch, thread, threads):  # type: ignore[no-untyped-def]
@@ -205,12 +217,3 @@ def compile_product(dtype: np.dtype[Any]) -> Any:
             )  # fmt: skip
 
     return compiled(product, dtype.name, shape)
-
-
-def _on_addresses(instruction: Any) -> Any:
-    """Return a function of two addresses that does one instruction."""
-
-    def function(source, destination):  # type: ignore[no-untyped-def]
-        instruction(source, destination)
-
-    return function

@@ -87,11 +87,6 @@ def _prefetch(builder: Any, address: Any, write: int, level: int) -> None:
     builder.call(function, [builder.inttoptr(address, pointer), *numbers])
 
 
-def define_prefetch() -> Any:
-    """Return prefetch(address): bring a line of memory that will be read into the second cache."""
-    return _emitter(1, lambda builder, args: _prefetch(builder, args[0], 0, 2))
-
-
 def define_move(count: int, dtype: np.dtype[Any]) -> Any:
     """Return move(source, destination): copy ``count`` numbers."""
     pointer, size = ir.VectorType(_real(dtype), count).as_pointer(), dtype.itemsize
@@ -178,14 +173,19 @@ def define_transpose(rows: int, dtype: np.dtype[Any]) -> Any:
     return _emitter(4, emit)
 
 
-def define_tile(rows: int, dtype: np.dtype[Any]) -> Any:
+def define_tile(rows: int, dtype: np.dtype[Any], copies: str = "") -> Any:
     """Return tile(a, a_row, a_step, b, b_step, out, out_row, k, more): out = a b, or out += a b where ``more`` is not 0.
 
     a[i, p] lies at a + i a_row + p a_step, b[p, j] at b + p b_step + j, out[i, j] at out + i out_row + j (addresses in bytes,
     distances in numbers), for i < rows, j < columns and p < k, k >= 1. Every sum runs over p in order.
+
+    With ``copies`` of "a" or "b" there is one more address: what is read of a or b is also written there, where other tiles
+    find a[i, p] at i + p rows, or b[p, j] at p columns + j. A copy of a needs a_row = 1; it may read and write two numbers
+    beyond the last row. What the next tile copies is brought nearer meanwhile.
     """
     shape, size = shape_for(dtype), dtype.itemsize
     real, vector = _real(dtype), ir.VectorType(_real(dtype), shape.width)
+    row_of_a = ir.VectorType(real, 1 << (rows - 1).bit_length()).as_pointer()  # whole vectors, or half of one
     parts = range(shape.columns // shape.width)
 
     def multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
@@ -200,8 +200,20 @@ def define_tile(rows: int, dtype: np.dtype[Any]) -> Any:
             builder.inttoptr(builder.add(address, _constant(v * shape.width * size)), pointer) for v in parts
         ]  # fmt: skip
 
-    def products(builder: Any, pa: Any, pb: Any, offsets: list[Any], sums: list[list[Any]]) -> list[list[Any]]:
+    def copy(builder: Any, pa: Any, pb: Any, b: list[Any], to: Any) -> None:
+        if copies == "a":
+            _prefetch(builder, builder.add(pa, _constant(64)), 0, 3)
+            number = builder.load(builder.inttoptr(pa, row_of_a), align=size)
+            builder.store(number, builder.inttoptr(to, row_of_a), align=size)
+        else:
+            _prefetch(builder, builder.add(pb, _constant(shape.columns * size)), 0, 2)
+            store(builder, [vectors_at(builder, to)], [b], False)
+
+    def products(builder: Any, running: list[Any], offsets: list[Any], sums: list[list[Any]]) -> list[list[Any]]:
+        _, pa, pb, *to = running
         b = [builder.load(p, align=size) for p in vectors_at(builder, pb)]
+        if to:
+            copy(builder, pa, pb, b, to[0])
         nothing, result = ir.Constant(vector, ir.Undefined), []
         for offset, row in zip(offsets, sums, strict=True):
             one = builder.load(builder.inttoptr(builder.add(pa, offset), real.as_pointer()), align=size)
@@ -218,7 +230,7 @@ def define_tile(rows: int, dtype: np.dtype[Any]) -> Any:
 
     def emit(builder: Any, args: Any) -> None:
         builder.function.attributes.add("noinline")  # it is called in two places, and long to compile
-        a, a_row, a_step, b, b_step, out, out_row, k, more = args
+        a, a_row, a_step, b, b_step, out, out_row, k, more, *to = args
         a_row, a_step, b_step, out_row = (builder.mul(x, _constant(size)) for x in (a_row, a_step, b_step, out_row))
         offsets, outs = [_constant(0)], [out]
         for _ in range(rows - 1):
@@ -226,20 +238,22 @@ def define_tile(rows: int, dtype: np.dtype[Any]) -> Any:
             outs.append(builder.add(outs[-1], out_row))
         for address in outs:
             _prefetch(builder, address, 1, 3)
+        starts = [k, a, b, *to]
+        steps = [_constant(-1), a_step, b_step, _constant((rows if copies == "a" else shape.columns) * size)]
         entry, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
         builder.branch(loop)
         builder.position_at_end(loop)
-        running = [(builder.phi(I64), start) for start in (k, a, b)]
+        running = [builder.phi(I64) for _ in starts]
         sums = [[builder.phi(vector) for _ in parts] for _ in range(rows)]
-        new = products(builder, running[1][0], running[2][0], offsets, sums)
-        for (phi, start), change in zip(running, (_constant(-1), a_step, b_step), strict=True):
+        new = products(builder, running, offsets, sums)
+        for phi, start, step in zip(running, starts, steps, strict=False):
             phi.add_incoming(start, entry)
-            phi.add_incoming(builder.add(phi, change), loop)
+            phi.add_incoming(builder.add(phi, step), loop)
         for row, new_row in zip(sums, new, strict=True):
             for phi, value in zip(row, new_row, strict=True):
                 phi.add_incoming(ir.Constant(vector, [0.0] * shape.width), entry)
                 phi.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed(">", running[0][0], _constant(1)), loop, done)
+        builder.cbranch(builder.icmp_signed(">", running[0], _constant(1)), loop, done)
         builder.position_at_end(done)
         places = [vectors_at(builder, address) for address in outs]
         with builder.if_else(builder.icmp_signed("!=", more, _constant(0))) as (then, otherwise):
@@ -248,4 +262,4 @@ def define_tile(rows: int, dtype: np.dtype[Any]) -> Any:
             with otherwise:
                 store(builder, places, new, False)
 
-    return _emitter(9, emit)
+    return _emitter(10 if copies else 9, emit)

@@ -25,7 +25,7 @@ from gpubackprop.backends.base import (
     STEPS,
     Run,
 )  # fmt: skip
-from gpubackprop.definitions import DTYPES, NUMPY, Array, real_of
+from gpubackprop.definitions import DTYPES, NUMPY, Array, aligned_zeros, real_of
 from gpubackprop.philox import keep_threshold, random_uint32
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from gpubackprop.losses import Loss
     from gpubackprop.optimizers import Optimizer
     from gpubackprop.step import Step
-
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
 class ReferenceBackend:
@@ -57,10 +55,7 @@ class ReferenceBackend:
         return None
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        block = np.zeros(nbytes + ALIGNMENT, np.uint8)
-        first = -block.ctypes.data % ALIGNMENT
-        return block[first : first + nbytes].view(dtype).reshape(shape)
+        return aligned_zeros(shape, dtype)
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         if a.dtype.itemsize > 2:
