@@ -28,11 +28,17 @@ BLOCKS = 64  # of four random numbers that are made at a time
 LINE = 16  # elements that a share is a multiple of, so that two threads rarely write to one line of a cache
 PART = 4096  # elements of a long sum that are added in the arrays' dtype; such sums are added in float64
 ROWS = 64  # in a share that has sums of its own; added in order, they are the same for any number of threads
+SHORT = 32  # numbers in a row of a softmax from which its exponentials fill vectors; those of shorter rows are one long loop
 
 
 def shares_of(n: int) -> int:
     """Return the number of shares of n rows that have sums of their own."""
     return -(-n // ROWS)
+
+
+def loss_scratch(n: int, d: int) -> tuple[int, int, int]:
+    """Return the shape of the memory that a softmax loss of n rows of d numbers needs: two arrays of some rows for each share."""
+    return shares_of(n), 2, d * (min(n, ROWS) if d < SHORT else 1)
 
 
 @inlined
@@ -96,7 +102,7 @@ def compile_bias_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
     """Return kernel(z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived).
 
     ``count`` is what the sum in value[1] grows by, times the loss. ``sums``, ``losses`` and ``scratch`` are memory for each
-    share, (shares_of(n), d), (shares_of(n),) float64 and (shares_of(n), 2 d); ``arrived`` (1,) int64 is 0. In place, ``out``
+    share, (shares_of(n), d), (shares_of(n),) float64 and loss_scratch(n, d); ``arrived`` (1,) int64 is 0. In place, ``out``
     is ``z``.
     """
     make = _elementwise_loss if loss.family == "elementwise" else _softmax_loss
@@ -164,38 +170,50 @@ def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: boo
         z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived, thread, threads
     ):
         d = z.shape[1]
-        u = one / dtype_of(d)
+        u, together = one / dtype_of(d), scratch.shape[2] // d
         first, last = share(sums.shape[0], 1, thread, threads)
         for k in range(first, last):
-            sums_k, q, e, losses[k] = sums[k], scratch[k, :d], scratch[k, d:], 0.0
+            sums_k, losses[k], end = sums[k], 0.0, min((k + 1) * ROWS, z.shape[0])
             sums_k[:] = zero
-            for i in range(k * ROWS, min((k + 1) * ROWS, z.shape[0])):
-                w, y_i = weight[i] if weighted else one, y[i]
-                top = lowest
-                for j in range(d):
-                    o = z[i, j] + b[j]
-                    q[j] = o
-                    if not in_place:
-                        z[i, j] = o
-                    top = maximum(top, o)
-                s = zero
-                for j in range(d):
-                    q[j] -= top
-                    e[j] = exp(q[j])
-                    s = add(s, e[j])
-                log_s = log(s)
-                row, sum_g = zero, zero
-                for j in range(d):
-                    t = target(read(y_i, j), u)
-                    row = add(row, ell(q[j] - log_s, t))
-                    q[j] = dell(q[j] - log_s, t)
-                    sum_g = add(sum_g, q[j])
-                slope = sum_g / s
-                for j in range(d):
-                    do = (q[j] - e[j] * slope) * (w * scale)
-                    out[i, j] = do
-                    sums_k[j] += do
-                losses[k] += row * w
+            for begin in range(k * ROWS, end, together):
+                rows = min(together, end - begin)
+                flat_q, flat_e = scratch[k, 0, : rows * d], scratch[k, 1, : rows * d]
+                for r in range(rows):
+                    q, top = flat_q[r * d : (r + 1) * d], lowest
+                    for j in range(d):
+                        o = z[begin + r, j] + b[j]
+                        q[j] = o
+                        if not in_place:
+                            z[begin + r, j] = o
+                        top = maximum(top, o)
+                    for j in range(d):
+                        q[j] -= top
+                if rows > 1:
+                    for j in range(rows * d):
+                        flat_e[j] = exp(flat_q[j])
+                for r in range(rows):
+                    i, q, e, s = begin + r, flat_q[r * d : (r + 1) * d], flat_e[r * d : (r + 1) * d], zero
+                    w, y_i = weight[i] if weighted else one, y[i]
+                    if rows > 1:
+                        for j in range(d):
+                            s = add(s, e[j])
+                    else:
+                        for j in range(d):
+                            e[j] = exp(q[j])
+                            s = add(s, e[j])
+                    log_s = log(s)
+                    row, sum_g = zero, zero
+                    for j in range(d):
+                        t = target(read(y_i, j), u)
+                        row = add(row, ell(q[j] - log_s, t))
+                        q[j] = dell(q[j] - log_s, t)
+                        sum_g = add(sum_g, q[j])
+                    slope = sum_g / s
+                    for j in range(d):
+                        do = (q[j] - e[j] * slope) * (w * scale)
+                        out[i, j] = do
+                        sums_k[j] += do
+                    losses[k] += row * w
         if is_last(arrived, threads):
             add_shares(sums, db)
             add_losses(losses, scale, count, value)

@@ -97,7 +97,7 @@ share = inlined(_share)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _pointer(typingctx: Any, at: Any, kind: Any) -> Any:
+def pointer(typingctx: Any, at: Any, kind: Any) -> Any:
     """Return an address as a pointer to numbers of a dtype."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -124,6 +124,7 @@ class Kernel:
         self.entries: dict[
             tuple[Kind, ...], tuple[Any, int]
         ] = {}  # by the types of the arguments, with their addresses
+        self.from_disk = 0  # how many of them were not compiled here
 
     def __call__(self, *arguments: Any) -> None:
         """Run it once, in one thread."""
@@ -140,7 +141,7 @@ class Kernel:
 
     def _compile(self, kinds: tuple[Kind, ...]) -> tuple[Any, int]:
         namespace: dict[str, Any] = {
-            "__name__": __name__, "body": self._body, "carray": numba.carray, "pointer": _pointer, "np": np
+            "__name__": __name__, "body": self._body, "carray": numba.carray, "pointer": pointer, "np": np
         }  # fmt: skip
         texts, place = [], 0
         for char, ndim in kinds:
@@ -163,7 +164,8 @@ class Kernel:
         signature = (types.intp,) * 3
         entry.compile(signature)
         result = entry.overloads[signature]
-        return entry, int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
+        self.from_disk += sum(entry.stats.cache_hits.values())
+        return result.entry_point, int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
 
 
 _REAL, _WHOLE = (np.dtype(np.float64).char, 0), (np.dtype(np.int64).char, 0)

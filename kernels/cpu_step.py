@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.extending import intrinsic
 
-from gpubackprop.kernels.cpu_compile import Kernel, on_disk
+from gpubackprop.kernels.cpu_compile import Kernel, on_disk, pointer
 from gpubackprop.kernels.cpu_threads import meet, team
 
 Call = tuple[Kernel, tuple[Any, ...]]
-
-NOBODY = np.zeros(16, np.int64)  # where one thread meets itself
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -34,20 +33,24 @@ def _invoke(typingctx: Any, kernel: Any, block: Any, thread: Any, threads: Any) 
 
 @cache
 def _runner() -> Any:
-    def run(times, table, thread, threads, meeting):  # type: ignore[no-untyped-def]
-        goal, at = 0, meeting.ctypes.data
+    """Return run(table, calls, thread, threads, meeting, times); table and meeting are addresses, and 0 is no meeting."""
+
+    def run(table, calls, thread, threads, meeting, times):  # type: ignore[no-untyped-def]
+        entries, goal = carray(pointer(table, np.int64), (calls, 2)), 0
         for _ in range(times):
-            for k in range(table.shape[0]):
-                _invoke(table[k, 0], table[k, 1], thread, threads)
-                if threads > 1 and meeting.size:
+            for k in range(calls):
+                _invoke(entries[k, 0], entries[k, 1], thread, threads)
+                if meeting:
                     goal += threads
-                    if not meet(at, goal):
+                    if not meet(meeting, goal):
                         return
 
     result = on_disk(run)
-    words, places = types.int64[:, ::1], types.int64[::1]
-    result.compile((types.intp, words, types.intp, types.intp, places))
-    return result
+    signature = (types.intp,) * 6
+    result.compile(signature)
+    return result.overloads[
+        signature
+    ].entry_point  # past the choice of a signature, which takes longer than a small kernel
 
 
 class Program:
@@ -56,30 +59,36 @@ class Program:
     Parameters
     ----------
     calls : sequence of (kernel, arguments)
+
+    Attributes
+    ----------
+    alone : callable
+        ``alone(times)`` runs all calls so many times over in one thread.
     """
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self.calls = calls  # the arrays must live as long as their addresses
         bound = [kernel.bind(arguments) for kernel, arguments in calls]
         self._blocks = [block for _, _, block in bound]
-        self._table = np.array([(address, block.ctypes.data) for _, address, block in bound], np.int64)
-        self._run = _runner()
-        self._around = next((kernel.around for kernel, _ in calls if kernel.around is not None), None)
+        self._entries = np.array([(address, block.ctypes.data) for _, address, block in bound], np.int64)
+        self._run = partial(_runner(), self._entries.ctypes.data, len(calls))
+        self._around = next((kernel.around for kernel, _ in calls if kernel.around is not None), nullcontext())
+        self.alone: Callable[[int], None] = partial(self._run, 0, 1, 0)
+        if not isinstance(self._around, nullcontext):
+            self.alone = self._alone_within
 
     def __call__(self, times: int = 1, threads: int = 1) -> None:
         """Run all calls ``times`` times over; between two of them all threads meet."""
-        if self._around is not None:
-            with self._around:
-                self._start(times, threads)
-        else:
-            self._start(times, threads)
-
-    def _start(self, times: int, threads: int) -> None:
         if threads == 1:
-            self._run(times, self._table, 0, 1, NOBODY)
+            self.alone(times)
         else:
-            team().run(self._run, times, self._table, threads=threads)
+            with self._around:
+                team().run(self._run, times, threads=threads)
+
+    def _alone_within(self, times: int) -> None:
+        with self._around:
+            self._run(0, 1, 0, times)
 
     def run_share(self, thread: int, threads: int) -> None:
         """Do the share of one thread of so many, in this thread and without waiting for others: for a single call."""
-        self._run(1, self._table, thread, threads, NOBODY[:0])
+        self._run(thread, threads, 0, 1)

@@ -98,15 +98,20 @@ class Team:
     def __init__(self) -> None:
         self._lock, self._others = threading.Lock(), ThreadPoolExecutor(MOST, "gpubackprop")
 
-    def run(self, function: Callable[..., Any], *arguments: Any, threads: int) -> None:
-        """Call ``function(*arguments, thread, threads, meeting)`` in each of so many threads, and return when all are done."""
+    def run(self, function: Callable[[int, int, int, int], object], times: int, threads: int) -> None:
+        """Call ``function(thread, threads, meeting, times)`` in each of so many threads, and return when all are done.
+
+        ``meeting`` is the address of their meeting point.
+        """
         meeting = np.zeros(16, np.int64)
+
+        def call(thread: int) -> None:  # it holds the meeting point, which must outlive the last who comes there
+            function(thread, threads, meeting.ctypes.data, times)
+
         with self._lock:
             try:
-                others = [
-                    self._others.submit(function, *arguments, thread, threads, meeting) for thread in range(1, threads)
-                ]  # fmt: skip
-                function(*arguments, 0, threads, meeting)
+                others = [self._others.submit(call, thread) for thread in range(1, threads)]
+                call(0)
                 for other in others:
                     other.result()
             except BaseException:

@@ -92,6 +92,9 @@ def test_threads_are_tried_and_the_faster_number_is_kept(monkeypatch):
             asked.append(threads)
             now[0] += times / threads  # twice as fast with two
 
+        def alone(self, times):
+            self(times)
+
     now = [0.0]
     monkeypatch.setattr("gpubackprop.kernels.cpu_step.Program", Program)
     monkeypatch.setattr("gpubackprop.backends.cpu.time.perf_counter", lambda: now[0])
@@ -151,15 +154,15 @@ def test_models_in_several_python_threads_do_not_meet(threads):
 
 
 def test_who_does_not_come_is_not_waited_for():
-    def fails(thread, threads, meeting):
+    def fails(thread, threads, meeting, times):
         if thread == 0:
             raise KeyboardInterrupt
-        left.append(cpu_threads.meet(meeting.ctypes.data, 2))
+        left.append(cpu_threads.meet(meeting, 2))
 
     left = []
     team = cpu_threads.Team()
     with pytest.raises(KeyboardInterrupt):
-        team.run(fails, threads=2)
+        team.run(fails, 1, threads=2)
     team._others.shutdown(wait=True)
     assert left == [False]
 

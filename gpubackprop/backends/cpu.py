@@ -123,11 +123,11 @@ class CpuBackend(ReferenceBackend):
         scalars: Array | None,
         samples: int | None = None,
     ) -> Call:
-        from gpubackprop.kernels.cpu import compile_bias_loss, shares_of
+        from gpubackprop.kernels.cpu import compile_bias_loss, loss_scratch, shares_of
 
         n, d, shares = samples or len(z), z.shape[1], shares_of(len(z))
         kernel = compile_bias_loss(loss, z.dtype, y.ndim == 1, weight is not None, address(z) == address(out))
-        sums, scratch = np.empty((shares, d), z.dtype), np.empty((shares, 2 * d), z.dtype)
+        sums, scratch = np.empty((shares, d), z.dtype), np.empty(loss_scratch(len(z), d), z.dtype)
         losses, arrived = np.empty(shares), np.zeros(1, np.int64)
         scale = z.dtype.type(loss.scale(n, d, weight is not None))
         count = float(n if loss.reduction == "mean" else 1)
@@ -254,7 +254,9 @@ class CpuStep:
 
     def __call__(self, times: int = 1) -> None:
         """Run the step ``times`` times over."""
-        if self._threads is not None:
+        if self._threads == 1:
+            self._program.alone(times)
+        elif self._threads is not None:
             self._program(times, self._threads)
         elif times * self._flops < self.LONG:
             self._program(times)
