@@ -48,9 +48,8 @@ def _runner() -> Any:
     result = on_disk(run)
     signature = (types.intp,) * 6
     result.compile(signature)
-    return result.overloads[
-        signature
-    ].entry_point  # past the choice of a signature, which takes longer than a small kernel
+    # not through Numba's choice of a signature, which takes longer than a small kernel
+    return result.overloads[signature].entry_point
 
 
 class Program:

@@ -8,20 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpubackprop.kernels.cpu_blas import FEW, TILES, Chooser, compile_blas, libraries, one_thread_each
-from gpubackprop.kernels.cpu_product import BREADTH, DEPTH, HEIGHT, WIDE, compile_product, scratch_for
+from gpubackprop.kernels.cpu_product import BREADTH, DEPTH, HEIGHT, WIDE, WIDE_TRANSPOSED, compile_product, scratch_for
 from gpubackprop.kernels.cpu_step import Program
 
 WAYS = [None, *libraries()]
 
 
 def multiply(library, a, b, at, bt, shares=1):
-    """Return a b from operands that lie in memory as at and bt say."""
+    """Return a b from operands that lie in memory as at and bt say; nothing is written beyond the memory for copies."""
     kernel = compile_product(a.dtype) if library is None else compile_blas(library, a.dtype)
     a, b = np.ascontiguousarray(a.T if at else a), np.ascontiguousarray(b.T if bt else b)
     out = np.full((a.shape[1] if at else a.shape[0], b.shape[0] if bt else b.shape[1]), np.nan, a.dtype)
-    program = Program([(kernel, (a, b, out, int(at), int(bt), scratch_for(a.dtype, shares)))])
+    scratch = scratch_for(a.dtype, shares + 1)
+    scratch[-1] = 7
+    program = Program([(kernel, (a, b, out, int(at), int(bt), scratch[:-1]))])
     for number in range(shares):
         program.run_share(number, shares)
+    assert (scratch[-1] == 7).all()
     return out
 
 
@@ -69,6 +72,14 @@ def test_shares_have_the_bits_of_the_whole(m, n, k, at, bt, shares):
     # a sum of k terms in any order: k eps of the sum of the absolute terms (Higham (2002), section 3.1)
     bound = k * np.finfo(np.float32).eps * (abs(a).astype(np.float64) @ abs(b).astype(np.float64))
     assert (abs(whole - a.astype(np.float64) @ b.astype(np.float64)) <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("m", range(HEIGHT - 7, 2 * HEIGHT + 8, 5))
+def test_copies_of_any_number_of_rows_stay_within_their_memory(m, dtype):
+    for n, at in ((WIDE, False), (WIDE_TRANSPOSED, True)):
+        a, b = operands(m, n, DEPTH, dtype)
+        np.testing.assert_array_equal(multiply(None, a, b, at, False), a @ b)
 
 
 def test_nan_and_infinity_go_through():
