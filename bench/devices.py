@@ -19,6 +19,7 @@ from gpubackprop.bench.timing import Clock, Contestant, Run, Sample, Timer, Wall
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
+NUMBERS_OF_PAGE = 4096 // 16
 DEFAULT_CACHE = 32 << 20  # bytes, where the system does not tell
 
 
@@ -185,6 +186,17 @@ def _launching(graph: Any, keep: Any) -> Run:
 def copies_beyond_cache(device: Device, nbytes: int, most: int) -> int:
     """Return how many sets of arrays to take in turn, so that none is still in the cache when its turn comes again."""
     return max(2, min(most, -(-2 * device.cache_bytes() // max(nbytes, 1)) + 1))
+
+
+def copy_pair(device: Device, elements: int) -> tuple[Any, Any]:
+    """Return a target of zeros and a source of ones, of so many numbers of 16 bytes, the widest type of both array modules.
+
+    Their places within a page differ: a C library's copy can be ten times slower where the target begins just behind the source.
+    """
+    first = -(-elements // NUMBERS_OF_PAGE) * NUMBERS_OF_PAGE + NUMBERS_OF_PAGE // 4
+    block = device.xp.zeros(first + elements, "D")
+    block[:elements] = 1
+    return block[first:], block[:elements]
 
 
 def _copy_in_threads(threads: int) -> Callable[[Any, Any], object]:

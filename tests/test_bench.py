@@ -357,7 +357,10 @@ def test_an_interrupted_run_keeps_what_it_has_and_is_resumed(tmp_path):
         "bandwidth,gemm,kernels,step",
     ]
     command = [sys.executable, "-m", "gpubackprop", "bench", *arguments, "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what a shell starts in the background ignores it
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (out / "report.json").exists() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -12,6 +12,7 @@ from gpubackprop.bench.peers import BETA1, BETA2, EPSILON, LEARNING_RATE, Cannot
 from gpubackprop.bench.timing import Clock, Run, Sample, WallTimer, seconds_now
 
 WARM_UP = 3  # steps before a capture
+MOST_NETWORKS = 128  # that are compiled in one process
 
 
 class TorchTimer:
@@ -58,6 +59,8 @@ class TorchPeer(Peer):
         self.timer = TorchTimer() if problem.on_gpu else WallTimer(lambda: None)
         self.loss_of: Callable[..., Any] = self._loss_of
         if self.compiler is not None:
+            # of one piece of code for all networks: beyond 8 by default, whatever comes next is not compiled
+            torch._dynamo.config.recompile_limit = MOST_NETWORKS
             self.loss_of = torch.compile(self._loss_of, backend=self.compiler)
         self._run: Callable[[], object] = lambda: self.train(self.X, self.y)
         if self.graphed:

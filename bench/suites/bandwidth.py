@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from gpubackprop.bench.case import Case, Cases, Prepared, Settings
-from gpubackprop.bench.devices import Device, in_turn
+from gpubackprop.bench.devices import Device, copy_pair, in_turn
 from gpubackprop.bench.suites import NothingToMeasureError
 from gpubackprop.bench.timing import Contestant
 
@@ -27,10 +27,10 @@ def cases(device: Device, dtype: str, settings: Settings) -> Cases:
 
 
 def _prepare(device: Device, nbytes: int) -> Prepared:
-    elements = max(1, nbytes // 32)  # of 16 bytes, the widest type that both array modules have
+    elements = max(1, nbytes // 32)
     prepared = Prepared([], bytes=32 * elements)
     with device.scope():
-        source, target = device.xp.ones(elements, "D"), device.xp.zeros(elements, "D")
+        target, source = copy_pair(device, elements)
         for name, copy in device.copiers().items():
             target.fill(0)
             copy(target, source)

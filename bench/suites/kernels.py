@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench.case import Case, Cases, Prepared, Settings
-from gpubackprop.bench.devices import Device, copies_beyond_cache, in_turn
+from gpubackprop.bench.devices import Device, copies_beyond_cache, copy_pair, in_turn
 from gpubackprop.bench.kernels import Kernel, copied, disagreement, kernels_of
 from gpubackprop.bench.peers import reason_of
 from gpubackprop.bench.sizes import parse_shape
@@ -91,7 +91,7 @@ def check(device: Device, kernel: Kernel, a: dict[str, Any]) -> tuple[str | None
 
 def _copy(device: Device, nbytes: int, copies: int) -> Contestant:
     elements, copy = max(1, nbytes // 32), next(iter(device.copiers().values()))
-    pairs = [(device.xp.zeros(elements, "D"), device.xp.ones(elements, "D")) for _ in range(copies)]
+    pairs = [copy_pair(device, elements) for _ in range(copies)]
     return device.queue("copy of as many bytes", [(copy, pair) for pair in pairs], copies)
 
 
