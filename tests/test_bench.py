@@ -398,12 +398,13 @@ def test_a_case_that_breaks_is_an_error_and_one_too_large_is_not(tmp_path, monke
     assert report.errors(made) == ["bandwidth, cpu, float32, 128 bytes: RuntimeError: broken"]
 
 
-def test_a_quick_run_begins_nothing_when_its_time_is_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "QUICK_SECONDS", -1.0)
+@pytest.mark.parametrize(("suite", "seconds"), [("bandwidth", -1.0), ("coldstart", run.COLD_SECONDS - 1.0)])
+def test_a_quick_run_begins_nothing_when_its_time_is_over(suite, seconds, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "QUICK_SECONDS", seconds)
     settings = cases.Settings(sizes.DRY, (), rounds=2, seconds=0.0, quick=True)
     made = report.new_report(settings, {"commit": None}, [])
     said = []
-    run.run(made, ["bandwidth"], [Host(1)], settings, tmp_path, said.append, said.append)
+    run.run(made, [suite], [Host(1)], settings, tmp_path, said.append, said.append)
     assert made["rows"] == []
     assert made["left_out"][0]["reason"] == "no time left in a quick run"
 
