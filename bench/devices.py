@@ -188,11 +188,12 @@ def copies_beyond_cache(device: Device, nbytes: int, most: int) -> int:
     return max(2, min(most, -(-2 * device.cache_bytes() // max(nbytes, 1)) + 1))
 
 
-def copy_pair(device: Device, elements: int) -> tuple[Any, Any]:
-    """Return a target of zeros and a source of ones, of so many numbers of 16 bytes, the widest type of both array modules.
+def copy_pair(device: Device, nbytes: int) -> tuple[Any, Any]:
+    """Return a target of zeros and a source of ones, of which a copy reads and writes so many bytes, by 16, the widest type.
 
     Their places within a page differ: a C library's copy can be ten times slower where the target begins just behind the source.
     """
+    elements = max(1, nbytes // 32)
     first = -(-elements // NUMBERS_OF_PAGE) * NUMBERS_OF_PAGE + NUMBERS_OF_PAGE // 4
     block = device.xp.zeros(first + elements, "D")
     block[:elements] = 1

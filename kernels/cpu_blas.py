@@ -27,9 +27,7 @@ from gpubackprop.kernels.cpu_step import Call, Program
 
 ROW_MAJOR, NO_TRANS, TRANS = 101, 111, 112
 ROUNDS, ROUND_SECONDS = 7, 3e-4  # of a measurement: a few milliseconds per shape
-MARGIN = (
-    0.03  # the tiles must be faster by this much: in a step, whose arrays are not all in a cache, a library waits less
-)
+MARGIN = 0.03  # by which the tiles must be faster: where arrays are not in a cache, as in a step, a library waits less
 ROWS = 48  # a share of a product by a library is a multiple of so many rows: whole tiles of every library's
 FEW = 8 * ROWS  # rows that such shares would divide too unevenly
 TILES = "tiles"

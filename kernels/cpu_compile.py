@@ -123,7 +123,7 @@ class Kernel:
         self._body = inlined(function)
         self.entries: dict[
             tuple[Kind, ...], tuple[Any, int]
-        ] = {}  # by the types of the arguments, with their addresses
+        ] = {}  # with their addresses, by the types of the arguments
         self.from_disk = 0  # how many of them were not compiled here
 
     def __call__(self, *arguments: Any) -> None:

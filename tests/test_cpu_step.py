@@ -1,9 +1,11 @@
 """The compiled CPU step: the bits of its operations run one at a time, whatever the number of threads."""
 
+import gc
 import os
 import subprocess
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 import gpubackprop as gb
 from gpubackprop.backends.cpu import CpuStep
-from gpubackprop.kernels import cpu_product, cpu_threads
+from gpubackprop.kernels import cpu_product, cpu_step, cpu_threads
 from gpubackprop.kernels.cpu_product import scratch_for
 from gpubackprop.network import Data
 
@@ -165,6 +167,23 @@ def test_who_does_not_come_is_not_waited_for():
         team.run(fails, 1, threads=2)
     team._others.shutdown(wait=True)
     assert left == [False]
+
+
+def test_a_thread_that_runs_on_after_an_interruption_holds_the_arrays(monkeypatch):
+    class Interrupted:
+        def run(self, function, times, threads):
+            left.append(function)
+            raise KeyboardInterrupt
+
+    left = []
+    monkeypatch.setattr(cpu_step, "team", Interrupted)
+    program = cpu_step.Program([])
+    with pytest.raises(KeyboardInterrupt):
+        program(2, 2)
+    alive = weakref.ref(program)
+    del program
+    gc.collect()
+    assert alive() is not None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -27,10 +27,9 @@ def cases(device: Device, dtype: str, settings: Settings) -> Cases:
 
 
 def _prepare(device: Device, nbytes: int) -> Prepared:
-    elements = max(1, nbytes // 32)
-    prepared = Prepared([], bytes=32 * elements)
     with device.scope():
-        target, source = copy_pair(device, elements)
+        target, source = copy_pair(device, nbytes)
+        prepared = Prepared([], bytes=2 * source.nbytes)
         for name, copy in device.copiers().items():
             target.fill(0)
             copy(target, source)
@@ -40,7 +39,7 @@ def _prepare(device: Device, nbytes: int) -> Prepared:
                 continue
             prepared.contestants.append(Contestant(name, in_turn([(copy, (target, source))]), device.timer()))
         if not device.on_gpu:
-            x, y = np.ones(4 * elements, np.float32), np.ones(4 * elements, np.float32)
-            if np.dot(x, y) == 4 * elements:  # exact below 2^24; above, half of the bits of a sum of ones are 0
+            x, y = (np.ones(source.nbytes // 4, np.float32) for _ in range(2))
+            if np.dot(x, y) == x.size:  # exact below 2^24; above, half of the bits of a sum of ones are 0
                 prepared.contestants.append(Contestant(READ, in_turn([(np.dot, (x, y))]), device.timer()))
     return prepared

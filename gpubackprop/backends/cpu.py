@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -250,14 +251,13 @@ class CpuStep:
         self._seconds: dict[int, list[float]] = {1: []}  # of a step, in the trials with so many threads
         if flops >= self.ALONE and available_threads() > 1:
             self._seconds[available_threads()] = []
-        self._threads = 1 if len(self._seconds) == 1 else None
+        # what takes the steps, once the number of threads is known
+        self._run: Callable[[int], None] | None = self._program.alone if len(self._seconds) == 1 else None
 
     def __call__(self, times: int = 1) -> None:
         """Run the step ``times`` times over."""
-        if self._threads == 1:
-            self._program.alone(times)
-        elif self._threads is not None:
-            self._program(times, self._threads)
+        if self._run is not None:
+            self._run(times)
         elif times * self._flops < self.LONG:
             self._program(times)
         else:
@@ -269,7 +269,8 @@ class CpuStep:
         self._program(times, threads)
         self._seconds[threads].append((time.perf_counter() - started) / times)
         if all(len(seconds) == self.TRIALS for seconds in self._seconds.values()):
-            self._threads = min(self._seconds, key=lambda number: min(self._seconds[number]))
+            threads = min(self._seconds, key=lambda number: min(self._seconds[number]))
+            self._run = self._program.alone if threads == 1 else partial(self._program, threads=threads)
 
 
 class _Scratch(threading.local):
