@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from gpubackprop.definitions import NUMPY, Array, Definition
+from gpubackprop.definitions import NUMPY, Array, Definition, check_number
 from gpubackprop.registry import Registry
 
 Phi = Callable[[Any], Any]
@@ -119,14 +119,12 @@ def activation(
 
 def _at_least_zero(**parameters: float) -> None:
     for name, value in parameters.items():
-        if not 0 <= value < np.inf:
-            raise ValueError(f"{name} is {value}; it must be a number >= 0")
+        check_number(name, value, lambda x: 0 <= x < np.inf, "a number >= 0")
 
 
 def _positive(**parameters: float) -> None:
     for name, value in parameters.items():
-        if not 0 < value < np.inf:
-            raise ValueError(f"{name} is {value}; it must be a number > 0")
+        check_number(name, value, lambda x: 0 < x < np.inf, "a number > 0")
 
 
 @activation(needs="h", gain=1.0)

@@ -5,9 +5,10 @@ A callback is any object with one or more of the methods of :class:`Callback`; i
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from gpubackprop.definitions import Array
+from gpubackprop.definitions import Array, check_count, check_number
 
 if TYPE_CHECKING:
     from gpubackprop.training import Training
@@ -34,16 +35,16 @@ class _Monitor(Callback):
     """Watches one column of the history; accuracy and r2 are better when larger, everything else when smaller."""
 
     def __init__(self, monitor: str, patience: int, min_delta: float) -> None:
-        if patience < 1:
-            raise ValueError(f"patience is {patience!r}; it must be a whole number of epochs >= 1")
-        self.monitor, self.patience, self.min_delta = monitor, patience, abs(min_delta)
+        self.monitor = monitor
+        self.patience = check_count("patience", patience, " of epochs")
+        self.min_delta = check_number("min_delta", min_delta, lambda x: 0 <= x < math.inf, "a number >= 0")
 
     def on_train_begin(self, training: Training) -> None:
         self.best = float("inf")
         self.since = 0
 
     def improved(self, training: Training) -> bool:
-        """Return whether the watched value is better than ever, by at least ``min_delta``."""
+        """Return whether the watched value is better than ever, by more than ``min_delta``; NaN is never better."""
         name = self.monitor
         if not training.history.get(name):
             have = ", ".join(k for k, v in training.history.items() if v)
@@ -68,7 +69,7 @@ class EarlyStopping(_Monitor):
     patience : int
         Epochs without improvement.
     min_delta : float
-        The least change that counts.
+        A change counts if it is larger, as in Keras and PyTorch.
     restore_best : bool
         End with the parameters of the best epoch.
     """
@@ -94,7 +95,21 @@ class EarlyStopping(_Monitor):
 class ReduceOnPlateau(_Monitor):
     """Multiply the base learning rate by ``factor`` when the watched value has not improved for ``patience`` epochs.
 
-    ``torch.optim.lr_scheduler.ReduceLROnPlateau``, with its defaults but for the absolute ``min_delta``.
+    ``torch.optim.lr_scheduler.ReduceLROnPlateau``, with its defaults but for the absolute ``min_delta``. The rate never
+    rises: one that is at ``min_rate`` or below is left as it is.
+
+    Parameters
+    ----------
+    monitor : str
+        A column of the history.
+    factor : float
+        In (0, 1).
+    patience : int
+        Epochs without improvement that are still borne.
+    min_delta : float
+        A change counts if it is larger.
+    min_rate : float
+        The base rate is not reduced below it.
     """
 
     def __init__(
@@ -106,13 +121,13 @@ class ReduceOnPlateau(_Monitor):
         min_rate: float = 0.0,
     ) -> None:
         super().__init__(monitor, patience, min_delta)
-        if not 0 < factor < 1:
-            raise ValueError(f"factor is {factor!r}; it must be in (0, 1)")
-        self.factor, self.min_rate = factor, min_rate
+        self.factor = check_number("factor", factor, lambda x: 0 < x < 1, "in (0, 1)")
+        self.min_rate = check_number("min_rate", min_rate, lambda x: 0 <= x < math.inf, "a number >= 0")
 
     def on_epoch_end(self, training: Training) -> None:
         if not self.improved(training) and self.since > self.patience:
-            training.learning_rate = max(training.learning_rate * self.factor, self.min_rate)
+            rate = training.learning_rate
+            training.learning_rate = min(rate, max(rate * self.factor, self.min_rate))
             self.since = 0
 
 

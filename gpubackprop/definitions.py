@@ -99,6 +99,63 @@ def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return result
 
 
+def plain(value: Any) -> Any:
+    """Return a value with NumPy's scalars, and those in tuples and lists, as Python's own numbers, which JSON knows."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        number = value.item()
+        return (
+            float(number) if isinstance(number, np.floating) else number
+        )  # of longer numbers, item() makes the same again
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return value
+
+
+def check_number(name: str, value: Any, within: Callable[[float], bool], allowed: str) -> float:
+    """Return a real number as Python's own; NumPy's scalars are numbers, truth values and text are not.
+
+    Raises
+    ------
+    ValueError
+        ``within(value)`` is false, or ``value`` is no number: "name is value; it must be allowed".
+    """
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not within(number):
+        raise ValueError(f"{name} is {number!r}; it must be {allowed}")
+    return number
+
+
+def check_count(name: str, value: Any, of: str = "", least: int = 1) -> int:
+    """Return a whole number >= ``least``, in words "a whole number of steps >= 1"."""
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise ValueError(f"{name} is {number!r}; it must be a whole number{of} >= {least}")
+    return number
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return True or False, as Python's own."""
+    flag = plain(value)
+    if not isinstance(flag, bool):
+        raise ValueError(f"{name} is {flag!r}; it must be True or False")
+    return flag
+
+
+def constant(real: Any, name: str, value: float) -> Any:
+    """Return real(value), a number of a formula.
+
+    Raises
+    ------
+    ValueError
+        In this dtype it would be infinite, or 0 although it is not.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        number = real(value)
+    if not np.isfinite(number) or (number == 0) != (value == 0):
+        raise ValueError(f"{name} is {value!r}, which {np.dtype(real)} has no number for: it would be {float(number)}")
+    return number
+
+
 PRECISIONS = ("float32", "tf32")
 
 
@@ -149,7 +206,7 @@ class Definition:
         for name in parameters:
             if name not in allowed:
                 raise TypeError(f"{self.name} has no parameter {name!r}; it takes {', '.join(allowed) or 'none'}")
-        changed = dict(self.parameters) | parameters
+        changed = dict(self.parameters) | {name: plain(value) for name, value in parameters.items()}
         result = replace(self, parameters=tuple(sorted(changed.items())))
         result.scalars(np.dtype(np.float64), NUMPY)  # a bad value is an error here, not in a kernel
         return result

@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from gpubackprop.definitions import NUMPY, Array, Definition
+from gpubackprop.definitions import NUMPY, Array, Definition, check_number, constant
 from gpubackprop.registry import Registry
 
 REDUCTIONS = ("mean", "sum")
@@ -133,9 +133,8 @@ def mean_absolute_error(real: Any, m: Any) -> Any:
 @loss()
 def huber(real: Any, m: Any, delta: float = 1.0) -> Any:
     """ell = r^2 / 2 for |r| <= delta, else delta (|r| - delta / 2), r = o - t. Source: Huber (1964); ``torch.nn.HuberLoss``."""
-    if not 0 < delta < np.inf:
-        raise ValueError(f"delta is {delta}; it must be a number > 0")
-    half, delta = real(0.5), real(delta)
+    check_number("delta", delta, lambda x: 0 < x < np.inf, "a number > 0")
+    half, delta = real(0.5), constant(real, "delta", delta)
     fabs, where = m.fabs, m.where
 
     def ell(o: Any, t: Any) -> Any:
@@ -156,8 +155,7 @@ def softmax_cross_entropy(real: Any, m: Any, label_smoothing: float = 0.0) -> An
     y holds class indices (n,) or one row of probabilities (one-hot) per sample (n, classes), as in
     ``torch.nn.CrossEntropyLoss``. Source: Bishop (2006), eq. 4.108; smoothing: Szegedy et al. (2016), section 7.
     """
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
+    check_number("label_smoothing", label_smoothing, lambda x: 0 <= x < 1, "in [0, 1)")
     keep, smoothing = real(1 - label_smoothing), real(label_smoothing)
 
     def target(t: Any, u: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gpubackprop.activations import ACTIVATIONS, Activation, identity
 from gpubackprop.backends import choose_device, get_backend
 from gpubackprop.backends.base import Backend
-from gpubackprop.definitions import DTYPES, Array, check_dtype, check_precision, real_of
+from gpubackprop.definitions import DTYPES, Array, check_dtype, check_number, check_precision, real_of
 from gpubackprop.initializers import INITIALIZERS, Initializer
 from gpubackprop.interop import as_array, like
 from gpubackprop.losses import LOSSES, Loss
@@ -21,7 +21,14 @@ from gpubackprop.network import Data, Network
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.parameters import Parameters
 from gpubackprop.prediction import Predictor
-from gpubackprop.validation import check_count, check_features, check_layer_sizes, check_targets, check_weight
+from gpubackprop.validation import (
+    check_count,
+    check_features,
+    check_layer_sizes,
+    check_parameter,
+    check_targets,
+    check_weight,
+)  # fmt: skip
 from gpubackprop.workspace import Workspace
 
 EVALUATION_BATCH = 1024  # rows of a pass without an update: large enough for the products, small enough for the caches
@@ -111,12 +118,9 @@ class MLP(Network):
         self.layer_sizes = check_layer_sizes(layer_sizes, self.loss)
         self.dtype = check_dtype(dtype)
         self.activations = _per_hidden_layer(activation, len(self.layer_sizes) - 2)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout!r}; it must be in [0, 1)")
-        self.dropout = float(dropout)
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed is {seed}; it must be in [0, 2^64)")
-        self.seed = int(seed)
+        self.dropout = float(check_number("dropout", dropout, lambda x: 0 <= x < 1, "in [0, 1)"))
+        allowed_seed = "a whole number in [0, 2^64)"
+        self.seed = int(check_number("seed", seed, lambda x: isinstance(x, int) and 0 <= x < 2**64, allowed_seed))
         self.initializer: Initializer = INITIALIZERS.resolve(initializer)
         check_precision(matmul_precision)
         if isinstance(device, str) and device == "auto":
@@ -322,27 +326,28 @@ class MLP(Network):
             result[f"layers.{i}.bias"] = self.backend.to_numpy(b).copy()
         return result
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over parameters under the names of :meth:`state_dict`; all of them or none.
 
         Raises
         ------
         ValueError
-            A name is missing or too many, a shape differs, or a value is not finite.
+            A name is missing or too many, a shape differs, or a value is no real number that is finite in this network's dtype.
         """
-        expected = self.state_dict()
-        if set(state) != set(expected):
-            missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-            raise ValueError(f"state_dict does not fit: missing {missing or 'none'}, not expected {extra or 'none'}")
-        arrays = {name: np.asarray(value) for name, value in state.items()}
-        for name, array in arrays.items():
-            if array.shape != expected[name].shape:
-                raise ValueError(f"{name} has shape {array.shape}; this network has {expected[name].shape}")
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} holds NaN or infinity")
+        shapes = {}
         for i, (W, b) in enumerate(zip(self.parameters.W, self.parameters.b, strict=True)):
-            W[...] = self.backend.asarray(arrays[f"layers.{i}.weight"].T, self.real)
-            b[...] = self.backend.asarray(arrays[f"layers.{i}.bias"], self.real)
+            shapes[f"layers.{i}.weight"], shapes[f"layers.{i}.bias"] = W.shape[::-1], b.shape
+        if not isinstance(state, Mapping) or set(state) != set(shapes):
+            given = set(state) if isinstance(state, Mapping) else set()
+            missing, extra = sorted(set(shapes) - given), sorted(given - set(shapes), key=str)
+            raise ValueError(f"state_dict does not fit: missing {missing or 'none'}, not expected {extra or 'none'}")
+        arrays = {
+            name: check_parameter(self.backend, name, state[name], shape, self.real, self.dtype)
+            for name, shape in shapes.items()
+        }
+        for i, (W, b) in enumerate(zip(self.parameters.W, self.parameters.b, strict=True)):
+            W[...] = arrays[f"layers.{i}.weight"].T
+            b[...] = arrays[f"layers.{i}.bias"]
         self.refresh()
 
     def save(self, path: Any) -> None:

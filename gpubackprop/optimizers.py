@@ -12,6 +12,10 @@ Names and defaults are PyTorch's where PyTorch has the optimizer. ``weight_decay
 in SGD, Adam, RMSprop and Adagrad, and decoupled (p shrinks by lr * weight_decay) in AdamW and Lion. It acts on all
 parameters, biases included, as in PyTorch. ``clip_norm`` scales the whole gradient to at most that Euclidean norm
 (``torch.nn.utils.clip_grad_norm_``), ``clip_value`` then limits each element.
+
+A running average v <- b v + (1 - b) x is computed as v + (1 - b) (x - v), or x + b (v - x) for b < 1/2, and so has gain 1 in any
+dtype: rounded, b and 1 - b do not add up to 1. A gradient whose square would overflow counts as the largest whose square does
+not, so that differences are finite too; infinity and NaN make the parameters NaN.
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from gpubackprop.definitions import fingerprint
+import numpy as np
+
+from gpubackprop.definitions import check_count, check_flag, check_number, constant, fingerprint, plain
 from gpubackprop.registry import Registry
 from gpubackprop.schedules import Schedule
 
@@ -48,26 +54,19 @@ class Optimizer:
         OPTIMIZERS[cls.__name__.lower()] = cls
 
     def __post_init__(self) -> None:
-        if not isinstance(self.learning_rate, Schedule):
-            object.__setattr__(self, "learning_rate", float(self.learning_rate))
-            Schedule(self.learning_rate)  # raises for a bad rate
         for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name in ("clip_norm", "clip_value"):
-                _check(f.name, value, value is None or 0 < value < math.inf, "None or a number > 0")
-            elif f.name in ("weight_decay", "momentum", "lr_decay", "initial_accumulator_value"):
-                _check(f.name, value, 0 <= value < math.inf, "a number >= 0")
-            elif f.name == "eps":
-                _check(f.name, value, 0 < value < math.inf, "a number > 0")
-            elif f.name == "alpha":
-                _check(f.name, value, 0 <= value < 1, "in [0, 1)")
-            elif f.name == "betas":
-                object.__setattr__(self, "betas", tuple(value))
-                _check(f.name, value, len(value) == 2 and all(0 <= b < 1 for b in value), "two numbers in [0, 1)")
+            object.__setattr__(self, f.name, plain(getattr(self, f.name)))
+        if not isinstance(self.learning_rate, Schedule):
+            object.__setattr__(
+                self, "learning_rate", Schedule(self.learning_rate).learning_rate
+            )  # raises for a bad rate
+        for name, limit in zip(("clip_norm", "clip_value"), self.clipping, strict=True):
+            if limit is not None:
+                check_number(name, limit, lambda x: 0 < x < math.inf, "None or a number > 0")
         self.check()
 
     def check(self) -> None:
-        """Raise ValueError where hyperparameters contradict each other."""
+        """Raise ValueError for hyperparameters that are out of range or contradict each other; each class checks its own."""
 
     @property
     def schedule(self) -> Schedule:
@@ -91,9 +90,26 @@ class Optimizer:
         return fingerprint(type(self).define, values, self.schedule.fingerprint)
 
 
-def _check(name: str, value: Any, ok: bool, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+def _at_least_zero(**values: float) -> None:
+    for name, value in values.items():
+        check_number(name, value, lambda x: 0 <= x < math.inf, "a number >= 0")
+
+
+def _largest_to_square(real: Any) -> Any:
+    """Return the largest power of two whose square, and that of its double, is finite."""
+    return real(2.0 ** (np.finfo(real).maxexp // 2 - 2))
+
+
+def _check_eps(eps: float) -> None:
+    check_number("eps", eps, lambda x: 0 < x < math.inf, "a number > 0")
+
+
+def _check_betas(optimizer: Adam | Lion) -> None:
+    """Check the two betas, and keep them as a tuple, whatever they came in."""
+    betas = tuple(plain(b) for b in optimizer.betas)
+    if len(betas) != 2 or not all(type(b) in (int, float) and 0 <= b < 1 for b in betas):
+        raise ValueError(f"betas is {betas!r}; it must be two numbers in [0, 1)")
+    object.__setattr__(optimizer, "betas", betas)
 
 
 @dataclass(frozen=True)
@@ -111,7 +127,9 @@ class SGD(Optimizer):
     clip_value: float | None = None
 
     def check(self) -> None:
-        _check("nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "False where momentum is 0")
+        _at_least_zero(momentum=self.momentum, weight_decay=self.weight_decay)
+        if check_flag("nesterov", self.nesterov) and not self.momentum:
+            raise ValueError("nesterov is True; it must be False where momentum is 0")
 
     @property
     def n_states(self) -> int:  # type: ignore[override]
@@ -149,6 +167,12 @@ class Adam(Optimizer):
     clip_value: float | None = None
     decoupled: ClassVar[bool] = False
 
+    def check(self) -> None:
+        _check_betas(self)
+        _check_eps(self.eps)
+        _at_least_zero(weight_decay=self.weight_decay)
+        check_flag("amsgrad", self.amsgrad)
+
     @property
     def n_states(self) -> int:  # type: ignore[override]
         """m and v, and the running maximum of v with amsgrad."""
@@ -156,9 +180,10 @@ class Adam(Optimizer):
 
     def define(self, real: Any, m: Any) -> Scalars:
         beta1, beta2 = map(float, self.betas)
-        b1, b2, eps, decay, one = real(beta1), real(beta2), real(self.eps), real(self.weight_decay), real(1)
-        a1, a2 = real(1 - beta1), real(1 - beta2)
-        amsgrad, decoupled = self.amsgrad, self.decoupled
+        slow1, slow2 = beta1 >= 0.5, beta2 >= 0.5
+        rest1, rest2 = (real(1 - beta if beta >= 0.5 else beta) for beta in (beta1, beta2))
+        eps, decay, one, zero = constant(real, "eps", self.eps), real(self.weight_decay), real(1), real(0)
+        limit, amsgrad, decoupled = _largest_to_square(real), self.amsgrad, self.decoupled
         sqrt, where = m.sqrt, m.where
 
         def constants(t: float, lr: float) -> tuple[float, float, float]:
@@ -169,8 +194,9 @@ class Adam(Optimizer):
                 p = p * (one - lr * decay)
             else:
                 g = g + decay * p
-            mean = b1 * mean + a1 * g
-            square = b2 * square + a2 * g * g
+            g = where(g > limit, limit, where(g < -limit, -limit, g)) + zero * g
+            mean = mean + rest1 * (g - mean) if slow1 else g + rest1 * (mean - g)
+            square = square + rest2 * (g * g - square) if slow2 else g * g + rest2 * (square - g * g)
             if amsgrad:
                 top = where(top > square, top, square)
                 return p - c1 * mean / (sqrt(top) * c2 + eps), mean, square, top
@@ -189,9 +215,11 @@ class AdamW(Adam):
 
 @dataclass(frozen=True)
 class RMSprop(Optimizer):
-    """v <- alpha v + (1 - alpha) g^2; p <- p - eta g / (sqrt(v) + eps), v - mean^2 if centered.
+    """v <- alpha v + (1 - alpha) g^2; p <- p - eta g / (sqrt(v) + eps); centered, v is the variance of g.
 
-    eps stands outside the root, as in ``torch.optim.RMSprop`` (TensorFlow has it inside).
+    eps stands outside the root, as in ``torch.optim.RMSprop`` (TensorFlow has it inside). PyTorch's mean of g^2 less the square
+    of the mean of g is a variance that may come out negative; here v <- alpha (v + (1 - alpha) (g - mean)^2), the same
+    number, which cannot.
     Source: Hinton (2012), lecture 6e; centered: Graves (2013), eq. 38.
     """
 
@@ -204,26 +232,38 @@ class RMSprop(Optimizer):
     clip_norm: float | None = None
     clip_value: float | None = None
 
+    def check(self) -> None:
+        check_number("alpha", self.alpha, lambda x: 0 <= x < 1, "in [0, 1)")
+        _check_eps(self.eps)
+        _at_least_zero(weight_decay=self.weight_decay, momentum=self.momentum)
+        check_flag("centered", self.centered)
+
     @property
     def n_states(self) -> int:  # type: ignore[override]
         """v; with momentum also the velocity; centered also the mean of g."""
         return 3 if self.centered else 2 if self.momentum > 0 else 1
 
     def define(self, real: Any, m: Any) -> Scalars:
-        alpha, rest, eps, decay = real(self.alpha), real(1 - self.alpha), real(self.eps), real(self.weight_decay)
-        momentum, centered, sqrt = real(self.momentum), self.centered, m.sqrt
+        alpha, rest, slow = real(self.alpha), real(1 - self.alpha), self.alpha >= 0.5
+        eps, decay, zero = constant(real, "eps", self.eps), real(self.weight_decay), real(0)
+        momentum, limit, centered = real(self.momentum), _largest_to_square(real), self.centered
+        sqrt, where = m.sqrt, m.where
 
         def constants(t: float, lr: float) -> tuple[float, float, float]:
             return lr, 0.0, 0.0
 
         def update(p: Any, g: Any, square: Any, velocity: Any, mean: Any, lr: Any, c1: Any, c2: Any) -> Any:
             g = g + decay * p
-            square = alpha * square + rest * g * g
+            g = where(g > limit, limit, where(g < -limit, -limit, g)) + zero * g
             if centered:
-                mean = alpha * mean + rest * g
-                velocity = momentum * velocity + g / (sqrt(square - mean * mean) + eps)
+                d = g - mean
+                square = alpha * (square + rest * (d * d))
+                mean = mean + rest * d if slow else g - alpha * d
+            elif slow:
+                square = square + rest * (g * g - square)
             else:
-                velocity = momentum * velocity + g / (sqrt(square) + eps)
+                square = g * g + alpha * (square - g * g)
+            velocity = momentum * velocity + g / (sqrt(square) + eps)
             return p - lr * velocity, square, velocity, mean
 
         return constants, update
@@ -244,15 +284,23 @@ class Adagrad(Optimizer):
     clip_value: float | None = None
     n_states: ClassVar[int] = 1
 
+    def check(self) -> None:
+        _check_eps(self.eps)
+        _at_least_zero(lr_decay=self.lr_decay, weight_decay=self.weight_decay)
+
     def define(self, real: Any, m: Any) -> Scalars:
-        lr_decay, eps, decay, sqrt = float(self.lr_decay), real(self.eps), real(self.weight_decay), m.sqrt
+        lr_decay, eps, decay = float(self.lr_decay), constant(real, "eps", self.eps), real(self.weight_decay)
+        limit, largest, zero = _largest_to_square(real), real(np.finfo(real).max), real(0)
+        sqrt, where = m.sqrt, m.where
 
         def constants(t: float, lr: float) -> tuple[float, float, float]:
             return lr / (1.0 + (t - 1.0) * lr_decay), 0.0, 0.0
 
         def update(p: Any, g: Any, square: Any, s1: Any, s2: Any, lr: Any, c1: Any, c2: Any) -> Any:
             g = g + decay * p
+            g = where(g > limit, limit, where(g < -limit, -limit, g)) + zero * g
             square = square + g * g
+            square = where(square > largest, largest, square)
             return p - lr * g / (sqrt(square) + eps), square, s1, s2
 
         return constants, update
@@ -272,18 +320,26 @@ class Lion(Optimizer):
     clip_value: float | None = None
     n_states: ClassVar[int] = 1
 
+    def check(self) -> None:
+        _check_betas(self)
+        _at_least_zero(weight_decay=self.weight_decay)
+
     def define(self, real: Any, m: Any) -> Scalars:
         beta1, beta2 = map(float, self.betas)
-        b1, b2, a1, a2 = real(beta1), real(beta2), real(1 - beta1), real(1 - beta2)
-        zero, one, decay, where = real(0), real(1), real(self.weight_decay), m.where
+        slow1, slow2 = beta1 >= 0.5, beta2 >= 0.5
+        rest1, rest2 = (real(1 - beta if beta >= 0.5 else beta) for beta in (beta1, beta2))
+        zero, one, decay = real(0), real(1), real(self.weight_decay)
+        limit, where = _largest_to_square(real), m.where
 
         def constants(t: float, lr: float) -> tuple[float, float, float]:
             return lr, 0.0, 0.0
 
         def update(p: Any, g: Any, mean: Any, s1: Any, s2: Any, lr: Any, c1: Any, c2: Any) -> Any:
-            u = b1 * mean + a1 * g
+            g = where(g > limit, limit, where(g < -limit, -limit, g)) + zero * g
+            u = mean + rest1 * (g - mean) if slow1 else g + rest1 * (mean - g)
             sign = where(u > zero, one, where(u < zero, -one, u))
-            return p * (one - lr * decay) - lr * sign, b2 * mean + a2 * g, s1, s2
+            mean = mean + rest2 * (g - mean) if slow2 else g + rest2 * (mean - g)
+            return p * (one - lr * decay) - lr * sign, mean, s1, s2
 
         return constants, update
 
@@ -300,5 +356,7 @@ class LBFGS(Optimizer):
     learning_rate: float | Schedule = 1.0
 
     def check(self) -> None:
-        _check("history_size", self.history_size, self.history_size >= 1, "a whole number >= 1")
-        _check("learning_rate", self.learning_rate, self.learning_rate == 1.0, "1.0: the line search sets it")
+        check_count("history_size", self.history_size)
+        _at_least_zero(tolerance=self.tolerance)
+        if self.learning_rate != 1.0:
+            raise ValueError(f"learning_rate is {self.learning_rate!r}; it must be 1.0: the line search sets it")

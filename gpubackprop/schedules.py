@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.definitions import NUMPY, Math, fingerprint
+from gpubackprop.definitions import NUMPY, Math, check_count, check_number, fingerprint, plain
 from gpubackprop.registry import Registry
 
 SCHEDULES: Registry[type[Schedule]] = Registry("schedule")
@@ -38,8 +38,10 @@ class Schedule:
         SCHEDULES["".join("_" + c.lower() if c.isupper() else c for c in cls.__name__)[1:]] = cls
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate!r}; it must be a number > 0")
+        for f in fields(self):
+            object.__setattr__(self, f.name, plain(getattr(self, f.name)))
+        check_number("learning_rate", self.learning_rate, lambda x: 0 < x < math.inf, "a number > 0")
+        object.__setattr__(self, "learning_rate", float(self.learning_rate))
         self.check()
 
     def check(self) -> None:
@@ -67,10 +69,12 @@ class Schedule:
 SCHEDULES["constant"] = Schedule
 
 
-def _steps(**counts: int) -> None:
-    for name, count in counts.items():
-        if not (isinstance(count, int) and count >= 1):
-            raise ValueError(f"{name} is {count!r}; it must be a whole number of steps >= 1")
+def _check_steps(name: str, count: int) -> None:
+    check_count(name, count, " of steps")
+
+
+def _check_positive(name: str, value: float) -> None:
+    check_number(name, value, lambda x: 0 < x < math.inf, "a number > 0")
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class Step(Schedule):
     gamma: float = 0.1
 
     def check(self) -> None:
-        _steps(step_size=self.step_size)
+        _check_steps("step_size", self.step_size)
+        _check_positive("gamma", self.gamma)
 
     def define(self, m: Math) -> Callable[[float], Any]:
         gamma, step_size = float(self.gamma), float(self.step_size)
@@ -97,6 +102,9 @@ class Exponential(Schedule):
     """eta(t) = eta_0 gamma^t; ``torch.optim.lr_scheduler.ExponentialLR`` counted in steps."""
 
     gamma: float = 0.999
+
+    def check(self) -> None:
+        _check_positive("gamma", self.gamma)
 
     def define(self, m: Math) -> Callable[[float], Any]:
         gamma = float(self.gamma)
@@ -115,7 +123,8 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def check(self) -> None:
-        _steps(steps=self.steps)
+        _check_steps("steps", self.steps)
+        check_number("final", self.final, lambda x: 0 <= x <= 1, "a fraction of the rate, in [0, 1]")
 
     def define(self, m: Math) -> Callable[[float], Any]:
         cos, steps, final, pi = m.cos, float(self.steps), float(self.final), math.pi
@@ -133,7 +142,7 @@ class LinearWarmup(Schedule):
     steps: int = 100
 
     def check(self) -> None:
-        _steps(steps=self.steps)
+        _check_steps("steps", self.steps)
 
     def define(self, m: Math) -> Callable[[float], Any]:
         steps = float(self.steps)
@@ -158,9 +167,16 @@ class OneCycle(Schedule):
     final_div: float = 1e4
 
     def check(self) -> None:
-        _steps(steps=self.steps)
-        if not 0 < self.warmup < 1:
-            raise ValueError(f"warmup is {self.warmup!r}; it must be a fraction in (0, 1)")
+        _check_steps("steps", self.steps)
+        check_number("warmup", self.warmup, lambda x: 0 < x < 1, "a fraction in (0, 1)")
+        check_number("div", self.div, lambda x: 1 <= x < math.inf, "a number >= 1: the rate goes up from eta_0 / div")
+        _check_positive("final_div", self.final_div)
+        check_number(
+            "div * final_div",
+            self.div * self.final_div,
+            lambda x: 1 <= x < math.inf,
+            "a number >= 1: the rate goes down",
+        )
 
     def define(self, m: Math) -> Callable[[float], Any]:
         cos, pi = m.cos, math.pi

@@ -14,7 +14,7 @@ import numpy as np
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.base import CURSOR, RATE, STEPS, Run
 from gpubackprop.callbacks import call
-from gpubackprop.definitions import Array
+from gpubackprop.definitions import Array, check_number
 from gpubackprop.evaluation import evaluate
 from gpubackprop.interop import as_array, on_gpu
 from gpubackprop.memory import data_bytes, fit_into_memory, free_bytes, step_parts
@@ -62,6 +62,7 @@ class Training:
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
+        value = check_number("learning_rate", value, lambda x: 0 <= x < math.inf, "a number >= 0")
         if self.model.optimizer_state is not None:
             self.model.optimizer_state.rate[0] = value
 

@@ -8,28 +8,22 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.base import Backend
-from gpubackprop.definitions import Array
+from gpubackprop.definitions import Array, plain
+from gpubackprop.definitions import check_count as check_count
 from gpubackprop.interop import as_array, to_backend
 from gpubackprop.losses import Loss
 
 
 def check_layer_sizes(layer_sizes: Sequence[int], loss: Loss) -> tuple[int, ...]:
     """Return the layer sizes as a tuple of at least two positive whole numbers."""
-    sizes = tuple(layer_sizes)
-    if len(sizes) < 2 or not all(isinstance(d, int | np.integer) and d >= 1 for d in sizes):
+    sizes = tuple(plain(d) for d in layer_sizes)
+    if len(sizes) < 2 or not all(type(d) is int and d >= 1 for d in sizes):
         raise ValueError(
             f"layer_sizes is {list(sizes)!r}; give at least two whole numbers >= 1, inputs first, as in [784, 128, 10]"
         )
     if loss.family == "softmax" and sizes[-1] < 2:
         raise ValueError(f"{loss.name} needs at least 2 outputs, one per class; layer_sizes ends with {sizes[-1]}")
-    return tuple(int(d) for d in sizes)
-
-
-def check_count(name: str, value: Any) -> int:
-    """Return a whole number >= 1."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number >= 1")
-    return int(value)
+    return sizes
 
 
 def check_features(backend: Backend, X: Any, d: int, dtype: np.dtype[Any], *, finite: bool = True) -> Array:
@@ -91,6 +85,25 @@ def check_weight(backend: Backend, weight: Any, n: int, dtype: np.dtype[Any]) ->
     if float(weight.min()) < 0 or float(weight.sum()) <= 0:
         raise ValueError("sample_weight must be >= 0, and not all 0")
     return weight
+
+
+def check_parameter(
+    backend: Backend, name: str, value: Any, shape: tuple[int, ...], real: np.dtype[Any], dtype: np.dtype[Any]
+) -> Array:
+    """Return an array of parameters on the backend's device, in ``real``, finite also in ``dtype``, which products read.
+
+    Raises
+    ------
+    ValueError
+        For another shape, or values that are not real numbers or, once they have the dtype, not finite.
+    """
+    with np.errstate(over="ignore"):  # what overflows is found below
+        array = _numbers(backend, name, value, real)
+        if tuple(array.shape) != shape:
+            raise ValueError(f"{name} has shape {_shape(array)}; this network has {shape}")
+        if not bool(backend.xp.isfinite(array.astype(dtype)).all()):
+            raise ValueError(f"{name} holds NaN or infinity, or numbers that overflow {dtype}")
+    return array
 
 
 def _check_labels(backend: Backend, y: Any, n: int, classes: int) -> Array:

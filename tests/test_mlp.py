@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -332,3 +333,55 @@ def test_load_state_dict_takes_all_or_nothing(device: str) -> None:
         with pytest.raises(ValueError, match=message):
             model.load_state_dict(state)
         assert np.array_equal(host(model, model.parameters.flat), before)
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (np.array([1e300, 0.0]), "layers.0.bias holds NaN or infinity, or numbers that overflow float32"),
+        (np.array([np.nan, 0.0]), "layers.0.bias holds NaN or infinity"),
+        (np.array([1 + 2j, 0]), "layers.0.bias is not an array of real numbers: complex128"),
+        (np.array(["1", "2"]), "layers.0.bias is not an array of real numbers"),
+        (np.array([1.0, None], object), "layers.0.bias is not an array of real numbers"),
+        (np.ones((2, 1)), r"layers.0.bias has shape \(2, 1\); this network has \(2,\)"),
+        ([[1.0], [2.0, 3.0]], "layers.0.bias is not an array"),
+    ],
+)
+def test_parameters_are_taken_over_all_or_none(bias: Any, message: str) -> None:
+    model = gb.MLP([2, 2], device="reference")
+    before = model.parameters.flat.copy()
+    state = {"layers.0.weight": np.ones((2, 2)), "layers.0.bias": bias}
+    with pytest.raises(ValueError, match=message):
+        model.load_state_dict(state)
+    assert np.array_equal(model.parameters.flat, before)
+
+
+def test_parameters_are_numbers_of_any_kind() -> None:
+    model = gb.MLP([2, 2], device="reference")
+    model.load_state_dict({"layers.0.weight": [[1, 2], [3, 4]], "layers.0.bias": np.array([1, 0], np.int8)})
+    assert model.parameters.W[0].tolist() == [[1, 3], [2, 4]]
+    assert model.parameters.b[0].tolist() == [1, 0]
+    with pytest.raises(ValueError, match="holds NaN or infinity, or numbers that overflow float16"):
+        gb.MLP([2, 2], device="reference", dtype="float16").load_state_dict(
+            model.state_dict() | {"layers.0.bias": [7e4, 0]}
+        )
+    for names in ({"x": 1, 2: 3}, None, ["layers.0.weight"]):
+        with pytest.raises(ValueError, match="state_dict does not fit: missing"):
+            model.load_state_dict(names)  # type: ignore[arg-type]
+
+
+def test_numpy_scalars_describe_a_network(tmp_path: Path) -> None:
+    activation = gb.activations.ACTIVATIONS["elu"](alpha=np.float32(0.5))
+    loss = gb.losses.LOSSES["softmax_cross_entropy"](label_smoothing=np.float32(0.25))
+    sizes = np.array([5, 4, 2], np.int32)
+    model = gb.MLP(sizes, activation, loss, "reference", seed=np.int64(3), dropout=np.float32(0.5))
+    model.save(tmp_path / "net.safetensors")
+    again = gb.load(tmp_path / "net.safetensors", device="reference")
+    assert (again.layer_sizes, again.seed, again.dropout) == ((5, 4, 2), 3, 0.5)
+    assert again.activations[0] == gb.activations.ACTIVATIONS["elu"](alpha=0.5)
+    assert again.loss == gb.losses.LOSSES["softmax_cross_entropy"](label_smoothing=0.25)
+    for bad in ({"seed": True}, {"seed": 1.0}, {"dropout": True}, {"dropout": "0.5"}):
+        with pytest.raises(ValueError, match="it must be"):
+            gb.MLP([5, 2], device="reference", **bad)
+    with pytest.raises(ValueError, match="layer_sizes is"):
+        gb.MLP([5, True], device="reference")

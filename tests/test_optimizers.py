@@ -11,6 +11,7 @@ from tolerances import assert_within
 
 import gpubackprop as gb
 from gpubackprop.backends.base import FACTOR
+from gpubackprop.definitions import NUMPY
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 
 STEPS = 7
@@ -211,3 +212,118 @@ def test_an_optimizer_of_ones_own_drops_in(device: str, rng: np.random.Generator
         assert_within(model.backend.to_numpy(model.parameters.flat), expected, 1e-15)
     finally:
         del OPTIMIZERS["signsgd"]
+
+
+AVERAGING = [
+    gb.Adam(0.1), gb.Adam(0.1, betas=(0.0, 0.3), amsgrad=True), gb.AdamW(0.1), gb.RMSprop(0.1), gb.RMSprop(0.1, alpha=0.2),
+    gb.RMSprop(0.1, centered=True, momentum=0.5), gb.Lion(0.1), gb.Lion(0.1, betas=(0.4, 0.3)), gb.Adagrad(0.1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", AVERAGING, ids=repr)
+def test_running_averages_have_gain_1(optimizer: Any) -> None:
+    # what the averages of g and g^2 come to for a constant g, in float32, whatever b and 1 - b are rounded to
+    update = optimizer.define(np.float32, NUMPY)[1]
+    g, p = np.float32(3.7), np.float32(1)
+    states = (np.float32(0),) * 3
+    for t in range(1, 12001):
+        _, *states = update(p, g, *states, np.float32(0.1), np.float32(0.1), np.float32(1))
+        if t > 3000 and "0.999" not in repr(optimizer):
+            break
+    name = type(optimizer).__name__
+    if name in ("Adam", "AdamW"):
+        averages = [(states[0], 3.7), (states[1], 3.7**2)]
+    elif name == "RMSprop":
+        averages = [(states[2], 3.7)] if optimizer.centered else [(states[0], 3.7**2)]
+    else:
+        averages = [(states[0], 3.7)] if name == "Lion" else []
+    for average, expected in averages:
+        # an average stops growing where (1 - b) (x - v) is below half a rounding of v: eps / 2 / (1 - b) of it
+        assert float(average) == pytest.approx(expected, rel=2**-24 / 1e-3 if expected > 4 else 2**-24 / 1e-2)
+        assert float(average) <= expected * (1 + 2**-22)
+
+
+@pytest.mark.parametrize("change", [0.0, 1e-7, 1e-5, 1e-3])
+def test_the_variance_of_centered_rmsprop_is_never_negative(change: float, rng: np.random.Generator) -> None:
+    gradients = 1e4 * (1 + change * rng.normal(size=(300, 50)))
+    for backend in ("reference", "cpu"):
+        theta = np.zeros(50, np.float32)
+        got = run(gb.get_backend(backend), gb.RMSprop(1e-3, centered=True), theta, gradients)
+        assert np.isfinite(got).all()
+    # and it is the variance: E g^2 - (E g)^2 with the weights of the averages, in float64
+    weights = 0.01 * 0.99 ** np.arange(299, -1, -1)
+    _, update = gb.RMSprop(centered=True).define(np.float64, NUMPY)
+    states = (np.zeros(50),) * 3
+    for g in gradients:
+        _, *states = update(np.zeros(50), g, *states, 0.1, 0.0, 0.0)
+    mean = weights @ gradients
+    # about mean, with what has not been met (0, of weight 0.99^300) among the values
+    variance = weights @ (gradients - mean) ** 2 + 0.99**300 * mean**2
+    assert_within(states[0], variance, 1e-12 * variance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("optimizer", AVERAGING, ids=repr)
+def test_a_gradient_whose_square_overflows_makes_a_step_like_any_other(optimizer: Any, dtype: str) -> None:
+    huge = float(np.finfo(dtype).max) / 2
+    for backend in ("reference", "cpu"):
+        theta = np.ones(3, dtype)
+        gradients = np.array([[huge, -huge, 1.0], [huge, huge, 1.0], [1.0, 0.0, 1.0]])
+        steps = np.abs(np.diff([theta, *run(gb.get_backend(backend), optimizer, theta, gradients)], axis=0))
+        assert np.isfinite(steps).all()
+        assert steps[0].min() > 0.01
+        assert steps.max() < 1.5 * (10 if getattr(optimizer, "alpha", 0) > 0.9 else 1)
+        broken = run(gb.get_backend(backend), optimizer, theta, np.array([[np.inf, np.nan, 1.0]] * 2))[-1]
+        assert np.isnan(broken).tolist() == [True, True, False]
+
+
+def test_a_users_optimizer_is_not_judged_by_the_names_of_its_fields() -> None:
+    @dataclass(frozen=True)
+    class Named(Optimizer):
+        """Fields that mean something else here."""
+
+        alpha: float = 5.0
+        momentum: str = "heavy"
+        betas: float = -3.0
+        eps: float = 0.0
+        weight_decay: float = -1.0
+
+    try:
+        assert Named(0.1, eps=np.float32(-2)).eps == -2
+    finally:
+        del OPTIMIZERS["named"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gb.SGD("0.1"), "learning_rate is '0.1'; it must be a number > 0"),
+        (lambda: gb.SGD(True), "learning_rate is True"),
+        (lambda: gb.SGD(np.float32("nan")), "learning_rate is nan"),
+        (lambda: gb.SGD(0.1, momentum=float("nan")), "momentum is nan; it must be a number >= 0"),
+        (lambda: gb.Adam(betas=(True, 0.9)), "betas is"),
+        (lambda: gb.Adam(amsgrad="no"), "amsgrad is 'no'; it must be True or False"),
+        (lambda: gb.RMSprop(centered=1), "centered is 1; it must be True or False"),
+        (lambda: gb.Adam(clip_norm=0), "clip_norm is 0; it must be None or a number > 0"),
+        (lambda: gb.LBFGS(history_size=2.5), "history_size is 2.5; it must be a whole number >= 1"),
+        (lambda: gb.Adam(eps=1e-60).define(np.float32, NUMPY), "eps is 1e-60, which float32 has no number for"),
+    ],
+)
+def test_hyperparameters_are_checked_by_their_class(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_numpy_scalars_are_numbers() -> None:
+    adam = gb.Adam(
+        np.float32(0.5),
+        betas=np.array([0.5, 0.75], np.float32),
+        eps=np.float64(1e-6),
+        amsgrad=np.bool_(True),
+        clip_norm=np.int64(3),
+    )
+    assert adam == gb.Adam(0.5, betas=(0.5, 0.75), eps=1e-6, amsgrad=True, clip_norm=3)
+    values = (adam.learning_rate, *adam.betas, adam.eps, adam.amsgrad, adam.clip_norm)
+    assert [type(v) for v in values] == [float, float, float, float, bool, int]
+    assert gb.LBFGS(history_size=np.int32(4)).history_size == 4
+    assert type(gb.Cosine(np.float32(0.5), steps=np.int64(7)).steps) is int

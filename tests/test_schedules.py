@@ -74,6 +74,16 @@ def test_the_step_uses_the_rate_of_its_number(schedule: Schedule) -> None:
         (lambda: gb.Step(0.1, step_size=2.5), r"step_size is 2\.5"),  # type: ignore[arg-type]
         (lambda: gb.LinearWarmup(-1.0), r"learning_rate is -1\.0; it must be a number > 0"),
         (lambda: gb.OneCycle(0.1, warmup=1.0), r"warmup is 1\.0; it must be a fraction in \(0, 1\)"),
+        (lambda: gb.Step(0.1, step_size=True), "step_size is True; it must be a whole number of steps >= 1"),
+        (lambda: gb.Step(0.1, gamma=-1.0), r"gamma is -1\.0; it must be a number > 0"),
+        (lambda: gb.Exponential(0.1, gamma=float("nan")), "gamma is nan; it must be a number > 0"),
+        (lambda: gb.Exponential(0.1, gamma="0.9"), "gamma is '0.9'; it must be a number > 0"),  # type: ignore[arg-type]
+        (lambda: gb.Cosine(0.1, final=-1.0), r"final is -1\.0; it must be a fraction of the rate, in \[0, 1\]"),
+        (lambda: gb.OneCycle(0.1, div=0.0), r"div is 0\.0; it must be a number >= 1"),
+        (lambda: gb.OneCycle(0.1, final_div=0.0), r"final_div is 0\.0; it must be a number > 0"),
+        (lambda: gb.OneCycle(0.1, final_div=1e-3), r"div \* final_div is 0\.025; it must be a number >= 1"),
+        (lambda: gb.Cosine(float("inf")), "learning_rate is inf; it must be a number > 0"),
+        (lambda: gb.Cosine(True), "learning_rate is True; it must be a number > 0"),
         (lambda: SCHEDULES.resolve("cosin"), r"unknown schedule 'cosin' \(did you mean 'cosine'\?\)"),
     ],
 )

@@ -11,7 +11,7 @@ from tolerances import assert_within
 import gpubackprop as gb
 from gpubackprop.backends.base import STEPS
 from gpubackprop.callbacks import Callback, EarlyStopping, ReduceOnPlateau
-from gpubackprop.training import _order
+from gpubackprop.training import History, Training, _order
 
 
 def clusters(rng: np.random.Generator, n: int = 60, d: int = 8, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -377,3 +377,53 @@ def test_the_data_are_not_changed(device: str, rng: np.random.Generator) -> None
     fit(gb.MLP([8, 4, 3], device=device), X, y, epochs=1, batch_size=12, validation_data=(X, y))
     assert np.array_equal(X, kept_X)
     assert np.array_equal(y, kept_y)
+
+
+@pytest.mark.parametrize("rate", [1e-6, gb.Cosine(1e-6, steps=100)])
+def test_reduce_on_plateau_never_raises_the_rate(rate: Any, rng: np.random.Generator) -> None:
+    X, y = rng.normal(size=(16, 3)), np.arange(16) % 2
+    model = gb.MLP([3, 2], device="reference")
+    reduce = ReduceOnPlateau("loss", patience=1, min_delta=100, min_rate=np.float32(1e-2))
+    history = model.fit(X, y, epochs=6, optimizer=gb.SGD(rate), callbacks=[reduce], progress=False)
+    assert history["learning_rate"] == sorted(history["learning_rate"], reverse=True)
+    assert history["learning_rate"][0] == pytest.approx(1e-6)
+    assert model.optimizer_state is not None
+    assert model.optimizer_state.rate[0] == 1e-6
+
+
+def test_an_improvement_is_more_than_min_delta() -> None:
+    stop = EarlyStopping("loss", patience=9, min_delta=0.5)
+    model = gb.MLP([3, 2], device="reference")
+    training = Training(model, History(), 9)
+    stop.on_train_begin(training)
+    improved = []
+    for value in (4.0, 3.5, 3.25, float("nan"), 2.0, float("-inf"), float("-inf")):
+        training.history.add(loss=value)
+        improved.append(stop.improved(training))
+    assert improved == [True, False, True, False, True, True, False]
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf"), "0.1", True])
+def test_a_callback_cannot_set_a_rate_that_is_none(rate: Any, rng: np.random.Generator) -> None:
+    class Set(gb.Callback):
+        def on_epoch_end(self, training: Any) -> None:
+            training.learning_rate = rate
+
+    model = gb.MLP([3, 2], device="reference")
+    with pytest.raises(ValueError, match=r"learning_rate is .*; it must be a number >= 0"):
+        model.fit(rng.normal(size=(8, 3)), np.arange(8) % 2, epochs=1, callbacks=[Set()], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EarlyStopping(patience=True), "patience is True"),
+        (lambda: EarlyStopping(patience=2.5), r"patience is 2\.5; it must be a whole number of epochs >= 1"),  # type: ignore[arg-type]
+        (lambda: EarlyStopping(min_delta=-0.1), r"min_delta is -0\.1; it must be a number >= 0"),
+        (lambda: ReduceOnPlateau(factor=float("nan")), r"factor is nan; it must be in \(0, 1\)"),
+        (lambda: ReduceOnPlateau(min_rate=-1), "min_rate is -1; it must be a number >= 0"),
+    ],
+)
+def test_callbacks_check_their_numbers(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -33,7 +33,7 @@ def error(call: Any, message: str, kind: type[Exception] = ValueError) -> None:
         (([3, 2],), {"device": "gpx"}, "unknown device 'gpx'"),
         (([3, 2],), {"dtype": "float16"}, "float32, float64.*'float16'"),
         (([3, 2],), {"dtype": "number"}, "unknown dtype 'number'"),
-        (([3, 2],), {"seed": -1}, r"seed is -1; it must be in \[0, 2\^64\)"),
+        (([3, 2],), {"seed": -1}, r"seed is -1; it must be a whole number in \[0, 2\^64\)"),
         (([3, 2],), {"dropout": 1.0}, r"dropout is 1\.0; it must be in \[0, 1\)"),
         (([3, 2],), {"initializer": "he"}, "unknown initializer 'he'.*; choose from he_normal"),
     ],

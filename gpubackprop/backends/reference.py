@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from gpubackprop.optimizers import Optimizer
     from gpubackprop.step import Step
 
+quiet = np.errstate(
+    over="ignore", invalid="ignore", divide="ignore"
+)  # infinity and NaN are in the numbers, as on every device
+
 
 class ReferenceBackend:
     """See :class:`gpubackprop.backends.base.Backend`."""
@@ -57,16 +61,19 @@ class ReferenceBackend:
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         return aligned_zeros(shape, dtype)
 
+    @quiet
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         if a.dtype.itemsize > 2:
             return np.matmul(a, b, out=out)
         return _store(np.matmul(_wide(a), _wide(b)), out, a.dtype)
 
+    @quiet
     def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
         wide = _wide(z) + _wide(b)
         z[...] = wide
         return _store(activation.phi(wide), out, z.dtype)
 
+    @quiet
     def bias_activation_backward(
         self,
         dh: Array,
@@ -81,6 +88,7 @@ class ReferenceBackend:
         db = _store(delta.sum(axis=0), db)
         return _store(delta, out, dh.dtype), db
 
+    @quiet
     def bias_loss(
         self,
         z: Array,
@@ -108,9 +116,11 @@ class ReferenceBackend:
         db = _store(do.sum(axis=0), db)
         return value, _store(do, out, z.dtype), db
 
+    @quiet
     def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
         return _store(weight / weight.sum(), out)
 
+    @quiet
     def dropout(
         self,
         x: Array,
@@ -131,17 +141,19 @@ class ReferenceBackend:
         first = int(counters[CURSOR])
         return np.take(source, order[first : first + len(out)], axis=0, out=out, mode="clip")
 
+    @quiet
     def accumulate(self, total: Array | None, term: Array, out: Array) -> Array:
         return _store(term if total is None else total + term, out)
 
+    @quiet
     def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            norm = np.sqrt(np.sum(gradients * gradients))
+        norm = np.sqrt(np.sum(gradients * gradients))
         scale = scalars[SCALE] if loss_scaling else 1.0
         scalars[SKIP] = loss_scaling and not np.isfinite(norm)
         scalars[NORM] = norm / scale
         scalars[FACTOR] = np.minimum(1.0, max_norm / (scalars[NORM] + 1e-6)) / scale
 
+    @quiet
     def advance(
         self,
         optimizer: Optimizer,
@@ -164,6 +176,7 @@ class ReferenceBackend:
         scalars[RATE], scalars[C1], scalars[C2] = constants(t + 1.0, rate[0] * factor(t))
         counters += (1, batch)
 
+    @quiet
     def update(
         self,
         optimizer: Optimizer,
