@@ -17,7 +17,7 @@ from gpubackprop.backends.diagnosis import (
     installed,
     missing_dtypes,
 )
-from gpubackprop.cache import cache_folder
+from gpubackprop.cache import cache_folder, cache_problem
 from gpubackprop.definitions import DTYPES
 
 PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "numba-cuda", "cuda-core", "nvmath-python", "scikit-learn", "mpi4py")
@@ -32,7 +32,7 @@ def info() -> dict[str, str]:
         "CUDA": cuda_problem() or f"driver for CUDA {cuda_version()}",
         "Python": f"{sys.version.split()[0]} on {platform.platform()}",
         "processors": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} usable",
-        "kernel cache": str(cache_folder()),
+        "kernel cache": _cache(),
         **{f"dtypes, {device}": _dtypes(device) for device in available_devices()},
         "CUDA graphs": "yes" if installed("nvmath-python") else lost,
         "TF32": "off unless asked for: matmul_precision='tf32', from compute capability 8.0 on",
@@ -42,6 +42,12 @@ def info() -> dict[str, str]:
     for name in (*PACKAGES, *cupy_wheels()):
         facts[name] = installed(name) or "not installed"
     return facts
+
+
+def _cache() -> str:
+    """Return the folder of compiled kernels, or why they are not kept."""
+    problem = cache_problem()
+    return f"not used: {problem}" if problem else str(cache_folder())
 
 
 def _dtypes(device: str) -> str:

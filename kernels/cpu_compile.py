@@ -1,25 +1,34 @@
 """How a CPU kernel is compiled: with Numba, from definitions, once per machine.
 
 Numba's own disk cache does not know a kernel that is made from a definition (its key would hold the identity of the
-compiled scalar functions), so the kernels are filed under a digest of everything that shapes them.
+compiled scalar functions), so the kernels are filed under a digest of everything that shapes them, as object files.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
-import pickle
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import caching, types
+from numba import _dynfunc
+from numba.core import config, types
+from numba.core.codegen import CPUCodeLibrary
+from numba.core.compiler import Flags, compile_extra
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.lowering import Environment
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from gpubackprop.cache import cache_folder, source_digest
+from gpubackprop import cache
+from gpubackprop.cache import source_digest
 from gpubackprop.definitions import Math, fingerprint
 
 
@@ -160,12 +169,9 @@ class Kernel:
         )
         exec(compile(source, __file__, "exec"), namespace)
         namespace["entry"].__name__ = self.function.__name__
-        entry = on_disk(namespace["entry"], fingerprint(self.digest, source))
-        signature = (types.intp,) * 3
-        entry.compile(signature)
-        result = entry.overloads[signature]
-        self.from_disk += sum(entry.stats.cache_hits.values())
-        return result.entry_point, int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
+        result = on_disk(namespace["entry"], 3, self.digest, source)
+        self.from_disk += result.from_disk
+        return result.call, result.address
 
 
 _REAL, _WHOLE = (np.dtype(np.float64).char, 0), (np.dtype(np.int64).char, 0)
@@ -193,62 +199,100 @@ def compiled(function: Callable[..., Any], *key: Any) -> Kernel:
     return Kernel(function, fingerprint(function, *key))
 
 
-def on_disk(function: Callable[..., Any], *key: Any) -> Any:
-    """Compile a function whose machine code is kept on disk, filed under ``key``, the sources and the versions."""
-    result = numba.njit(**_OPTIONS)(function)
-    result._cache = _KeyedCache(
-        function, fingerprint(source_digest(*_SOURCES), numba.__version__, llvmlite.__version__, *key)
-    )
-    return result
+class Machine(NamedTuple):
+    """A compiled function of whole numbers.
+
+    Attributes
+    ----------
+    call : callable
+        It, for Python.
+    address : int
+        Where its code begins, for compiled code: a C function.
+    from_disk : bool
+        It was not compiled here.
+    """
+
+    call: Any
+    address: int
+    from_disk: bool
 
 
-class _Locator(caching._CacheLocator):  # type: ignore[misc]
-    """Says to Numba's cache: in our folder, under our digest."""
-
-    def __init__(self, function: Callable[..., Any], digest: str) -> None:
-        self._py_file = function.__code__.co_filename
-        self.digest = digest
-
-    def get_cache_path(self) -> str:
-        return str(cache_folder() / "cpu")
-
-    def get_source_stamp(self) -> str:
-        return self.digest
-
-    def get_disambiguator(self) -> str:
-        return self.digest
+def on_disk(function: Callable[..., Any], count: int, *key: Any) -> Machine:
+    """Compile a function of ``count`` whole numbers; its code is kept on disk, filed under ``key``, the sources and versions."""
+    digest = fingerprint(source_digest(*_SOURCES), numba.__version__, llvmlite.__version__, _target(), *key)
+    name = f"cpu/{function.__name__}-{digest}.nbc"
+    with global_compiler_lock:
+        code = cache.read(name)
+        found = code is not None
+        if code is None:
+            code = _object_code(function, (types.intp,) * count)
+            cache.write(name, code)
+        return Machine(*_load(function.__name__, code), found)
 
 
-class _KeyedImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
-    def __init__(self, function: Callable[..., Any], digest: str) -> None:
-        self._lineno = function.__code__.co_firstlineno
-        self._locator = _Locator(function, digest)
-        self._filename_base = self.get_filename_base(function.__name__, "")
+# Numba's names of functions hold a number that counts up in a process: in another process other code has the same name. So code is
+# never filed or loaded under Numba's names. What a kernel calls lies in one object file with it, and each object file is loaded by
+# an engine of its own, where no name of another kernel exists.
+_ENTRY, _PYTHON, _ENVIRONMENT = "entry", "python", "environment"
 
 
-class _KeyedCache(caching.FunctionCache):  # type: ignore[misc]
-    """Numba's cache of compiled functions, filed under a digest; a folder that cannot be used only costs the compile time."""
+def _target() -> Any:
+    return cpu_target.target_context.codegen().magic_tuple()
 
-    def __init__(self, function: Callable[..., Any], digest: str) -> None:
-        self._impl_class = lambda py_func: _KeyedImpl(py_func, digest)
-        self._digest = digest
-        super().__init__(function)
 
-    def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return sig, codegen.magic_tuple(), self._digest
+class _ObjectLibrary(CPUCodeLibrary):  # type: ignore[misc]
+    """The code of a function and of all that it calls, not yet known to any engine."""
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        try:
-            return super().load_overload(sig, target_context)
-        except Exception:  # unreadable, truncated, of another version: compile again
-            return None
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        self._finalized = True
 
-    def save_overload(self, sig: Any, data: Any) -> None:
-        try:
-            try:
-                super().save_overload(sig, data)
-            except (EOFError, ValueError, LookupError, pickle.UnpicklingError):  # the index is damaged: begin it anew
-                self.flush()
-                super().save_overload(sig, data)
-        except OSError:
-            self.disable()
+
+def _object_code(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+    """Return the object file of a function."""
+    dispatcher, flags = numba.njit(**_OPTIONS)(function), Flags()
+    dispatcher.targetdescr.options.parse_as_flags(flags, dispatcher.targetoptions)
+    flags.no_compile = True  # no machine code in Numba's own engine
+    typing, target = dispatcher.targetdescr.typing_context, dispatcher.targetdescr.target_context
+    typing.refresh()
+    target.refresh()
+    library = _ObjectLibrary(target.codegen(), function.__name__)
+    result = compile_extra(typing, target, function, arguments, types.none, flags, {}, library=library)
+    library.finalize()
+    description, module = result.fndesc, library._final_module
+    names = {
+        description.llvm_cfunc_wrapper_name: _ENTRY,
+        description.llvm_cpython_wrapper_name: _PYTHON,
+        target.get_env_name(description): _ENVIRONMENT,
+    }
+    for value in (*module.functions, *module.global_variables):
+        if value.name in names:
+            value.name = names[value.name]
+        elif not value.is_declaration:
+            value.linkage = "internal"
+    return bytes(target.codegen()._tm.emit_object(module))
+
+
+def _load(name: str, code: bytes) -> tuple[Any, int]:
+    """Return a function in an object file as Python and as compiled code call it."""
+    target = cpu_target.target_context
+    target.refresh()  # gives LLVM the addresses of what Numba's code calls
+    codegen, options = target.codegen(), {"opt": config.OPT}
+    codegen._customize_tm_options(options)
+    triple = llvm.get_process_triple()
+    machine = llvm.Target.from_triple(triple).create_target_machine(**options)
+    empty = llvm.parse_assembly(f'target triple = "{triple}"')
+    engine = llvm.create_mcjit_compiler(empty, machine, use_lmm=config.USE_LLVMLITE_MEMORY_MANAGER)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    environment = Environment({})  # no Python object is in the code, but Numba's wrapper looks for it
+    ctypes.c_void_p.from_address(engine.get_global_value_address(_ENVIRONMENT)).value = id(environment)
+    call = _dynfunc.make_function(
+        sys.modules[__name__], name, "", engine.get_function_address(_PYTHON), environment, (engine,)
+    )  # fmt: skip
+    _engines.append((engine, environment))
+    return call, int(engine.get_function_address(_ENTRY))
+
+
+_engines: list[Any] = []  # for ever: whoever has the address of a kernel need not keep more of it

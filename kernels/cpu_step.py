@@ -45,11 +45,7 @@ def _runner() -> Any:
                     if not meet(meeting, goal):
                         return
 
-    result = on_disk(run)
-    signature = (types.intp,) * 6
-    result.compile(signature)
-    # not through Numba's choice of a signature, which takes longer than a small kernel
-    return result.overloads[signature].entry_point
+    return on_disk(run, 6).call
 
 
 class Program:
