@@ -34,6 +34,12 @@ Seed = Annotated[int, typer.Option(help="Of initial weights, mini-batches and dr
 @app.command()
 def train(
     data: Annotated[str, typer.Option(help="'digits', or an .npz, .csv or IDX file, gzipped or not.")] = "digits",
+    target: Annotated[
+        str | None, typer.Option(help="Of a .csv file: the target column, by name or number; the last by default.")
+    ] = None,
+    header: Annotated[
+        bool | None, typer.Option(help="Whether the first row of a .csv file is a header; found out by default.")
+    ] = None,
     layers: Layers = None,
     activation: Activation = "relu",
     loss: LossName = "softmax_cross_entropy",
@@ -69,7 +75,9 @@ def train(
     backend = get_backend(device)
     if out is not None:
         _check_folder(out)
-    d = load_dataset(data, classification=definition.targets in ("classes", "binary"), seed=seed)
+    classification = definition.targets in ("classes", "binary")
+    d = load_dataset(data, classification=classification, seed=seed, target=target, header=header)
+    print(f"{d.name}: {d.found}")
     y, y_test = d.y, d.y_test
     n_outputs = (
         int(max(y.max(), y_test.max())) + 1 if definition.targets == "classes" else 1 if y.ndim == 1 else y.shape[1]

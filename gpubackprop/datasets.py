@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import struct
-import zipfile
 import zlib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from gpubackprop.csv_files import read_csv
+
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+FEW = 5  # samples of a class, on average, below which numbers are no classes: a fifth of fewer is less than one test sample
+MANY = 100  # classes; with gaps between so many numbers they are no classes either
+NPZ_NAMES = ("x", "y", "x_train", "y_train", "x_test", "y_test")
 FORMATS = "a .npz file with X and y, a .csv file with the target in its last column, or an IDX file, each also with .gz"
 
 
@@ -28,6 +32,8 @@ class DataSet:
     classes : list of str or None
         What the class indices stand for.
     name : str
+    found : str
+        What was found in the file, in one line.
     """
 
     X: np.ndarray
@@ -36,10 +42,26 @@ class DataSet:
     y_test: np.ndarray
     classes: list[str] | None
     name: str
+    found: str = ""
+
+
+@dataclass
+class _Part:
+    """The training set or the test set, as it is in the file."""
+
+    X: np.ndarray
+    y: np.ndarray
 
 
 def load_dataset(
-    source: str, *, classification: bool = True, targets: int = 1, test_fraction: float = 0.2, seed: int = 0
+    source: str,
+    *,
+    classification: bool = True,
+    targets: int = 1,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    target: str | None = None,
+    header: bool | None = None,
 ) -> DataSet:
     """Return the data set called ``"digits"``, or the one in a file.
 
@@ -47,161 +69,252 @@ def load_dataset(
     ----------
     source : str
         ``"digits"`` or a path. An .npz file has ``X`` and ``y``, or ``x_train``, ``y_train``, ``x_test``, ``y_test``. A .csv file
-        has one sample a row, its target last, and may have a header. Beside an IDX file of images lies one of labels,
-        its name with "labels" and "idx1" for "images" and "idx3"; ``t10k-...`` in the same folder is the test set.
+        has one sample a row, its target last, and may have a header; see :mod:`gpubackprop.csv_files`. Beside an IDX file of
+        images lies one of labels, its name with "labels" and "idx1" for "images" and "idx3"; ``t10k-...`` in the same folder
+        is the test set.
     classification : bool
         The targets are classes; they may be strings.
     targets : int
         Of a regression from a .csv file: how many of its last columns are targets.
     test_fraction, seed
         The share of samples kept for the test, and the seed of the choice, where the file has no test set.
+    target : str, optional
+        Of a .csv file: the target column, by its name or its number from 1.
+    header : bool, optional
+        Of a .csv file: whether its first row is a header; found out by default.
 
     Returns
     -------
     DataSet
-        X in float64, pixels (bytes) scaled to [0, 1], samples flattened.
+        X in float64, samples flattened. Images of bytes (and rows of bytes with values above 1) are scaled to [0, 1]; targets
+        never are.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is truncated or of another format.
+        The file is truncated, of another format, or holds what cannot be learned from.
     """
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction is {test_fraction}; it must be in (0, 1)")
     if source == "digits":
         path = files("gpubackprop") / "data" / "digits.npz"
         with path.open("rb") as file, np.load(file) as arrays:
             X, y = arrays["X"] / 16.0, arrays["y"].astype(np.int64)
-        return _split(X, y, None, "digits", test_fraction, seed)
+        return _split(_Part(X, y), None, "digits", "8 x 8 pixels, 10 classes", test_fraction, seed)
     path = Path(source)
+    if path.is_dir():
+        raise IsADirectoryError(f"{source!r} is a folder; --data takes 'digits' or {FORMATS}")
     if not path.is_file():
         raise FileNotFoundError(f"no file {source!r}; --data takes 'digits' or {FORMATS}")
     try:
-        parts = _read(path, classification, targets)
-    except (OSError, EOFError, KeyError, UnicodeDecodeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).strip("'\"") or type(error).__name__
-        raise ValueError(f"{source!r} is truncated or of another format ({reason}); expected {FORMATS}") from None
-    X, y, *test = (_flat(a) for a in parts)
-    if len(X) != len(y):
-        raise ValueError(f"{source!r} has {len(X)} samples and {len(y)} targets")
-    if len(X) < 2:
-        raise ValueError(f"{source!r} has {len(X)} samples; at least 2 are needed")
-    classes = None
-    if classification and y.ndim == 1:
-        both = np.concatenate([y, test[1]]) if test else y
-        labels, indices = np.unique(both, return_inverse=True)
-        if labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels)):
-            raise ValueError(
-                f"{source!r} has targets that are not classes, such as {labels[0]!s}; choose a loss for real values"
-            )
-        if labels.dtype.kind in "US" or not np.array_equal(labels, np.arange(len(labels))):
-            classes = [str(label) for label in labels]
-        y, test_y = indices[: len(y)].astype(np.int64), indices[len(y) :].astype(np.int64)
-        test = [test[0], test_y] if test else []
-    if test:
-        return DataSet(X, y, test[0], test[1], classes, path.name)
-    return _split(X, y, classes, path.name, test_fraction, seed)
+        parts, found = _read(path, classification, targets, target, header)
+        found = _check(parts, classification, found)
+        classes, found = _to_classes(parts, found) if classification else (None, found)
+    except (PermissionError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or "not enough memory for it"
+        raise OSError(f"{source!r} cannot be read: {reason}") from None
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise ValueError(f"{source!r}: {_one_line(error)}") from None
+    if len(parts) == 2:
+        return DataSet(parts[0].X, parts[0].y, parts[1].X, parts[1].y, classes, path.name, found)
+    return _split(parts[0], classes, path.name, found, test_fraction, seed)
 
 
-def _split(
-    X: np.ndarray, y: np.ndarray, classes: list[str] | None, name: str, test_fraction: float, seed: int
-) -> DataSet:
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction is {test_fraction}; it must be in (0, 1)")
-    order = np.random.default_rng(seed).permutation(len(X))
-    n_test = min(max(round(len(X) * test_fraction), 1), len(X) - 1)
+def _split(part: _Part, classes: list[str] | None, name: str, found: str, test_fraction: float, seed: int) -> DataSet:
+    order = np.random.default_rng(seed).permutation(len(part.X))
+    n_test = min(max(round(len(order) * test_fraction), 1), len(order) - 1)
     train, test = order[n_test:], order[:n_test]
-    return DataSet(X[train], y[train], X[test], y[test], classes, name)
+    return DataSet(part.X[train], part.y[train], part.X[test], part.y[test], classes, name, found)
 
 
-def _flat(a: np.ndarray) -> np.ndarray:
-    if a.ndim > 2 or (a.dtype == np.uint8 and a.ndim == 2 and a.shape[1] > 1):
-        pixels = a.reshape(len(a), -1)
-        return pixels / 255.0 if a.dtype == np.uint8 else pixels.astype(np.float64)
-    return a[:, 0] if a.ndim == 2 and a.shape[1] == 1 and a.dtype.kind in "iu" else a
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
-def _read(path: Path, classification: bool, targets: int) -> list[np.ndarray]:
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
+# ---------------------------------------------------------------------- what may be in the arrays
+
+
+def _check(parts: list[_Part], classification: bool, found: str) -> str:
+    """Check shapes, kinds and values, make X a matrix of float64, and return what was found."""
+    for part, where in zip(parts, ("", "of the test set "), strict=False):
+        if part.X.ndim < 2 or 0 in part.X.shape[1:]:
+            raise ValueError(f"the features {where}have shape {part.X.shape}; they must be (samples, features)")
+        if part.y.ndim not in (1, 2) or 0 in part.y.shape[1:]:
+            raise ValueError(
+                f"the targets {where}have shape {part.y.shape}; they must be (samples,) or (samples, outputs)"
+            )
+        if len(part.X) != len(part.y):
+            raise ValueError(f"there are {len(part.X)} samples {where}and {len(part.y)} targets")
+        if part.X.dtype.kind not in "biuf":
+            raise ValueError(f"the features {where}are no numbers (dtype {part.X.dtype})")
+        if part.y.dtype.kind == "S":
+            part.y = np.char.decode(part.y, "utf-8")
+        text = part.y.dtype.kind in "UO"
+        if part.y.dtype.kind not in "biufUO" or (text and not classification):
+            raise ValueError(f"the targets {where}are no numbers (dtype {part.y.dtype})")
+        for name, a in (("features", part.X), ("targets", part.y)):
+            if a.dtype.kind == "f" and not np.isfinite(a).all():
+                at = np.argwhere(~np.isfinite(a))
+                raise ValueError(
+                    f"the {name} {where}hold NaN or infinity ({len(at)} of {a.size} values), first in sample {at[0][0] + 1}"
+                )
+    if len(parts[0].X) < (2 if len(parts) == 1 else 1) or not len(parts[-1].X):
+        raise ValueError(f"it has {len(parts[0].X)} samples; at least 2 are needed, one of them for the test")
+    if len({part.X.shape[1:] for part in parts}) > 1 or len({part.y.shape[1:] for part in parts}) > 1:
+        shapes = " and ".join(f"{part.X.shape} with targets {part.y.shape}" for part in parts)
+        raise ValueError(f"training and test set have different shapes: {shapes}")
+    bytes_ = all(part.X.dtype == np.uint8 for part in parts)
+    scaled = bytes_ and (parts[0].X.ndim > 2 or max(int(part.X.max()) for part in parts) > 1)
+    for part in parts:
+        X = part.X.reshape(len(part.X), -1)
+        part.X = X / 255.0 if scaled else X.astype(np.float64)
+        if part.y.ndim == 2 and part.y.shape[1] == 1 and (classification or part.y.dtype.kind in "iu"):
+            part.y = part.y[:, 0]
+        if not classification and part.y.dtype.kind in "biu":
+            part.y = part.y.astype(np.float64)
+    return found + ", bytes scaled to [0, 1]" * scaled
+
+
+def _to_classes(parts: list[_Part], found: str) -> tuple[list[str] | None, str]:
+    """Replace labels by class indices; return what they stand for, if they are anything else, and what was found."""
+    if parts[0].y.ndim == 2:
+        return None, f"{found}, one column a class"
+    both = np.concatenate([part.y for part in parts])
+    n, text = len(both), both.dtype.kind in "UO"
+    if text:  # np.unique would sort all of them
+        labels = np.array(sorted(set(both.tolist())), object)
+        index = {label: i for i, label in enumerate(labels)}
+        indices = np.array([index[label] for label in both.tolist()])
+    else:
+        labels, indices = np.unique(both, return_inverse=True)
+    k = len(labels)
+    hint = "for a regression choose a loss such as --loss mean_squared_error (classification=False)"
+    if labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels)):
+        fraction = labels[labels != np.rint(labels)][0]
+        raise ValueError(f"the targets are not classes, but real numbers such as {fraction!s}; {hint}")
+    if k < 2:
+        raise ValueError(f"all targets are of one class only ({labels[0]!s}); a classification needs at least two")
+    if text and 2 * k > n and k > 10:
+        raise ValueError(
+            f"the targets are {k} different texts in {n} samples, such as {str(labels[0])[:40]!r}: no classes"
+        )
+    gaps = not text and int(labels[-1]) - int(labels[0]) + 1 > k
+    if not text and ((k > 10 and n < FEW * k) or (k > MANY and gaps)):
+        raise ValueError(f"the targets are {k} different numbers in {n} samples, which are hardly classes; {hint}")
+    start = 0
+    for part in parts:
+        part.y = indices[start : start + len(part.y)].astype(np.int64)
+        start += len(part.y)
+    names = [str(int(label)) if labels.dtype.kind == "f" else str(label) for label in labels]
+    shown = ", ".join(name[:40] for name in names[:6]) + ", ..." * (k > 6)
+    plain = not text and np.array_equal(labels, np.arange(k))
+    return None if plain else names, f"{found}, {k} classes: {shown}"
+
+
+# ---------------------------------------------------------------------- formats
+
+
+def _read(
+    path: Path, classification: bool, targets: int, target: str | None, header: bool | None
+) -> tuple[list[_Part], str]:
+    content = _content(path)
     if content[:2] == b"PK":
-        return _read_npz(content)
+        return _of_csv_only(target, header) or _read_npz(content)
     if content[:2] == b"\0\0" and len(content) > 4 and content[2] in IDX_TYPES:
-        return _read_idx_set(path, content)
-    if b"\0" in content[:4096]:
-        raise OSError("it is binary, but neither .npz nor IDX")
-    return _read_csv(content.decode(), classification, targets)
+        return _of_csv_only(target, header) or _read_idx_set(path, content)
+    if b"\0" in content[:4096] and content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"it is binary, but neither .npz nor IDX; expected {FORMATS}")
+    table = read_csv(content, classification=classification, targets=targets, target=target, header=header)
+    return [_Part(table.X, table.y)], table.found
 
 
-def _read_npz(content: bytes) -> list[np.ndarray]:
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        for names in (("X", "y"), ("x", "y"), ("x_train", "y_train", "x_test", "y_test")):
-            if all(name in file for name in names):
-                return [file[name] for name in names]
-        raise KeyError(f"it holds {', '.join(file.files) or 'nothing'}")
+def _of_csv_only(target: str | None, header: bool | None) -> None:
+    if target is not None or header is not None:
+        raise ValueError("target and header are options of a CSV file, which this is not")
 
 
-def _read_idx_set(path: Path, content: bytes) -> list[np.ndarray]:
+def _content(path: Path) -> bytes:
+    """Return what is in a file, unpacked if it is gzipped."""
+    content = path.read_bytes()
+    if content[:2] != b"\x1f\x8b":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"it is truncated or no whole gzip file ({_one_line(error)})") from None
+
+
+def _read_npz(content: bytes) -> tuple[list[_Part], str]:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files if name.lower() in NPZ_NAMES}
+            names = file.files
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged archive may raise anything in the parsers of zip files and headers
+        if "allow_pickle" in str(error):
+            raise ValueError("it holds Python objects, which are not loaded: a pickle may run any code") from None
+        raise ValueError(f"it is truncated or no whole .npz file ({_one_line(error)}); expected {FORMATS}") from None
+    for X, y, *test in (("X", "y"), ("x", "y"), ("x_train", "y_train", "x_test", "y_test")):
+        if all(name in arrays for name in (X, y, *test)):
+            break
+    else:
+        raise ValueError(f"it holds {', '.join(names) or 'nothing'}; expected {FORMATS}")
+    for name in (X, y, *test):
+        if not isinstance(arrays[name], np.ndarray):
+            raise ValueError(f"{name} in it is not an array of NumPy")
+    parts = [_Part(arrays[X], arrays[y]), *([_Part(arrays[test[0]], arrays[test[1]])] if test else [])]
+    return parts, _shapes(".npz", parts)
+
+
+def _shapes(kind: str, parts: list[_Part]) -> str:
+    described = [f"features {part.X.shape} {part.X.dtype}, targets {part.y.shape} {part.y.dtype}" for part in parts]
+    return f"{kind}: {'; test: '.join(described)}"
+
+
+def _read_idx_set(path: Path, content: bytes) -> tuple[list[_Part], str]:
     def labels_of(name: str) -> str:
         return name.replace("images", "labels").replace("idx3", "idx1")
 
     if labels_of(path.name) == path.name:
-        raise OSError("it has no 'images' in its name, by which the file of labels is found")
-    parts = [_parse_idx(content), _read_idx(path.with_name(labels_of(path.name)))]
+        raise ValueError("it has no 'images' in its name, by which the file of labels is found")
+    sources = [path]
     test = path.with_name(path.name.replace("train", "t10k"))
     if test.name != path.name and test.is_file():
-        parts += [_read_idx(test), _read_idx(test.with_name(labels_of(test.name)))]
-    return parts
+        sources.append(test)
+    parts = []
+    for source in sources:
+        images = _parse_idx(content if source == path else _content(source), source.name)
+        labels_path = source.with_name(labels_of(source.name))
+        if not labels_path.is_file():
+            raise ValueError(f"there is no file of labels {labels_path.name!r} beside it")
+        labels = _parse_idx(_content(labels_path), labels_path.name)
+        if images.ndim < 2 or labels.ndim != 1:
+            raise ValueError(
+                f"{source.name!r} holds an array of shape {images.shape} and {labels_path.name!r} one of shape {labels.shape}; "
+                "images have two dimensions or more, labels one: are the files swapped?"
+            )
+        parts.append(_Part(images, labels))
+    return parts, _shapes("IDX", parts)
 
 
-def _read_idx(path: Path) -> np.ndarray:
-    content = path.read_bytes()
-    return _parse_idx(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
-
-
-def _parse_idx(content: bytes) -> np.ndarray:
+def _parse_idx(content: bytes, name: str) -> np.ndarray:
     """Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database": two zero bytes, type, rank, sizes, data, all big-endian."""
-    _, kind, rank = struct.unpack(">HBB", content[:4])
+    magic, kind, rank = struct.unpack(">HBB", content[:4]) if len(content) >= 4 else (None, 0, 0)
+    if magic != 0 or kind not in IDX_TYPES or rank == 0:
+        begins = content[:4].hex(" ")
+        raise ValueError(
+            f"{name!r} is no IDX file: it begins with {begins or 'nothing'}, not with 00 00, a type and a rank"
+        )
+    if len(content) < 4 + 4 * rank:
+        raise ValueError(f"{name!r} is truncated in its header")
     shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
     dtype = np.dtype(IDX_TYPES[kind])
-    expected = int(np.prod(shape)) * dtype.itemsize
-    body = content[4 + 4 * rank :]
-    if len(body) != expected:
-        raise OSError(f"its header promises {expected} bytes of data, there are {len(body)}")
-    return np.frombuffer(body, dtype).reshape(shape).astype(dtype.newbyteorder("="))
-
-
-def _read_csv(text: str, classification: bool, targets: int) -> list[np.ndarray]:
-    import csv
-
-    rows = [row for row in csv.reader(text.splitlines()) if row]
-    if not rows:
-        raise OSError("it is empty")
-    if not _is_number(rows[0][0]):
-        rows = rows[1:]
-    width = len(rows[0]) if rows else 0
-    if width <= targets:
-        raise OSError(f"it has {width} columns; at least one feature and {targets} target columns are needed")
-    for number, row in enumerate(rows, 1):
-        if len(row) != width:
-            raise OSError(f"row {number} has {len(row)} columns, the first has {width}")
-    if classification:
-        targets = 1
-    try:
-        X = np.array([row[:-targets] for row in rows], np.float64)
-        last: Any = [row[-targets:] for row in rows]
-        if not classification:
-            return [X, np.array(last, np.float64)]
-    except ValueError as error:
-        raise OSError(str(error)) from None
-    labels = [row[0].strip() for row in last]
-    return [X, np.array(labels, np.float64) if all(map(_is_number, labels)) else np.array(labels)]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    expected, have = math.prod(shape) * dtype.itemsize, len(content) - 4 - 4 * rank
+    if have != expected:
+        raise ValueError(
+            f"{name!r} is no whole IDX file: its header promises {expected} bytes of data, there are {have}"
+        )
+    return np.frombuffer(content, dtype, offset=4 + 4 * rank).reshape(shape).astype(dtype.newbyteorder("="))

@@ -102,9 +102,9 @@ def test_a_mistake_is_named_without_a_traceback_and_exits_2(run, arguments, mess
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("1,2,0\n3,nan,1\n4,5,0\n", "X holds NaN or infinity"),
-        ("1,2,0\n3,inf,1\n4,5,0\n2,2,1\n", "X holds NaN or infinity"),
-        ("1,2,0\n3,4,0\n4,5,0\n", "one class only"),
+        ("1,2,0\n3,nan,1\n4,5,0\n", "d.csv': row 2, column 2 is missing ('nan')"),
+        ("1,2,0\n3,inf,1\n4,5,0\n2,2,1\n", "d.csv': row 2, column 2 is 'inf', which is no finite number"),
+        ("1,2,0\n3,4,0\n4,5,0\n", "d.csv': all targets are of one class only"),
         ("1,2,0\n", "at least 2 are needed"),
     ],
 )

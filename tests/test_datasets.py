@@ -82,19 +82,20 @@ def test_csv_of_a_regression_keeps_real_targets(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.npz", b"PK\x03\x04 cut off", "truncated or of another format"),
+        ("a.npz", b"PK\x03\x04 cut off", "truncated or no whole .npz file"),
         ("a.csv", b"", "it is empty"),
-        ("a.csv", b"1,2\n3\n", "row 2 has 1 columns, the first has 2"),
-        ("a.csv", b"1,2,0\n3,x,1\n", "could not convert"),
-        ("a.csv", b"1,0.5\n2,1\n", "not classes"),
+        ("a.csv", b"1,2\n3\n", "row 2 has 1 column, the first has 2"),
+        ("a.csv", b"1,0.5\n2,1\n", r"not classes, but real numbers such as 0\.5; .*--loss mean_squared_error"),
+        ("a.csv", b"1,0\n2,0\n", r"of one class only \(0\.0\)"),
+        ("a.csv", b"1,0\n", "it has 1 samples; at least 2 are needed"),
         ("a.bin", b"abc\x00def", "neither .npz nor IDX"),
-        ("a.gz", b"\x1f\x8b\x08 cut", "truncated or of another format"),
+        ("a.gz", b"\x1f\x8b\x08 cut", "truncated or no whole gzip file"),
         (
             "x-images-idx3-ubyte",
             b"\0\0\x08\x03\0\0\0\x05\0\0\0\x02\0\0\0\x02abc",
             "promises 20 bytes of data, there are 3",
         ),
-        ("x-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "truncated or of another format"),
+        ("x-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "truncated in its header"),
         ("values", b"\0\0\x08\x01\0\0\0\x01a", "'images' in its name"),
     ],
 )
@@ -119,5 +120,101 @@ def test_an_npz_of_other_names_says_what_it_holds(tmp_path):
 
 def test_features_and_targets_of_different_length_are_named(tmp_path):
     np.savez(tmp_path / "a.npz", X=np.zeros((3, 2)), y=np.zeros(4, int))
-    with pytest.raises(ValueError, match="3 samples and 4 targets"):
+    with pytest.raises(ValueError, match="there are 3 samples and 4 targets"):
         load_dataset(str(tmp_path / "a.npz"))
+
+
+def test_bytes_are_pixels_in_the_features_and_never_in_the_targets(tmp_path, rng):
+    path = tmp_path / "a.npz"
+    X = rng.normal(size=(30, 4))
+    for y, classification in (
+        (rng.integers(0, 2, (30, 3)).astype(np.uint8), True),
+        (np.eye(3, dtype=np.uint8)[np.arange(30) % 3], True),
+        (rng.integers(0, 200, (30, 2)).astype(np.uint8), False),
+        (rng.integers(0, 200, 30).astype(np.uint8), False),
+    ):
+        np.savez(path, X=X, y=y)
+        d = load_dataset(str(path), classification=classification)
+        assert sorted(map(tuple, np.concatenate([d.y, d.y_test]).reshape(30, -1))) == sorted(
+            map(tuple, y.reshape(30, -1))
+        )
+    flags = rng.integers(0, 2, (30, 4)).astype(np.uint8)  # zeros and ones in a table are no pixels
+    np.savez(path, X=flags, y=np.arange(30) % 2)
+    assert load_dataset(str(path)).X.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"X": np.zeros(50), "y": np.arange(50) % 2}, r"the features have shape \(50,\); they must be \(samples, features\)"),
+        ({"X": np.zeros((4, 0)), "y": np.arange(4) % 2}, r"the features have shape \(4, 0\)"),
+        ({"X": np.array([["a"], ["b"]]), "y": [0, 1]}, "the features are no numbers"),
+        ({"X": np.zeros((2, 1), complex), "y": [0, 1]}, "the features are no numbers"),
+        ({"X": np.array([[None], [1]], object), "y": [0, 1]}, "Python objects, which are not loaded"),
+        ({"X": np.array([[1.0], [np.nan]]), "y": [0, 1]}, r"the features hold NaN or infinity \(1 of 2 values\), first in sample"),
+        ({"X": np.zeros((2, 1)), "y": [0, np.inf]}, "the targets hold NaN or infinity"),
+        ({"X": np.zeros((2, 1)), "y": 1}, r"the targets have shape \(\)"),
+        ({"X": np.zeros((2, 1)), "y": np.zeros((2, 1), "M8[s]")}, "the targets are no numbers"),
+        ({"x_train": np.zeros((2, 2)), "y_train": [0, 1], "x_test": np.zeros((1, 3)), "y_test": [0]}, "different shapes"),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_no_features_or_targets(tmp_path, arrays, message):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=message) as error:
+        load_dataset(str(tmp_path / "a.npz"))
+    assert "a.npz" in str(error.value)
+
+
+def test_names_of_classes_in_an_npz_file(tmp_path):
+    for y in (np.array(["b", "a", "b", "a"]), np.array([b"b", b"a", b"b", b"a"])):
+        np.savez(tmp_path / "a.npz", X=np.arange(4.0)[:, None], y=y)
+        d = load_dataset(str(tmp_path / "a.npz"))
+        assert d.classes == ["a", "b"]
+        assert "2 classes: a, b" in d.found
+
+
+@pytest.mark.parametrize(
+    ("images_file", "labels_file", "message"),
+    [
+        (lambda X, y: idx(y), lambda X, y: idx(X), "are the files swapped"),
+        (lambda X, y: idx(X), lambda X, y: b"\0\5" + idx(y)[2:], "begins with 00 05 08 01"),
+        (lambda X, y: idx(X), lambda X, y: b"\0\0\x0a" + idx(y)[3:], "begins with 00 00 0a 01"),
+        (lambda X, y: idx(X), lambda X, y: b"\0\0\x08\0\1", "begins with 00 00 08 00"),
+        (lambda X, y: idx(X), lambda X, y: idx(y)[:-1], "promises 20 bytes of data, there are 19"),
+        (lambda X, y: idx(X), lambda X, y: idx(y) + b"\0", "promises 20 bytes of data, there are 21"),
+        (lambda X, y: idx(X), lambda X, y: idx(y[:-1]), "there are 20 samples and 19 targets"),
+        (lambda X, y: idx(X), lambda X, y: b"", "begins with nothing"),
+        (lambda X, y: idx(X), None, "there is no file of labels 'train-labels-idx1-ubyte' beside it"),
+    ],
+)
+def test_idx_files_that_do_not_belong_together(tmp_path, images, images_file, labels_file, message):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(images_file(*images))
+    if labels_file is not None:
+        (tmp_path / "train-labels-idx1-ubyte").write_bytes(labels_file(*images))
+    with pytest.raises(ValueError, match=message) as error:
+        load_dataset(str(tmp_path / "train-images-idx3-ubyte"))
+    assert "train-images-idx3-ubyte" in str(error.value)
+
+
+def test_a_regression_is_no_classification(tmp_path, rng):
+    path = tmp_path / "a.npz"
+    for y, message in (
+        (
+            25 + 3 * (np.arange(400) % 200),
+            "200 different numbers in 400 samples, which are hardly classes",
+        ),  # 2 of each
+        (2 * (np.arange(4000) % 150), "150 different numbers in 4000 samples"),  # many of each, but with gaps
+        (rng.normal(size=400), "real numbers such as"),
+    ):
+        np.savez(path, X=np.zeros((len(y), 2)), y=y)
+        with pytest.raises(ValueError, match=message + ".*--loss mean_squared_error"):
+            load_dataset(str(path))
+        assert len(load_dataset(str(path), classification=False).y) == 0.8 * len(y)
+    for y in (np.arange(40) % 10, np.arange(1000) % 200):  # a few of each class, many classes
+        np.savez(path, X=np.zeros((len(y), 2)), y=y)
+        assert load_dataset(str(path)).classes is None
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        load_dataset(str(tmp_path))

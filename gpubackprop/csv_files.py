@@ -1,0 +1,446 @@
+"""CSV files as arrays: the delimiter and the header are found, and every cell that cannot be used is named by its row and column.
+
+Apache Arrow splits the lines into cells and turns cells into numbers, a few megabytes at a time. Nothing is guessed in
+silence: where two readings of a file are possible the error says so, and :attr:`Table.found` tells what was found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+BLOCK = 1 << 22  # bytes parsed at a time
+SAMPLE = 100  # rows by which the delimiter and the header are judged
+DELIMITERS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
+MISSING = {"", "nan", "na", "n/a", "#n/a", "null", "none", "?", "-", "."}  # in a column of numbers
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+BLANK_LINE = re.compile(rb"^[ \t\v\f]+$", re.MULTILINE)
+
+
+class CsvError(ValueError):
+    """What is wrong with the content of a file; the caller adds its name."""
+
+
+@dataclass
+class Table:
+    """Features, targets, and one line that says how the file was read.
+
+    Attributes
+    ----------
+    X : array, shape (n, d)
+    y : array, shape (n, targets) or (n,)
+        float64; for a classification (n,), and of ``str`` objects if the labels are text.
+    found : str
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    found: str
+
+
+def read_csv(
+    content: bytes, *, classification: bool, targets: int = 1, target: str | None = None, header: bool | None = None
+) -> Table:
+    """Return the numbers in a CSV file.
+
+    Parameters
+    ----------
+    content : bytes
+        UTF-8, or UTF-16 with a byte-order mark. Values are separated by commas, semicolons, tabs or bars. Blank lines are skipped.
+    classification : bool
+        There is one target; it may be text.
+    targets : int
+        How many columns, the last ones, are targets.
+    target : str, optional
+        The name of the target column, or its number from 1.
+    header : bool, optional
+        Whether the first row holds names; by default that is found out.
+
+    Raises
+    ------
+    CsvError
+        For anything that is not a whole table of numbers (and labels).
+    """
+    return _Reader(classification, 1 if classification else targets, target, header).read(_normal(content))
+
+
+def _normal(content: bytes) -> bytes:
+    """Return UTF-8 without a byte-order mark, with a newline somewhere if there are lines."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        try:
+            content = content.decode("utf-16").encode()
+        except UnicodeError as error:
+            raise CsvError(f"it begins like UTF-16, but is not ({error})") from None
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if (at := content.find(b"\0")) >= 0:
+        row = content.count(b"\n", 0, at) + 1
+        raise CsvError(f"row {row} holds a NUL byte: it is not a text file")
+    return content if b"\n" in content else content.replace(b"\r", b"\n")
+
+
+def _blocks(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (number of the first line, lines): with newlines alone, lines of blanks emptied."""
+    start, line = 0, 1
+    while start < len(content):
+        end = content.find(b"\n", start + BLOCK) + 1 or len(content)
+        block = content[start:end]
+        start = end
+        if b"\r" in block:
+            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if b" \n" in block or b"\t\n" in block or block[-1:] in b" \t":
+            block = BLANK_LINE.sub(b"", block)
+        yield line, block
+        line += block.count(b"\n")
+
+
+class _Reader:
+    """Reads one file; what was found on the way is kept for messages."""
+
+    def __init__(self, classification: bool, targets: int, target: str | None, header: bool | None) -> None:
+        self.classification, self.targets, self.target, self.header = classification, targets, target, header
+        self.delimiter = ","
+        self.first: list[str] = []  # the cells of the first row
+        self.is_target: list[bool] = []
+        self.comma: str = ""  # where a number has a decimal comma, and where a decimal point
+        self.point: str = ""
+        self.labels: dict[bool, str] = {}  # where the first label is that is a number, and the first that is none
+        self.unsure = False  # whether the first row is a sample: only its label could tell
+
+    def read(self, content: bytes) -> Table:
+        features: list[np.ndarray] = []
+        labels: list[Any] = []
+        for line, block in _blocks(content):
+            rows = block.split(b"\n")
+            numbers = [number for number, row in enumerate(rows, line) if row]
+            if not numbers:
+                continue
+            if not self.first:
+                self.delimiter = _delimiter([rows[number - line] for number in numbers[:SAMPLE]])
+            columns = self._cells(block, line, len(numbers))
+            if not self.first:
+                columns, numbers = self._begin(columns, numbers)
+            features.append(self._features(columns, numbers))
+            labels.append(self._targets(columns, numbers))
+        if not self.first:
+            raise CsvError("it is empty")
+        X = np.concatenate(features)
+        if not len(X):
+            raise CsvError("it has a header and no other row")
+        y = np.concatenate(labels)
+        self._check(y)
+        return Table(X, y, self._found(len(X)))
+
+    def _begin(self, columns: list[Any], numbers: list[int]) -> tuple[list[Any], list[int]]:
+        """Find header and target by the first rows; return the rows of the first block that are samples."""
+        width = len(columns)
+        if width <= self.targets:
+            raise CsvError(
+                f"it has {width} column{'s' * (width > 1)}, separated by {DELIMITERS[self.delimiter]}; at least one feature and "
+                f"{self.targets} target column{'s' * (self.targets > 1)} are needed, separated by commas, semicolons, tabs or |"
+            )
+        self.first = [column[0].as_py() for column in columns]
+        self.is_target = [j >= width - self.targets for j in range(width)]
+        below = [column.slice(1, SAMPLE).to_pylist() for column in columns]
+        if self.target is not None:
+            self._choose_target(below)
+        if self.header is None:
+            labels = columns[self.is_target.index(True)].slice(1).to_pylist()
+            self.header = self._is_header(below, labels)
+        if self.header:
+            return [column.slice(1) for column in columns], numbers[1:]
+        return columns, numbers
+
+    def _choose_target(self, below: list[list[str]]) -> None:
+        if self.targets != 1:
+            raise CsvError(f"target names one column; targets is {self.targets}")
+        found = [j for j, name in enumerate(self.first) if name == self.target]
+        if len(found) == 1 and self.header is not False:
+            self.header = True
+        elif not found and str(self.target).isdecimal() and 1 <= int(str(self.target)) <= len(self.first):
+            found = [int(str(self.target)) - 1]
+        else:
+            names = _shorten(", ".join(map(repr, self.first)), 200)
+            raise CsvError(
+                f"target is {self.target!r}, which {len(found) or 'no'} column{'s are' if len(found) > 1 else ' is'} called; "
+                f"row 1 holds {names}: give a name, or a number from 1 to {len(self.first)}"
+            )
+        self.is_target = [j == found[0] for j in range(len(self.first))]
+
+    def _is_header(self, below: list[list[str]], labels: list[str]) -> bool:
+        """Return whether the first row holds names: text above columns that are mostly numbers."""
+
+        if not below[0]:  # the only row
+            return not any(map(self._is_number, self.first))
+        numeric = [2 * sum(map(self._is_number, column)) >= len(column) > 0 for column in below]
+        named = [
+            is_numeric and not self._is_number(cell) and cell.lower() not in MISSING
+            for cell, is_numeric in zip(self.first, numeric, strict=True)
+        ]
+        of_features = [name for name, target in zip(named, self.is_target, strict=True) if not target]
+        of_targets = [name for name, target in zip(named, self.is_target, strict=True) if target]
+        target = self.is_target.index(True)
+        if self.classification and not numeric[target] and len(labels):
+            if self.first[target] in labels:
+                return False
+            if sum(of_features) > len(of_features) / 2:
+                return True
+            self.unsure = not any(of_features)  # told from all labels, at the end
+            sure = self.unsure
+        else:
+            if any(of_targets) or (all(of_features) and len(of_features) > 1):
+                return True
+            second = [column[0] for column in below if column]
+            sure = not any(of_features) and (not _consecutive(self.first) or _consecutive(second))
+        if not sure:
+            raise self._cannot_tell()
+        return False
+
+    def _cannot_tell(self) -> CsvError:
+        names = _shorten(", ".join(map(repr, self.first)), 200)
+        return CsvError(
+            f"row 1 may be a header or a sample: {names}; say which by --header or --no-header (header=True or False)"
+        )
+
+    # ------------------------------------------------------------------ cells
+
+    def _cells(self, block: bytes, line: int, rows: int) -> list[Any]:
+        """Return the columns of a block: features as numbers if all of them are, otherwise as text without blanks around it."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if b'"' in block:
+            block = self._quoted(block, line)
+        # the first row of the file says how many columns there are
+        width = len(self.first) or len(self._split(next(row for row in block.split(b"\n") if row)))
+        text = [pa.string()] * width
+        table = None
+        if self.first and self.delimiter != ";":  # which may come with decimal commas
+            numbers = [pa.string() if target and self.classification else pa.float64() for target in self.is_target]
+            with contextlib.suppress(pa.ArrowInvalid):
+                table = self._parse(block, numbers, lambda row: "error")
+                if not all(pc.all(pc.is_finite(c)).as_py() for c in table.columns if c.type == pa.float64()):
+                    table = None
+        if table is None:
+            ragged: list[Any] = []
+
+            def refuse(row: Any) -> str:
+                ragged.append(row)
+                return "error"
+
+            try:
+                table = self._parse(block, text, refuse)
+            except pa.ArrowInvalid as error:
+                raise self._unreadable(block, line, ragged, error) from None
+        if len(table) != rows:
+            raise CsvError(f"row {self._unclosed(block, line)} has a quotation mark that is not closed")
+        columns = [column.combine_chunks() for column in table.columns]
+        return [pc.utf8_trim_whitespace(column) if column.type == pa.string() else column for column in columns]
+
+    def _parse(self, block: bytes, types: list[Any], refuse: Callable[[Any], str]) -> Any:
+        import pyarrow as pa
+        from pyarrow import csv as arrow_csv
+
+        names = [f"f{j}" for j in range(len(types))]
+        return arrow_csv.read_csv(
+            pa.py_buffer(block),
+            arrow_csv.ReadOptions(block_size=len(block) + 1, column_names=names),
+            arrow_csv.ParseOptions(delimiter=self.delimiter, invalid_row_handler=refuse),
+            arrow_csv.ConvertOptions(column_types=dict(zip(names, types, strict=True)), null_values=[]),
+        )
+
+    def _unreadable(self, block: bytes, line: int, ragged: list[Any], error: Exception) -> CsvError:
+        """Return the error for a block that cannot be split into cells."""
+        for number, row in enumerate(block.split(b"\n"), line):
+            if ragged and row.decode(errors="replace") == ragged[0].text:
+                have, want = ragged[0].actual_columns, ragged[0].expected_columns
+                return CsvError(f"row {number} has {have} column{'s' * (have > 1)}, the first has {want}")
+            try:
+                row.decode()
+            except UnicodeDecodeError as reason:
+                return CsvError(f"row {number} is not UTF-8 (byte 0x{row[reason.start]:02x}); save the file as UTF-8")
+        return CsvError(" ".join(str(error).split()))
+
+    def _split(self, row: bytes) -> list[str]:
+        """Return the cells of one row."""
+        import pyarrow as pa
+        from pyarrow import csv as arrow_csv
+
+        table = arrow_csv.read_csv(
+            pa.py_buffer(row + b"\n"),
+            arrow_csv.ReadOptions(use_threads=False, block_size=len(row) + 1, autogenerate_column_names=True),
+            arrow_csv.ParseOptions(delimiter=self.delimiter),
+            arrow_csv.ConvertOptions(check_utf8=False),
+        )
+        return list(table.column_names)
+
+    def _quoted(self, block: bytes, line: int) -> bytes:
+        """Return a block without blanks before opening quotation marks; each mark must be closed in its own line."""
+        for number, row in enumerate(block.split(b"\n"), line):
+            if row.count(b'"') % 2:
+                raise CsvError(f"row {number} has a quotation mark that is not closed")
+        blanks = rb" +" if self.delimiter == "\t" else rb"[ \t]+"
+        return re.sub(
+            rb"(^|" + re.escape(self.delimiter.encode()) + rb")" + blanks + rb'(?="(?!"))', rb"\1", block, flags=re.M
+        )
+
+    def _unclosed(self, block: bytes, line: int) -> int:
+        for number, row in enumerate(block.split(b"\n"), line):
+            try:
+                list(csv.reader([row.decode(errors="replace")], delimiter=self.delimiter, strict=True))
+            except csv.Error:
+                return number
+        return line
+
+    # ------------------------------------------------------------------ numbers and labels
+
+    def _features(self, columns: list[Any], numbers: Sequence[int]) -> np.ndarray:
+        return self._matrix([j for j, target in enumerate(self.is_target) if not target], columns, numbers)
+
+    def _matrix(self, chosen: list[int], columns: list[Any], numbers: Sequence[int]) -> np.ndarray:
+        """Return the chosen columns as numbers, all finite."""
+        result = np.empty((len(numbers), len(chosen)))
+        whole = True
+        for k, j in enumerate(chosen):
+            values = self._numbers(columns[j], j, numbers)
+            if values is None:
+                whole = False
+                break
+            result[:, k] = values
+        if not whole or not np.isfinite(result).all():
+            raise self._bad_cell(chosen, columns, numbers)
+        return result
+
+    def _numbers(self, column: Any, j: int, numbers: Sequence[int]) -> np.ndarray | None:
+        """Return a column as numbers, or None if some cell is no number."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if pa.types.is_floating(column.type):
+            return np.asarray(column.to_numpy())
+        if self.delimiter == ";" and len(column):
+            for mark in ("comma", "point"):
+                where = pc.match_substring(column, "," if mark == "comma" else ".")
+                if not getattr(self, mark) and pc.any(where).as_py():
+                    i = pc.index(where, True).as_py()
+                    setattr(self, mark, f"{self._place(numbers[i], j)} is {column[i].as_py()!r}")
+            if self.comma and self.point:
+                raise CsvError(f"decimal commas and decimal points in one file: {self.comma}, {self.point}")
+            if self.comma:
+                column = pc.replace_substring(column, ",", ".")
+        return _to_float(column)
+
+    def _bad_cell(self, chosen: list[int], columns: list[Any], numbers: Sequence[int]) -> CsvError:
+        """Return the error for the first cell that is not a finite number."""
+        worst: tuple[int, int, str] | None = None
+        for j in chosen:
+            for i, cell in enumerate(columns[j].to_pylist()[: worst[0] if worst else None]):
+                if not self._is_number(cell) or not np.isfinite(float(cell.replace(",", "."))):
+                    worst = (i, j, cell)
+                    break
+        if worst is None:
+            return CsvError(f"rows {numbers[0]} to {numbers[-1]} hold a cell that is no number")
+        i, j, cell = worst
+        place = self._place(numbers[i], j)
+        if cell.lower() in MISSING:
+            return CsvError(
+                f"{place} is missing{f' ({cell!r})' if cell else ''}; fill it in, or leave out the row or the column"
+            )
+        if self._is_number(cell) or cell.lower().lstrip("+-") in ("inf", "infinity"):
+            return CsvError(f"{place} is {_shorten(cell)!r}, which is no finite number")
+        return CsvError(f"{place} is {_shorten(cell)!r}, which is no number")
+
+    def _targets(self, columns: list[Any], numbers: Sequence[int]) -> np.ndarray:
+        chosen = [j for j, target in enumerate(self.is_target) if target]
+        if not self.classification:
+            return self._matrix(chosen, columns, numbers)
+        import pyarrow.compute as pc
+
+        j = chosen[0]
+        cells = columns[j].to_pylist()
+        kinds = {cell: self._is_number(cell) for cell in pc.unique(columns[j]).to_pylist()}
+        missing = next((cell for cell in kinds if cell.lower() in ("", "nan", "?")), None)
+        if missing is not None:
+            i = cells.index(missing)
+            raise self._bad_cell([j], [*columns[:j], columns[j].slice(i, 1)], numbers[i : i + 1])
+        for cell, kind in kinds.items():
+            if kind not in self.labels:
+                self.labels[kind] = f"{self._place(numbers[cells.index(cell)], j)} is {_shorten(cell)!r}"
+        if not all(kinds.values()):
+            return np.array(cells, object)
+        result = self._matrix([j], columns, numbers)[:, 0]
+        large = np.abs(result) >= 2**53
+        if large.any():
+            i = int(np.argmax(large))
+            raise CsvError(
+                f"{self._place(numbers[i], j)} is {_shorten(cells[i])!r}: too large for the label of a class"
+            )
+        return result
+
+    def _check(self, y: np.ndarray) -> None:
+        """Check what only all labels together can tell."""
+        if len(self.labels) == 2:
+            raise CsvError(
+                f"the target is a number in some rows and text in others: {self.labels[True]}, {self.labels[False]}"
+            )
+        if self.unsure:
+            first, below = y[0], y[1:].tolist()
+            if first not in below and len(set(below)) < len(below):
+                raise self._cannot_tell()
+
+    def _is_number(self, cell: str) -> bool:
+        return bool(NUMBER.fullmatch(cell.replace(",", ".") if self.delimiter == ";" else cell))
+
+    def _place(self, row: int, j: int) -> str:
+        return f"row {row}, {self._name(j)}"
+
+    def _name(self, j: int) -> str:
+        name = self.first[j] if self.header else ""
+        return f"column {_shorten(name)!r}" if name and self.first.count(name) == 1 else f"column {j + 1}"
+
+    def _found(self, rows: int) -> str:
+        chosen = [self._name(j) for j, target in enumerate(self.is_target) if target]
+        return (
+            f"{rows:,} rows of {len(self.first)} columns, separated by {DELIMITERS[self.delimiter]}"
+            f"{' (with decimal commas)' * bool(self.comma)}, {'a header in row 1' if self.header else 'no header'}; "
+            f"target: {', '.join(chosen)}"
+        )
+
+
+def _to_float(column: Any) -> np.ndarray | None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        return np.asarray(pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False))
+    except pa.ArrowInvalid:
+        return None
+
+
+def _delimiter(rows: list[bytes]) -> str:
+    """Return the delimiter that is in every row alike and leaves the largest share of numbers; commas if there is none."""
+    sample = [re.sub(r'"[^"]*"', '""', row.decode(errors="replace")) for row in rows]
+    candidates = [d for d in DELIMITERS if d in sample[0]]
+    alike = [d for d in candidates if len({row.count(d) for row in sample}) == 1]
+
+    def share(delimiter: str) -> float:
+        cells = [cell.strip() for row in sample[-20:] for cell in row.split(delimiter)]
+        return sum(bool(NUMBER.fullmatch(c.replace(",", ".") if delimiter == ";" else c)) for c in cells) / len(cells)
+
+    return max(alike or candidates or [","], key=share)
+
+
+def _consecutive(cells: list[str]) -> bool:
+    """Return whether cells are whole numbers that follow one another, as 0, 1, 2 (names of columns) do."""
+    if len(cells) < 2 or not all(cell.isdecimal() and cell.isascii() for cell in cells):
+        return False
+    return [int(cell) for cell in cells] == list(range(int(cells[0]), int(cells[0]) + len(cells)))
+
+
+def _shorten(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -1,0 +1,171 @@
+"""CSV files: what a header, a delimiter and a number are, and a line for everything else; rows in are rows out."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from gpubackprop.csv_files import CsvError, read_csv
+
+X = [[1.5, 2.0], [3.5, 4.0], [5.5, 6.0], [7.5, 8.0]]
+LINES = ["a,b,c", "1.5,2,0", "3.5,4,1", "5.5,6,0", "7.5,8,1"]
+
+
+def read(text, *, classification=True, **options):
+    content = text if isinstance(text, bytes) else text.encode()
+    return read_csv(content, classification=classification, **options)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(LINES) + "\n",
+        "\r\n".join(LINES) + "\r\n",
+        "\r".join(LINES),
+        "\n".join(LINES),
+        "\n\n".join(LINES) + "\n\n\n",
+        "\n \t \n".join(LINES) + "\n  ",
+        "\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in LINES),
+        "\n".join(", ".join(f'"{cell}"' for cell in line.split(",")) for line in LINES),
+        "\n".join(LINES).replace(",", " , "),
+        "\n".join(LINES).replace(",", ";"),
+        "\n".join(LINES).replace(",", ";").replace(".", ","),
+        "\n".join(LINES).replace(",", "\t"),
+        "\n".join(LINES).replace(",", "|"),
+        "\ufeff" + "\n".join(LINES),
+        "\ufeff" + "\r\n".join(LINES[1:]),
+        "\n".join(LINES).encode("utf-16"),
+        "\n".join(LINES).replace(".5,", ".50e0,").replace("1.", "+1.").replace("2,", "2.,"),
+    ],
+)
+def test_one_table_written_in_many_ways(text):
+    table = read(text)
+    assert table.X.tolist() == X
+    assert table.y.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "is_header"),
+    [
+        ("2019,2020,y", "3.2,4,1\n5,6,0", True),
+        ("nan,b,y", "3.2,4,1\n5,6,0", True),
+        ("1e3,b,label", "3.2,4,1\n5,6,0", True),
+        ("a,b,2020", "3.2,4,1\n5,6,0", True),
+        (",a,y", "0,4,1\n1,6,0", True),
+        ("a,b,kind", "3.2,4,rose\n5,6,iris", True),
+        ("age,y", "1,0\n2,1", True),
+        ("5,6,rose", "3.2,4,rose\n5,6,iris", False),
+        ("5,6,rose", "3.2,4,tulip\n5,6,iris", False),  # nothing is repeated: one sample of each class
+        ("1,2,0", "3.2,4,1\n5,6,0", False),
+        ("0,1", "1,2\n2,3", False),  # x, x + 1
+        ("0,1,2", "3.2,4,1\n5,6,0", None),
+        ("2019,2020,2021", "3.2,4,1\n5,6,0", None),
+        ("2019,2020,kind", "3.2,4,rose\n5,6,rose", None),
+        ("1,x,0", "3.2,4,1\n5,6,0", None),
+        ("x,0", "3.2,1\n5,0", None),
+    ],
+)
+def test_a_header_is_found_by_all_cells_of_the_first_row(header, body, is_header):
+    text = header + "\n" + body
+    if is_header is None:
+        with pytest.raises(CsvError, match=r"row 1 may be a header or a sample: .*--header or --no-header"):
+            read(text)
+        assert len(read(text, header=True).X) == 2
+    else:
+        table = read(text)
+        assert len(table.X) == (2 if is_header else 3)
+        assert ("a header in row 1" in table.found) == is_header
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it is empty"),
+        ("\n \n\n", "it is empty"),
+        ("a,b,y\n", "it has a header and no other row"),
+        ("a\n1\n2\n", "it has 1 column, separated by commas; at least one feature and 1 target column are needed"),
+        ("1 2 0\n3 4 1\n", "it has 1 column"),
+        ("age,b,y\n1,2,0\n\n3,4,1\n,6,0\n", r"row 5, column 'age' is missing; fill it in"),
+        ("age,b,y\n1,2,0\n3,NA,1\n", r"row 3, column 'b' is missing \('NA'\)"),
+        ("age,b,y\n1,2,0\n3,nan,1\n", r"row 3, column 'b' is missing \('nan'\)"),
+        ("age,b,y\n1,2,0\n3,4,\n", "row 3, column 'y' is missing"),
+        ("age,b,y\n1,2,u\n3,4,u\n3,4,?\n", r"row 4, column 'y' is missing \('\?'\)"),
+        ("age,age,y\n1,2,0\n3,,1\n", "row 3, column 2 is missing"),
+        ("1,2,0\n3,-inf,1\n", "row 2, column 2 is '-inf', which is no finite number"),
+        ("1,2,0\n3,1e400,1\n", "row 2, column 2 is '1e400', which is no finite number"),
+        ("1,2,0\n3,x,1\n", "row 2, column 2 is 'x', which is no number"),
+        ("1,2,0\n3,0x1F,1\n", "'0x1F', which is no number"),
+        ("1,2,0\n3,1_000,1\n", "'1_000', which is no number"),
+        ('1,2,0\n3,"1,000",1\n', "'1,000', which is no number"),
+        ("1,2,0\n3,True,1\n", "'True', which is no number"),
+        ("1,2,0\n3,１,1\n", "'１', which is no number"),
+        ("1;2,5;0\n3;1.234;1\n", "commas and decimal points in one file: row 1, column 2 is '2,5', row 2, column 2 is '1.234'"),
+        ("1,2,0\n3,4\n", "row 2 has 2 columns, the first has 3"),
+        ("1,2,0\n\n3,4,5,6\n", "row 3 has 4 columns, the first has 3"),
+        ('1,2,a\n3,4,"b\n5,6,a\n', "row 2 has a quotation mark that is not closed"),
+        ('1,2,a\n3,a"b,"c\n5,6,a\n5,6,b\n', "row 2 has a quotation mark that is not closed"),
+        (b"1,2,0\n3,\xe9,1\n", "row 2 is not UTF-8 .byte 0xe9.; save the file as UTF-8"),
+        (b"1,2,0\n3,\0,1\n", "row 2 holds a NUL byte"),
+        (b"\xff\xfe1", "it begins like UTF-16, but is not"),
+        ("1,2,0\n1,2,u\n1,2,1\n", "number in some rows and text in others: row 1, column 3 is '0', row 2, column 3 is 'u'"),
+        ("1,2,9007199254740993\n1,2,9007199254740992\n", "too large for the label of a class"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_one_line(text, message):
+    with pytest.raises(CsvError, match=message) as error:
+        read(text)
+    assert "\n" not in str(error.value)
+
+
+def test_a_fault_in_a_later_block_is_named_by_its_row(monkeypatch):
+    monkeypatch.setattr("gpubackprop.csv_files.BLOCK", 16)
+    rows = [f"{i},{i / 2},{i % 2}" for i in range(50)]
+    table = read("a,b,y\r\n" + "\r\n".join(rows))
+    np.testing.assert_array_equal(table.X, [[i, i / 2] for i in range(50)])
+    np.testing.assert_array_equal(table.y, np.arange(50) % 2)
+    rows[40] = "40,oops,1"
+    with pytest.raises(CsvError, match="row 42, column 'b' is 'oops'"):
+        read("a,b,y\r\n" + "\r\n".join(rows))
+    rows[40] = "40,1"
+    with pytest.raises(CsvError, match="row 42 has 2 columns"):
+        read("a,b,y\r\n" + "\r\n".join(rows))
+
+
+def test_labels_may_be_text_and_hold_quotes_and_delimiters():
+    table = read('1,2,"a, ""b"""\n3,4, c \n5,6,NA\n')
+    assert table.y.tolist() == ['a, "b"', "c", "NA"]
+
+
+def test_the_target_is_a_column_of_any_place():
+    text = "kind,a,b\nu,1,2\nv,3,4\n"
+    for target in ("kind", "1"):
+        table = read(text, target=target, header=True)
+        assert table.X.tolist() == [[1, 2], [3, 4]]
+        assert table.y.tolist() == ["u", "v"]
+    with pytest.raises(CsvError, match=r"target is 'c', which no column is called; row 1 holds 'kind', 'a', 'b'"):
+        read(text, target="c")
+    with pytest.raises(CsvError, match="which 2 columns are called"):
+        read("a,a,b\n1,2,3\n", target="a")
+
+
+def test_a_regression_has_real_targets_in_its_last_columns():
+    table = read("a,b,c\n1,2,3.5\n4,5,6.5\n", classification=False, targets=2)
+    assert table.X.tolist() == [[1], [4]]
+    assert table.y.tolist() == [[2, 3.5], [5, 6.5]]
+    with pytest.raises(CsvError, match="row 3, column 'c' is 'x', which is no number"):
+        read("a,b,c\n1,2,3.5\n4,5,x\n", classification=False)
+
+
+def test_digits_are_read_as_python_reads_them(rng):
+    numbers = np.concatenate(
+        [rng.normal(size=600) * 10.0 ** rng.integers(-300, 300, 600), [5e-324, 1.7976931348623157e308]]
+    )
+    text = "\n".join(f"{a!r},{b!r},{i % 2}" for i, (a, b) in enumerate(numbers.reshape(-1, 2).tolist()))
+    np.testing.assert_array_equal(read(text).X.ravel(), numbers)
+
+
+def test_pyarrow_is_imported_only_where_a_csv_file_is_read():
+    import subprocess
+
+    code = "import sys, gpubackprop, gpubackprop.datasets, gpubackprop.cli; sys.exit('pyarrow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
