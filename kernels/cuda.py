@@ -20,11 +20,11 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import cuda
 
 from gpubackprop.activations import Activation
 from gpubackprop.definitions import real_of
 from gpubackprop.kernels.cuda_launch import THREADS, Source, occupancy_of
+from gpubackprop.kernels.cuda_numba import cuda
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
 from gpubackprop.kernels.cuda_vector import (
     MATH,

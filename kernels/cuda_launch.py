@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba import cuda
 
 from gpubackprop import cache as disk
 from gpubackprop.definitions import fingerprint
+from gpubackprop.kernels.cuda_numba import cuda
 from gpubackprop.kernels.cuda_vector import STORAGE
 
 _MODULES = (
@@ -26,6 +26,7 @@ _MODULES = (
     "gpubackprop.kernels.cuda",
     "gpubackprop.kernels.cuda_launch",
     "gpubackprop.kernels.cuda_loss",
+    "gpubackprop.kernels.cuda_numba",
     "gpubackprop.kernels.cuda_softmax",
     "gpubackprop.kernels.cuda_softmax_rows",
     "gpubackprop.kernels.cuda_training",

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba import cuda
 
 from gpubackprop.backends.base import SCALE
 from gpubackprop.definitions import real_of
 from gpubackprop.kernels.cuda import WIDEST, fold_rows, label, signature, stage_bias, sum_columns
 from gpubackprop.kernels.cuda_launch import THREADS, Source, occupancy_of
+from gpubackprop.kernels.cuda_numba import cuda
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
 from gpubackprop.kernels.cuda_vector import MATH, access_within, block_reductions, inlined, read_once, storage_of
 from gpubackprop.losses import Loss

@@ -11,7 +11,6 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import cuda
 
 from gpubackprop.backends.base import (
     C1,
@@ -31,6 +30,7 @@ from gpubackprop.backends.base import (
 from gpubackprop.definitions import real_of
 from gpubackprop.kernels.cuda import define_dropout, label, signature
 from gpubackprop.kernels.cuda_launch import THREADS, Source
+from gpubackprop.kernels.cuda_numba import cuda
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
 from gpubackprop.kernels.cuda_vector import (
     MATH,

@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba import config, cuda
 
 from gpubackprop.definitions import NUMPY, Math
+from gpubackprop.kernels.cuda_numba import SIMULATED, cuda, intrinsic, types
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
 VECTOR_BYTES = 16
 WARP = 32
 STORAGE = {"f4": np.float32, "f8": np.float64, "f2": np.float16, "bf16": np.uint16, "u2": np.uint16, "i8": np.int64}
@@ -144,8 +143,6 @@ if SIMULATED:
 
 else:
     from llvmlite import ir
-    from numba.cuda import types
-    from numba.cuda.extending import intrinsic
 
     _F32, _F64, _HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()
     _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)

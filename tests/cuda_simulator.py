@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import cuda
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,6 +24,7 @@ from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.definitions import check_dtype, eps_of, real_of
 from gpubackprop.kernels import cuda as passes
 from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_softmax_rows, cuda_training
+from gpubackprop.kernels.cuda_numba import cuda
 from gpubackprop.kernels.cuda_vector import STORAGE, access, compute_type
 from gpubackprop.losses import LOSSES
 from gpubackprop.philox import keep_threshold, split_seed

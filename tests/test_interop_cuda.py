@@ -131,7 +131,7 @@ def data(dtype: Any = np.float32) -> Any:
 
 
 def numba_array(array: Any) -> Any:
-    from numba import cuda
+    from gpubackprop.kernels.cuda_numba import cuda
 
     return cuda.as_cuda_array(array, sync=False)
 

@@ -1,0 +1,36 @@
+"""All that comes from numba-cuda, in one place: its releases end with 0.30, and NumPy goes on without it.
+
+NumPy 2.5 has no ``row_stack``, which numba-cuda names when its target starts, and warns about a timedelta without a unit,
+which it makes. Both are mended while its modules are imported, and NumPy is left as it was.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+
+import numpy as np
+from numba import config
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+"""Kernels run in Numba's simulator (``NUMBA_ENABLE_CUDASIM=1``)."""
+
+_lacks_row_stack = not hasattr(np, "row_stack")
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "The 'generic' unit", DeprecationWarning)
+    if _lacks_row_stack:
+        vars(np)["row_stack"] = np.vstack
+    try:
+        from numba import cuda
+
+        if SIMULATED:
+            types = intrinsic = None  # the simulator has neither
+        else:
+            import_module("numba.cuda.np.arrayobj")  # asks for row_stack; else imported with the first kernel
+            from numba.cuda import types
+            from numba.cuda.extending import intrinsic
+    finally:
+        if _lacks_row_stack:
+            del vars(np)["row_stack"]
+
+__all__ = ["SIMULATED", "cuda", "intrinsic", "types"]
