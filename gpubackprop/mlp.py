@@ -99,7 +99,9 @@ class MLP(Network):
     Attributes
     ----------
     parameters, gradients : Parameters
-        W_l, b_l and dW_l, db_l as views into one flat array each.
+        W_l, b_l and dW_l, db_l as views into one flat array each; the gradients are those of the last training step.
+
+    What describes a network (sizes, dtype, device, layers, these arrays) cannot be replaced; arrays may be written into.
     """
 
     def __init__(
@@ -430,9 +432,9 @@ def _options(device: str | Backend, matmul_precision: str) -> dict[str, Any]:
     return {"matmul_precision": matmul_precision}
 
 
-def _per_hidden_layer(activation: Any, n: int) -> list[Activation]:
+def _per_hidden_layer(activation: Any, n: int) -> tuple[Activation, ...]:
     if isinstance(activation, list | tuple):
         if len(activation) != n:
             raise ValueError(f"activation has {len(activation)} entries; there are {n} hidden layers: give one or {n}")
-        return [ACTIVATIONS.resolve(a) for a in activation]
-    return [ACTIVATIONS.resolve(activation)] * n
+        return tuple(ACTIVATIONS.resolve(a) for a in activation)
+    return (ACTIVATIONS.resolve(activation),) * n

@@ -6,7 +6,7 @@ The passes are written once, against the methods of a backend. ``ops`` is the ba
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,18 @@ from gpubackprop.definitions import Array, real_of
 from gpubackprop.losses import Loss
 from gpubackprop.memory import bytes_of, check_fixed, fit_into_memory, fits, step_parts
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
-from gpubackprop.parameters import Parameters
+from gpubackprop.parameters import Parameters, SetOnce
 from gpubackprop.step import Names, Recorder, Step
 from gpubackprop.validation import check_count
 from gpubackprop.workspace import Inputs, Layer, Workspace, make_layers
 
 
 @dataclass
-class OptimizerState:
-    """What changes during training, beside the parameters; all of it on the device (see ``backends/base.py``)."""
+class OptimizerState(SetOnce):
+    """What changes during training, beside the parameters; all of it on the device (see ``backends/base.py``).
+
+    The arrays may be written into, not replaced.
+    """
 
     optimizer: Optimizer
     states: Array
@@ -44,11 +47,11 @@ class Data:
     order: Array
 
 
-class Network:
+class Network(SetOnce):
     """Parameters, gradients and layers on a backend; what :class:`gpubackprop.mlp.MLP` gives a public face."""
 
     layer_sizes: tuple[int, ...]
-    activations: list[Activation]
+    activations: tuple[Activation, ...]
     loss: Loss
     backend: Backend
     dtype: np.dtype[Any]
@@ -79,10 +82,24 @@ class Network:
         self._named_weights = names("θ16", self.weights.flat) if mixed else None
         self._named_gradients = names("∇", self.gradients.flat)
         self._counters = names("t", zeros((2,), np.dtype(np.int64)))
-        self.layers: list[Layer] = make_layers(self.weights, self.gradients, [*self.activations, identity], names)
-        self.optimizer_state: OptimizerState | None = None
+        self.layers: tuple[Layer, ...] = make_layers(self.weights, self.gradients, [*self.activations, identity], names)
+        self._optimizer_state: OptimizerState | None = None
         self._scalars = names("η", zeros((8,), self.real))
         self.refresh()
+
+    @property
+    def optimizer_state(self) -> OptimizerState | None:
+        """The arrays of the optimizer of the last ``fit`` or ``step``, or None before the first."""
+        return self._optimizer_state
+
+    def _advice(self, name: str) -> str:
+        if name in ("parameters", "weights", "gradients", "layers"):
+            return "write into the arrays: model.parameters.W[l][...] = value"
+        if name in ("optimizer_state", "loss_scaling", "real"):
+            return "it is given by the rest of the network; a step or a fit makes the state of an optimizer"
+        if name in ("device", "backend"):
+            return "model.to(device) returns the network on another device"
+        return f"make another network with MLP(..., {name}=...)"
 
     def refresh(self) -> None:
         """Round the parameters to the 16-bit weights again, where there are such, after they were changed from outside."""
@@ -242,8 +259,8 @@ class Network:
             self._record_in_parts(recorder, ws, inputs, m, state)
         if state is not None:
             recorder.phase = "update"
-            state.states, state.rate = names("states", state.states), names("η_0", state.rate)
-            self.update_pass(recorder, n, state)
+            named = replace(state, states=names("states", state.states), rate=names("η_0", state.rate))
+            self.update_pass(recorder, n, named)
         return Step(self.backend, recorder.operations, names, keep)
 
     def forward_step(self, ws: Workspace) -> Step:
@@ -316,7 +333,7 @@ class Network:
 
     def new_state(self, optimizer: Optimizer, backend: Any) -> tuple[Array, Array] | None:
         """Return memory for an optimizer's states and learning rate, or None if they are there."""
-        if self.optimizer_state is not None and self.optimizer_state.optimizer == optimizer:
+        if self._optimizer_state is not None and self._optimizer_state.optimizer == optimizer:
             return None
         states = backend.zeros((optimizer.n_states, self.parameters.flat.size), self.real)
         return states, backend.zeros((1,), np.dtype(np.float64))
@@ -333,9 +350,9 @@ class Network:
             scalars[...] = 0
             scalars[FACTOR] = 1
             scalars[SCALE] = FIRST_SCALE if self.loss_scaling else 1
-            self.optimizer_state = OptimizerState(optimizer, states, self._counters, rate, scalars)
-        assert self.optimizer_state is not None
-        return self.optimizer_state
+            self._optimizer_state = OptimizerState(optimizer, states, self._counters, rate, scalars)
+        assert self._optimizer_state is not None
+        return self._optimizer_state
 
 
 def optimizer_of(optimizer: str | Optimizer) -> Optimizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,31 +14,74 @@ from gpubackprop.definitions import Array
 ALIGNMENT = 32  # elements; each W and b starts at a multiple: 64 bytes or more, whatever the dtype
 
 
-class Parameters:
+class SetOnce:
+    """A base of what compiled code relies on: public attributes are set once. Arrays are written into, never replaced.
+
+    Compiled steps hold the addresses of these arrays, and sizes and dtypes say how far they reach.
+    """
+
+    advice: ClassVar[str] = "write into it: {name}[...] = value"
+    """What to do instead, for the error message."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not self._fixed(name):
+            super().__setattr__(name, value)
+        elif getattr(self, name) is not value:  # the same one comes back from ``flat += 1``
+            raise AttributeError(f"{type(self).__name__}.{name} cannot be replaced; {self._advice(name)}")
+
+    def __delattr__(self, name: str) -> None:
+        if self._fixed(name):
+            raise AttributeError(f"{type(self).__name__}.{name} cannot be deleted")
+        super().__delattr__(name)
+
+    def _fixed(self, name: str) -> bool:
+        of_class = getattr(type(self), name, None)
+        if of_class is not None:
+            return isinstance(of_class, property) and of_class.fset is None
+        return not name.startswith("_") and name in vars(self)
+
+    def _advice(self, name: str) -> str:
+        return self.advice.format(name=name)
+
+
+class Views(tuple[Array, ...]):
+    """The views of all layers: an array may be written into, not put in another's place."""
+
+    def __setitem__(self, l: int, value: Any) -> None:  # noqa: E741  (the layer)
+        if value is not self[l]:  # the same one comes back from ``W[l] += 1``
+            raise TypeError(
+                f"entry {l} cannot be replaced, since steps and layers hold its memory; write into it, as in "
+                f"model.parameters.W[{l}][...] = value"
+            )
+
+
+class Parameters(SetOnce):
     """W_l and b_l of every layer as views into one array; also used for the gradients dW_l and db_l.
 
-    Between two views there may be a few elements of padding, which are 0 and stay 0: their gradient is 0.
+    Between two views there may be a few elements of padding, which are 0 and stay 0: their gradient is 0. None of these
+    arrays can be replaced; write into them, as in ``model.parameters.W[l][...] = value``.
 
     Attributes
     ----------
     flat : array, shape (size,)
         All of them, with the padding.
-    W : list of array, shape (d_{l-1}, d_l)
-    b : list of array, shape (d_l,)
+    W : tuple of array, shape (d_{l-1}, d_l)
+    b : tuple of array, shape (d_l,)
         ``W[0]``, ``b[0]`` belong to the first layer, ``W[-1]``, ``b[-1]`` to the output layer.
     """
 
     def __init__(self, layer_sizes: Sequence[int], flat: Array) -> None:
         self.layer_sizes = tuple(layer_sizes)
         self.flat = flat
-        self.W: list[Array] = []
-        self.b: list[Array] = []
+        W: list[Array] = []
+        b: list[Array] = []
         first = 0
         for d_in, d_out in pairwise(layer_sizes):
-            self.W.append(flat[first : first + d_in * d_out].reshape(d_in, d_out))
+            W.append(flat[first : first + d_in * d_out].reshape(d_in, d_out))
             first += -(-d_in * d_out // ALIGNMENT) * ALIGNMENT
-            self.b.append(flat[first : first + d_out])
+            b.append(flat[first : first + d_out])
             first += -(-d_out // ALIGNMENT) * ALIGNMENT
+        self.W, self.b = Views(W), Views(b)
 
     @classmethod
     def zeros(cls, backend: Backend, layer_sizes: Sequence[int], dtype: np.dtype[Any]) -> Parameters:
@@ -48,6 +91,11 @@ class Parameters:
     def copy(self) -> Parameters:
         """Return a copy that later passes leave alone."""
         return Parameters(self.layer_sizes, self.flat.copy())
+
+    advice = "write into the arrays: model.parameters.W[l][...] = value"
+
+    def __reduce__(self) -> Any:
+        return Parameters, (self.layer_sizes, self.flat)  # the views are made anew
 
     @property
     def count(self) -> int:

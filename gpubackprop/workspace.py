@@ -53,7 +53,7 @@ class LayerArrays:
 
 def make_layers(
     parameters: Parameters, gradients: Parameters, activations: Sequence[Activation], names: Names
-) -> list[Layer]:
+) -> tuple[Layer, ...]:
     """Return the layers of a network, their arrays named W_1, b_1, dW_1, ..., W_o, b_o, dW_o, db_o."""
     layers = []
     for i, activation in enumerate(activations):
@@ -70,7 +70,7 @@ def make_layers(
                 names(f"db_{name}", gradients.b[i]),
             )
         )
-    return layers
+    return tuple(layers)
 
 
 class Inputs:

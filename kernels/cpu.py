@@ -267,21 +267,23 @@ def compile_dropout(dtype: np.dtype[Any]) -> Kernel:
 
 @cache
 def compile_gather(dtype: np.dtype[Any], ndim: int) -> Kernel:
-    """Return kernel(source, order, counters, out): the rows of the next mini-batch."""
+    """Return kernel(source, order, counters, out): the rows of the next mini-batch; places outside are cut."""
 
     def gather_rows(source, order, counters, out, thread, threads):  # type: ignore[no-untyped-def]
-        first, (begin, end) = counters[CURSOR], share(out.shape[0], 1, thread, threads)
+        last, last_row = order.size - 1, source.shape[0] - 1
+        first, (begin, end) = min(max(counters[CURSOR], 0), last), share(out.shape[0], 1, thread, threads)
         for i in range(begin, end):
-            k = order[first + i]
+            k = min(max(order[min(first + i, last)], 0), last_row)
             for j in range(out.shape[1]):
                 out[i, j] = source[k, j]
 
     def gather_values(source, order, counters, out, thread, threads):  # type: ignore[no-untyped-def]
         if thread > 0:
             return
-        first = counters[CURSOR]
+        last, last_row = order.size - 1, source.shape[0] - 1
+        first = min(max(counters[CURSOR], 0), last)
         for i in range(out.shape[0]):
-            out[i] = source[order[first + i]]
+            out[i] = source[min(max(order[min(first + i, last)], 0), last_row)]
 
     return compiled(gather_rows if ndim == 2 else gather_values, dtype.name)
 

@@ -77,7 +77,7 @@ def test_the_pool_gives_exactly_what_was_counted(
         assert pool.used_bytes() - before == counted
         assert step_bytes(model, n, m, optimizer, **options) == counted - _once(model, optimizer, m < n, counted)
         del step
-        model.optimizer_state = model._sums = None
+        model._optimizer_state = model._sums = None
 
 
 def _once(model: Any, optimizer: Any, in_parts: bool, counted: int) -> int:

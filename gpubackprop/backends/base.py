@@ -6,6 +6,10 @@ Every array is C-contiguous, two-dimensional unless said otherwise, of the model
 Where the model's dtype has 16 bits, arithmetic is done in float32, and the gradients dW and db, the parameters with their
 states, dense targets, sample weights and scalars ("real") are float32 too.
 
+Arrays are checked by :mod:`gpubackprop.backends.checks`, in eager calls and where a step is compiled, never while it runs.
+A label outside of the classes is an error in an eager call on the host; on a GPU, where the host would have to wait to see it,
+and in a compiled step it is the label of no class, as if the sample's row of targets were 0.
+
 An ``out`` may be left out, and is then allocated; nothing else is allocated on the device by a method that is given all its
 outputs. No method but ``to_numpy``, ``synchronize`` and ``asarray`` waits for the device.
 """
@@ -177,6 +181,9 @@ class Backend(Protocol):
 
     def gather(self, source: Array, order: Array, counters: Array, out: Array | None = None) -> Array:
         """out[i] = source[order[counters[CURSOR] + i]]: the next mini-batch.
+
+        What lies outside is cut, so that nothing else is ever read: a place below or beyond ``order`` is its first or last, and
+        a row below or beyond ``source`` is its first or last.
 
         Shapes
         ------

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpubackprop.backends.base import Run
+from gpubackprop.backends.checks import check_arrays, checked
 from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.definitions import Array, address
 from gpubackprop.philox import keep_threshold, split_seed
@@ -38,6 +39,7 @@ class CpuBackend(ReferenceBackend):
         self._scratch = _Scratch()
 
     def bind(self, operation: Operation) -> Call:
+        check_arrays(self, operation.name, operation.arguments, bound=True)
         call: Call = getattr(self, f"_bind_{operation.name}")(**operation.arguments)
         return call
 
@@ -47,6 +49,7 @@ class CpuBackend(ReferenceBackend):
         self._scratch.forget()
         return CpuStep(calls, step.flops)
 
+    @checked
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         out = np.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out
         _run(self._bind_matmul(a, b, out))
@@ -57,6 +60,7 @@ class CpuBackend(ReferenceBackend):
 
         return chooser().call(a, b, out, self._scratch.of(a.dtype))
 
+    @checked
     def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
         out = np.empty_like(z) if out is None else out
         _run(self._bind_bias_activation_forward(z, b, activation, out))
@@ -68,6 +72,7 @@ class CpuBackend(ReferenceBackend):
         kernel = compile_bias_activation_forward(activation, z.dtype, address(z) == address(out))
         return kernel, (z, b, out)
 
+    @checked
     def bias_activation_backward(
         self,
         dh: Array,
@@ -92,6 +97,7 @@ class CpuBackend(ReferenceBackend):
         sums, arrived = np.empty((shares_of(len(dh)), dh.shape[1]), dh.dtype), np.zeros(1, np.int64)
         return kernel, (dh, at, out, db, sums, arrived)
 
+    @checked
     def bias_loss(
         self,
         z: Array,
@@ -135,6 +141,7 @@ class CpuBackend(ReferenceBackend):
         w = b if weight is None else weight
         return kernel, (z, b, y, w, scale, count, out, db, value, sums, scratch, losses, arrived)
 
+    @checked
     def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
         out = np.empty_like(weight) if out is None else out
         _run(self._bind_normalize_weights(weight, out))
@@ -145,6 +152,7 @@ class CpuBackend(ReferenceBackend):
 
         return compile_normalize_weights(weight.dtype), (weight, out)
 
+    @checked
     def dropout(
         self,
         x: Array,
@@ -168,6 +176,7 @@ class CpuBackend(ReferenceBackend):
         flat = x.reshape(-1), keep_threshold(rate), scale, low, high, layer, counters, out.reshape(-1), first_block
         return compile_dropout(x.dtype), flat
 
+    @checked
     def gather(self, source: Array, order: Array, counters: Array, out: Array | None = None) -> Array:
         assert out is not None
         _run(self._bind_gather(source, order, counters, out))
@@ -178,6 +187,7 @@ class CpuBackend(ReferenceBackend):
 
         return compile_gather(out.dtype, out.ndim), (source, order, counters, out)
 
+    @checked
     def accumulate(self, total: Array | None, term: Array, out: Array) -> Array:
         _run(self._bind_accumulate(total, term, out))
         return out
@@ -188,6 +198,7 @@ class CpuBackend(ReferenceBackend):
         arguments = (term, out) if total is None else (total, term, out)
         return compile_accumulate(term.dtype, total is None), arguments
 
+    @checked
     def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
         _run(self._bind_clip(gradients, max_norm, scalars, loss_scaling))
 
@@ -196,6 +207,7 @@ class CpuBackend(ReferenceBackend):
 
         return compile_clip(gradients.dtype), (gradients, float(max_norm), scalars)
 
+    @checked
     def advance(
         self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool = False
     ) -> None:
@@ -208,6 +220,7 @@ class CpuBackend(ReferenceBackend):
 
         return compile_advance(optimizer, scalars.dtype), (rate, batch, counters, scalars)
 
+    @checked
     def update(
         self,
         optimizer: Optimizer,

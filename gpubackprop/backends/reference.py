@@ -25,6 +25,7 @@ from gpubackprop.backends.base import (
     STEPS,
     Run,
 )  # fmt: skip
+from gpubackprop.backends.checks import check_arrays, checked
 from gpubackprop.definitions import DTYPES, NUMPY, Array, aligned_zeros, real_of
 from gpubackprop.philox import keep_threshold, random_uint32
 
@@ -61,18 +62,21 @@ class ReferenceBackend:
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         return aligned_zeros(shape, dtype)
 
+    @checked
     @quiet
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         if a.dtype.itemsize > 2:
             return np.matmul(a, b, out=out)
         return _store(np.matmul(_wide(a), _wide(b)), out, a.dtype)
 
+    @checked
     @quiet
     def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
         wide = _wide(z) + _wide(b)
         z[...] = wide
         return _store(activation.phi(wide), out, z.dtype)
 
+    @checked
     @quiet
     def bias_activation_backward(
         self,
@@ -88,6 +92,7 @@ class ReferenceBackend:
         db = _store(delta.sum(axis=0), db)
         return _store(delta, out, dh.dtype), db
 
+    @checked
     @quiet
     def bias_loss(
         self,
@@ -116,10 +121,12 @@ class ReferenceBackend:
         db = _store(do.sum(axis=0), db)
         return value, _store(do, out, z.dtype), db
 
+    @checked
     @quiet
     def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
         return _store(weight / weight.sum(), out)
 
+    @checked
     @quiet
     def dropout(
         self,
@@ -136,15 +143,19 @@ class ReferenceBackend:
         scale = real_of(x.dtype).type(1 / (1 - rate))
         return _store(np.where(keep, _wide(x) * scale, scale * 0), out, x.dtype)
 
+    @checked
     def gather(self, source: Array, order: Array, counters: Array, out: Array | None = None) -> Array:
         assert out is not None
-        first = int(counters[CURSOR])
-        return np.take(source, order[first : first + len(out)], axis=0, out=out, mode="clip")
+        last = len(order) - 1
+        places = np.arange(len(out)) + min(max(int(counters[CURSOR]), 0), last)
+        return np.take(source, order[np.minimum(places, last)], axis=0, out=out, mode="clip")
 
+    @checked
     @quiet
     def accumulate(self, total: Array | None, term: Array, out: Array) -> Array:
         return _store(term if total is None else total + term, out)
 
+    @checked
     @quiet
     def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
         norm = np.sqrt(np.sum(gradients * gradients))
@@ -153,6 +164,7 @@ class ReferenceBackend:
         scalars[NORM] = norm / scale
         scalars[FACTOR] = np.minimum(1.0, max_norm / (scalars[NORM] + 1e-6)) / scale
 
+    @checked
     @quiet
     def advance(
         self,
@@ -176,6 +188,7 @@ class ReferenceBackend:
         scalars[RATE], scalars[C1], scalars[C2] = constants(t + 1.0, rate[0] * factor(t))
         counters += (1, batch)
 
+    @checked
     @quiet
     def update(
         self,
@@ -202,8 +215,10 @@ class ReferenceBackend:
 
     def bind(self, operation: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Return the function of an operation of a step, and its arguments."""
-        method, arguments = getattr(self, operation.name), operation.arguments
-        return lambda: method(**arguments), ()
+        check_arrays(self, operation.name, operation.arguments, bound=True)
+        method, arguments = getattr(type(self), operation.name), operation.arguments
+        method = getattr(method, "unchecked", method)  # a subclass may have one of its own
+        return lambda: method(self, **arguments), ()
 
     def compile(self, step: Step) -> Run:
         return loop([self.bind(operation) for operation in step.operations])
