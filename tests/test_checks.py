@@ -197,7 +197,7 @@ def test_every_public_attribute_of_a_network_is_kept() -> None:
 def test_the_arrays_of_parameters_and_optimizers_are_written_into_not_replaced() -> None:
     model = gb.MLP([3, 4, 2], device="reference")
     model.step(4, "adam")
-    state, (loss, gradients) = model.optimizer_state, model.loss_and_gradients(np.eye(3), np.array([0, 1, 0]))
+    state, (_, gradients) = model.optimizer_state, model.loss_and_gradients(np.eye(3), np.array([0, 1, 0]))
     for owner in (model.parameters, model.gradients, gradients):
         for name in ("W", "b", "flat", "layer_sizes"):
             with pytest.raises(AttributeError, match=r"cannot be replaced; .*W\[l\]\[...\] = value"):
