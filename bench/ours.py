@@ -105,8 +105,7 @@ def _finish(run: Any, units: int) -> None:
 def bound(device: Device, operations: list[Operation]) -> list[Any]:
     """Return the calls of operations; on a GPU with products that may be captured, where it can."""
     backend: Any = device.backend
-    bind = backend.bind_product if captures(device) else backend.bind
-    return [bind(operation) for operation in operations]
+    return [backend.bind(operation) for operation in operations]
 
 
 def captures(device: Device) -> bool:

@@ -31,14 +31,22 @@ def stored(rng, cupy, rows, columns, transposed, dtype):
 def test_products_of_every_order_are_exact_on_whole_numbers(products, dtype, m, n, k):
     import cupy
 
+    from gpubackprop.backends.cublaslt import UnsupportedProductError
+
     rng = np.random.default_rng(0)
+    few_bits = dtype in ("float16", "bfloat16")
     if dtype == "bfloat16":
         dtype = pytest.importorskip("ml_dtypes").bfloat16
     for at, bt in product([False, True], repeat=2):
         a, a_host = stored(rng, cupy, m, k, at, dtype)
         b, b_host = stored(rng, cupy, k, n, bt, dtype)
         out = cupy.zeros((m, n), np.float32 if a.dtype.itemsize == 2 else a.dtype)
-        products.matmul(a, b, out)
+        try:
+            products.matmul(a, b, out)
+        except UnsupportedProductError as error:
+            if not few_bits or m * n * k % 8 == 0:
+                raise
+            pytest.skip(str(error))  # rows of 16-bit numbers that are no multiple of 4 bytes: a version may have none
         np.testing.assert_array_equal(out.get(), a_host @ b_host)
 
 
@@ -82,3 +90,49 @@ def test_a_captured_product_is_replayed_with_the_same_bits(products):
     graph.launch(stream)
     stream.synchronize()
     np.testing.assert_array_equal(eager.get(), replayed.get())
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+def test_an_address_that_is_no_multiple_of_16_is_no_claim_of_one(products, first):
+    import cupy
+
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-2, 3, (6, 3)).astype(np.float32)
+    a, b_host = cupy.asarray(rows)[first : first + 2], rng.integers(-2, 3, (3, 8)).astype(np.float32)
+    out = cupy.zeros((2, 8), np.float32)
+    assert products.plan_for(a, cupy.asarray(b_host), out) is products.plan(
+        2, 8, 3, False, False, "float32", "float32", 16 if first == 0 else 8 if first == 2 else 4
+    )
+    products.matmul(a, cupy.asarray(b_host), out)
+    np.testing.assert_array_equal(out.get(), rows[first : first + 2] @ b_host)
+
+
+def test_where_no_algorithm_takes_the_alignment_one_without_is_asked_for(products, monkeypatch):
+    import cupy
+
+    from gpubackprop.backends import cublaslt
+
+    choose, asked = cublaslt.Plan._choose, []
+
+    def refuse(self, alignment, workspace):
+        asked.append(alignment)
+        if alignment > 4:
+            raise cublaslt.UnsupportedProductError(self.description)
+        choose(self, alignment, workspace)
+
+    monkeypatch.setattr(cublaslt.Plan, "_choose", refuse)
+    a, b, out = (cupy.ones(shape, np.float32) for shape in ((4, 9), (9, 8), (4, 8)))
+    products.matmul(a, b, out)
+    assert asked == [16, 4]
+    assert (out == 9).all()
+
+
+@pytest.mark.parametrize(
+    ("b", "out"),
+    [(((8, 5), "f4"), ((4, 5), "f4")), (((9, 5), "f8"), ((4, 5), "f4")), (((9, 5), "f4"), ((4, 6), "f4"))],
+)
+def test_what_is_no_product_is_an_error(products, b, out):
+    import cupy
+
+    with pytest.raises(ValueError, match="no product"):
+        products.matmul(cupy.zeros((4, 9), np.float32), cupy.zeros(*b), cupy.zeros(*out))

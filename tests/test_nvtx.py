@@ -89,15 +89,10 @@ def test_each_operation_is_a_range_where_it_is_captured_and_each_launch_of_the_g
 
 @captured
 def test_a_product_with_an_epilogue_is_a_range_with_its_own_name(timeline: Timeline) -> None:
-    backend = make(nvtx=True)
-    model = gb.MLP([16, 32, 8], "gelu_tanh", device=backend)
-    model.step(24).compile()
-    for name, choice in backend._autotuner.choices.items():
-        backend._autotuner.choices[name] = type(choice)(**{**vars(choice), "fused": True})
-    run = model.step(24).compile()
+    run = gb.MLP([16, 32, 8], "identity", device=make(nvtx=True)).step(24).compile()
     timeline.take()
     run.eagerly()
-    assert any(name.startswith("gelu_aux_bias 24x32x16") for name in timeline.take())
+    assert "bias 24x32x16 float32" in timeline.take()
 
 
 def test_a_range_is_closed_where_its_operation_raises(timeline: Timeline) -> None:
@@ -130,8 +125,8 @@ def test_off_nothing_stands_between_a_caller_and_an_operation(timeline: Timeline
     assert not set(names) & set(vars(backend))
     model = gb.MLP([6, 8, 3], device=backend)
     step = model.step(16, "adam")
-    functions = [backend.bind(operation)[0] for operation in step.operations]
-    assert {function for function in functions if function != backend.xp.matmul} == {backend._run}
+    functions = [backend.bind(operation)[0] for operation in step.operations if operation.name != "matmul"]
+    assert set(functions) == {backend._run}
     run = step.compile()
     run()
     assert timeline.take() == []

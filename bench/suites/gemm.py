@@ -86,8 +86,7 @@ def _ours(device: Device, dtype: str, host_a: np.ndarray, host_b: np.ndarray) ->
     out = names("c", backend.zeros((len(a), b.shape[1]), a.dtype))
     recorder = Recorder(names)
     recorder.matmul(a, b, out)
-    bind = getattr(backend, "bind_product", backend.bind) if getattr(backend, "_products", None) else backend.bind
-    function, arguments = bind(recorder.operations[0])
+    function, arguments = backend.bind(recorder.operations[0])
 
     def run(keep: Any = recorder) -> None:  # a call on a GPU holds only the addresses of its arrays
         function(*arguments)

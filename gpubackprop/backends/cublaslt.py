@@ -9,14 +9,22 @@ columns lie in memory as they are, so nothing is ever copied.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
 from nvmath.bindings import cublasLt as lt  # noqa: N813  (its own name is in camel case)
 
 from gpubackprop.definitions import Array
+
+ALIGNMENT = 16
+"""Bytes: the widest access of a thread. An address may have a larger power of two as a divisor, but that depends on what was
+allocated before, and a plan made for it, with bits of its own, would too."""
+PLANS = 4096  # kept, one for each shape, type and order that was met
+
+Room = Callable[[int, np.dtype[Any]], Array]
 
 # cudaDataType_t and cublasComputeType_t
 CUDA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
@@ -66,6 +74,16 @@ class Plan:
         Bytes, that of the least aligned array; an algorithm may rely on it.
     workspace : int
         Bytes that an algorithm may use.
+
+    Attributes
+    ----------
+    workspace : int
+        Bytes that the chosen algorithm uses.
+
+    Raises
+    ------
+    UnsupportedProductError
+        There is no algorithm.
     """
 
     def __init__(
@@ -90,7 +108,10 @@ class Plan:
         scale = "float64" if dtype == "float64" else "float32"
         compute = COMPUTE_F64 if dtype == "float64" else COMPUTE_TF32 if tf32 and dtype == "float32" else COMPUTE_F32
         self.handle = handle
-        self.description = f"({m}x{k}) ({k}x{n}), {dtype} to {out_dtype}, {Epilogue(epilogue).name}"
+        self.description = (
+            f"{'transposed ' * a_transposed}({m}x{k}) {'transposed ' * b_transposed}({k}x{n}), {dtype} to {out_dtype}"
+            f"{' in tf32' * (compute == COMPUTE_TF32)}, {Epilogue(epilogue).name}, aligned to {alignment} bytes"
+        )
         self.desc = lt.matmul_desc_create(compute, CUDA_TYPE[scale])
         attribute = lt.MatmulDescAttribute
         settings: list[tuple[Any, int, Any]] = [
@@ -142,6 +163,7 @@ class Plan:
         if not found[0]:
             raise UnsupportedProductError(f"cuBLASLt has no algorithm for {self.description}")
         self.algorithm = self._results["algo"].ctypes.data
+        self.workspace = int(self._results["workspace_size"][0])
 
     def __call__(self, a: int, b: int, out: int, workspace: int, workspace_bytes: int, stream: int) -> None:
         """Queue the product on a stream; a, b, out and workspace are addresses."""
@@ -157,38 +179,101 @@ def _destroy(desc: int, *layouts: int) -> None:
         lt.matrix_layout_destroy(each)
 
 
+class Product(NamedTuple):
+    """A plan, its arrays by address, and its workspace; called, it queues the product on CuPy's current stream."""
+
+    plan: Plan
+    a: int
+    b: int
+    out: int
+    workspace: Array | None
+
+    def __call__(self) -> None:
+        place, nbytes = (0, 0) if self.workspace is None else (self.workspace.data.ptr, self.workspace.nbytes)
+        self.plan(self.a, self.b, self.out, place, nbytes, cupy.cuda.get_current_stream().ptr)
+
+
 class Products:
-    """The plans of one device, and the workspace they share; a workspace serves one stream at a time."""
+    """The plans of one device."""
 
     def __init__(self, index: int, *, tf32: bool = False) -> None:
         self.index, self.tf32 = index, tf32
         with cupy.cuda.Device(index) as device:
             self.handle = lt.create()
             major = int(device.compute_capability[:-1])
-            self.workspace = cupy.empty((32 if major >= 9 else 8) << 20, np.uint8)
+        self.most_workspace = (32 if major >= 9 else 8) << 20
         weakref.finalize(self, lt.destroy, self.handle)
-        self.plan = lru_cache(maxsize=None)(self._plan)
+        self.plan = lru_cache(maxsize=PLANS)(self._plan)
+        self._loaded: set[str] = set()
 
     def _plan(self, m: int, n: int, k: int, at: bool, bt: bool, dtype: str, out_dtype: str, alignment: int) -> Plan:
-        with cupy.cuda.Device(self.index):
+        def plan(alignment: int) -> Plan:
             return Plan(
                 self.handle, m, n, k, at, bt, dtype, out_dtype,
-                tf32=self.tf32, alignment=alignment, workspace=self.workspace.nbytes,
+                tf32=self.tf32, alignment=alignment, workspace=self.most_workspace,
             )  # fmt: skip
 
+        least = min(np.dtype(np.float16 if name == "bfloat16" else name).itemsize for name in (dtype, out_dtype))
+        with cupy.cuda.Device(self.index):
+            try:
+                return plan(alignment)
+            except UnsupportedProductError:
+                if alignment <= least:
+                    raise
+                return plan(least)
+
     def plan_for(self, a: Array, b: Array, out: Array) -> Plan:
-        """Return the plan of out = a b, from the arrays' shapes, types, orders and addresses."""
+        """Return the plan of out = a b, from the arrays' shapes, types, orders and addresses.
+
+        Raises
+        ------
+        ValueError
+            The arrays are none of a product.
+        UnsupportedProductError
+            cuBLASLt has no algorithm for it.
+        """
+        check_product(a, b, out)
         (m, k), n = a.shape, b.shape[1]
-        alignment = min(256, *(address & -address for address in (a.data.ptr, b.data.ptr, out.data.ptr)))
-        plan: Plan = self.plan(m, n, k, layout(a)[0], layout(b)[0], a.dtype.name, out.dtype.name, alignment)
+        plan: Plan = self.plan(
+            m, n, k, layout(a)[0], layout(b)[0], a.dtype.name, out.dtype.name, alignment_of(a, b, out)
+        )
         return plan
 
-    def bind(self, a: Array, b: Array, out: Array) -> tuple[Plan, tuple[int, int, int, int, int]]:
-        """Return the plan of out = a b and its arguments but for the stream."""
-        plan = self.plan_for(a, b, out)
-        return plan, (a.data.ptr, b.data.ptr, out.data.ptr, self.workspace.data.ptr, self.workspace.nbytes)
+    def bind(self, a: Array, b: Array, out: Array, room: Room) -> Product:
+        """Return the product out = a b, with a workspace from ``room``."""
+        return bound(self.plan_for(a, b, out), a, b, out, room)
 
     def matmul(self, a: Array, b: Array, out: Array) -> None:
-        """out = a b on CuPy's current stream."""
-        plan, arguments = self.bind(a, b, out)
-        plan(*arguments, cupy.cuda.get_current_stream().ptr)
+        """out = a b on CuPy's current stream; the workspace is the pool's, for what comes next on this stream."""
+        self.bind(a, b, out, cupy.empty)()
+
+    def load(self, product: Product) -> None:
+        """Run a product once, if none of its kind has run: that loads its code, for which a capture is no place."""
+        plan = product.plan
+        if plan.description not in self._loaded:
+            workspace = cupy.empty(plan.workspace, np.uint8) if plan.workspace else None  # the step's is for its stream
+            product._replace(workspace=workspace)()
+            self._loaded.add(plan.description)
+
+
+def bound(plan: Plan, a: Array, b: Array, out: Array, room: Room) -> Product:
+    """Return a plan with its arrays and a workspace of the size that its algorithm uses."""
+    workspace = room(plan.workspace, np.dtype(np.uint8)) if plan.workspace else None
+    return Product(plan, a.data.ptr, b.data.ptr, out.data.ptr, workspace)
+
+
+def alignment_of(*arrays: Array) -> int:
+    """Return the largest power of two, up to :data:`ALIGNMENT`, that all addresses are multiples of."""
+    return min(ALIGNMENT, *(int(a.data.ptr) & -int(a.data.ptr) for a in arrays))
+
+
+def check_product(a: Array, b: Array, out: Array) -> None:
+    """Raise ValueError unless out = a b is a product of matrices of one type; 16 bits may give float32."""
+    shapes = a.ndim == b.ndim == out.ndim == 2 and (a.shape[0], b.shape[1]) == out.shape and a.shape[1] == b.shape[0]
+    types = a.dtype == b.dtype and a.dtype.name in CUDA_TYPE
+    types = types and (out.dtype == a.dtype or (a.dtype.itemsize == 2 and out.dtype == np.float32))
+    if not shapes or not types or not out.flags.c_contiguous:
+        raise ValueError(
+            f"no product: {a.shape} of {a.dtype} by {b.shape} of {b.dtype} into {out.shape} of {out.dtype}, strides "
+            f"{out.strides}; it must be (m, k) by (k, n) of one floating dtype into (m, n), C-contiguous"
+        )

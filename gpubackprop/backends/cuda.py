@@ -1,18 +1,21 @@
 """The CUDA backend: products by cuBLAS, everything else by fused kernels, on CuPy's current stream.
 
 A method makes a list of launches (:mod:`gpubackprop.backends.cuda_launches`); an eager call runs the list at once, a compiled
-step keeps it. A compiled step uses the scratch of the stream that was current when it was compiled; run it there, or where
-nothing else runs at the same time.
+step keeps it. A compiled step owns its scratch and the workspace of its products, so steps on different streams do not meet;
+one step runs on one stream at a time.
 """
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import cupy
+import cupy.cublas
 import numpy as np
 import numpy.typing as npt
 from cuda.core import Stream, launch
@@ -20,7 +23,7 @@ from cuda.core import Stream, launch
 from gpubackprop.backends import nvtx as ranges
 from gpubackprop.backends.base import Run
 from gpubackprop.backends.cuda_launches import Launch, Launches
-from gpubackprop.backends.diagnosis import DeviceUnavailableError, cuda_version, installed, missing_dtypes
+from gpubackprop.backends.diagnosis import DeviceUnavailableError, installed, missing_dtypes
 from gpubackprop.definitions import DTYPES, Array, address, check_precision, real_of
 from gpubackprop.interop import as_cupy, on_gpu
 from gpubackprop.memory import DeviceMemoryError
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from gpubackprop.step import Operation, Step
 
 LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the same stream as handle 0, which cuda.core takes for no stream
+STREAMS = 8  # whose wrapper for cuda.core is kept
 
 OPERATIONS = [name for name in vars(Recorder) if not name.startswith("_")]
 
@@ -79,7 +83,7 @@ class CudaBackend:
     matmul_precision : {"float32", "tf32"}
         How float32 matrices are multiplied; TF32 keeps 10 bits of each factor's mantissa, and is never used unasked.
     epilogues : {"auto", "all", "off"}
-        Whether products may end with the next operation, see :mod:`gpubackprop.backends.cuda_epilogues`.
+        Which products end with the next operation, see :mod:`gpubackprop.backends.cuda_epilogues`.
     single_launch_sums : bool
         Let the last block of the backward kernel add up the bias gradient, instead of a second launch. Its order of sums is
         fixed too. Off until a device has shown it to be right and faster: no emulation runs blocks side by side.
@@ -113,20 +117,16 @@ class CudaBackend:
         self._device = Device(index)
         self._launches = Launches(self._device, self.device, single_launch_sums)
         self._streams: dict[int, Stream] = {}
+        self._thread = threading.local()
         check_precision(matmul_precision)
         self.matmul_precision = matmul_precision
         self._products: Any = None
         if installed("nvmath-python"):
             from gpubackprop.backends.cublaslt import Products
-            from gpubackprop.backends.cuda_epilogues import Autotuner
+            from gpubackprop.backends.cuda_epilogues import Epilogues
 
-            properties = cupy.cuda.runtime.getDeviceProperties(index)
-            versions = [installed(name) for name in ("nvmath-python", "nvidia-cublas-cu12", "nvidia-cublas")]
             self._products = Products(index, tf32=matmul_precision == "tf32")
-            self._autotuner: Any = Autotuner(
-                self._products, epilogues, f"{properties['name']} {cuda_version()} {versions}", self._ranged
-            )
-
+            self._epilogues: Any = Epilogues(self._products, epilogues, self._ranged)
         elif matmul_precision == "tf32":
             raise DeviceUnavailableError("matmul_precision 'tf32' needs nvmath-python; run: pip install nvmath-python")
         missing = missing_dtypes(self._launches.capability)
@@ -155,12 +155,34 @@ class CudaBackend:
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         with self._device:
-            if self.matmul_precision == "float32" and a.dtype == (a if out is None else out).dtype:
-                return cupy.matmul(a, b, out=out)
-            if out is None:
-                out = cupy.empty((a.shape[0], b.shape[1]), a.dtype)
+            out = cupy.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out
+            a, b = (x if x.flags.forc else cupy.ascontiguousarray(x) for x in (a, b))
+            self._multiply(a, b, out)
+        return out
+
+    def _multiply(self, a: Array, b: Array, out: Array) -> None:
+        """out = a b, eagerly; operands are C-contiguous or transposes of such."""
+        plan = self._plan(a, b, out)
+        if plan is not None:
             self._products.matmul(a, b, out)
-            return out
+        elif a.dtype.itemsize == 2:
+            cupy.matmul(a, b, out=out)
+        else:  # cupy.matmul would round to TF32 where the environment variable CUPY_TF32 is set
+            cupy.cublas.gemm("N", "N", a, b, out=out)
+
+    def _plan(self, a: Array, b: Array, out: Array) -> Any:
+        """Return cuBLASLt's plan of a product, or None, with a warning where it has none."""
+        if self._products is None:
+            return None
+        from gpubackprop.backends.cublaslt import UnsupportedProductError
+
+        try:
+            return self._products.plan_for(a, b, out)
+        except UnsupportedProductError as error:
+            if a.dtype.itemsize == 2 and out.dtype != a.dtype:
+                raise  # which cuBLAS by itself cannot either
+            warnings.warn(f"{error}; it is left to cuBLAS, in float32, outside of CUDA graphs", RuntimeWarning, 3)
+            return None
 
     def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
         with self._device:
@@ -257,53 +279,58 @@ class CudaBackend:
         with self._device:
             self._run(self._launches.update(optimizer, parameters, gradients, states, scalars, weights))
 
-    def bind(self, operation: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Return the function of an operation of a step, and its arguments; shapes, kernels and grids are settled here."""
-        arguments = operation.arguments
-        if operation.name == "matmul":
-            return self._ranged("matmul", cupy.matmul), (arguments["a"], arguments["b"], arguments["out"])
+    def bind(self, operation: Operation) -> Call:
+        """Return the function of an operation of a step, and its arguments; shapes, kernels and grids are settled here.
+
+        With nvmath-python it may be captured. Its scratch memory is its own.
+        """
         with self._device:
-            launches = getattr(self._launches, operation.name)(**arguments)
-        return self._ranged(operation.name, self._run), (launches,)
+            return self._bind(operation, self._launches.for_step())
+
+    def _bind(self, operation: Operation, launches: Launches) -> Call:
+        arguments = operation.arguments
+        if operation.name != "matmul":
+            return self._ranged(operation.name, self._run), (getattr(launches, operation.name)(**arguments),)
+        a, b, out = arguments["a"], arguments["b"], arguments["out"]
+        if self._plan(a, b, out) is None:
+            return self._ranged("matmul", self._multiply), (a, b, out)
+        product = self._products.bind(a, b, out, launches.room)
+        self._products.load(product)
+        return self._ranged("matmul", product), ()
 
     def compile(self, step: Step) -> Run:
-        """Return the step as CUDA graphs, or, where nvmath-python is missing, as a loop over its operations."""
-        if self._products is None:
-            calls = [self.bind(operation) for operation in fuse_dropout(step)]
+        """Return the step as CUDA graphs, or, where a product cannot be captured, as a loop over its operations.
 
-            def run(
-                times: int = 1, step: Step = step
-            ) -> None:  # the calls hold only the addresses of the step's arrays
-                with self._device:
-                    for _ in range(times):
-                        for function, arguments in calls:
-                            function(*arguments)
-
-            return run
-        from gpubackprop.backends.cuda_graph import CapturedStep
-
+        The kernels and products of a kind that has not run yet are loaded; for a product that means to run it.
+        """
         with self._device:
-            stream = cupy.cuda.Stream(non_blocking=True)
-            with stream:  # scratch belongs to a stream: this step's own
-                calls = self._autotuner.calls(fuse_dropout(step), self.bind_product)
-            self._device.synchronize()
-        return CapturedStep(self._device, stream, calls, step, self._ranged)
+            launches, operations = self._launches.for_step(), fuse_dropout(step)
+            plans = [self._plan(**o.arguments) for o in operations if o.name == "matmul"]
+            captured = None not in plans
+            if captured:
+                from gpubackprop.backends.cuda_graph import CapturedStep
+
+                # the largest workspace first: the others are parts of it
+                launches.room(max((plan.workspace for plan in plans), default=0), np.dtype(np.uint8))
+                calls = self._epilogues.calls(operations, lambda one: self._bind(one, launches), launches.room)
+            else:
+                calls = [self._bind(operation, launches) for operation in operations]
+            self._device.synchronize()  # what was allocated is there, whatever stream the step runs on
+            if captured:
+                return CapturedStep(self._device, calls, step, self._ranged)
+
+        def run(times: int = 1, step: Step = step) -> None:  # the calls hold only the addresses of the step's arrays
+            with self._device:
+                for _ in range(times):
+                    for function, arguments in calls:
+                        function(*arguments)
+
+        return run
 
     @property
     def epilogue_choices(self) -> list[Any]:
-        """What was measured for each pair of a product and the operation after it, and which way won."""
-        return [] if self._products is None else list(self._autotuner.choices.values())
-
-    def bind_product(self, operation: Operation) -> Call:
-        """As :meth:`bind`, with products that may be captured."""
-        if operation.name != "matmul":
-            return self.bind(operation)
-        plan, arguments = self._products.bind(**operation.arguments)
-
-        def run() -> None:
-            plan(*arguments, cupy.cuda.get_current_stream().ptr)
-
-        return self._ranged("matmul", run), ()
+        """For each pair of a product and the operation after it: whether they are one product, and why."""
+        return [] if self._products is None else list(self._epilogues.choices.values())
 
     # Launching. The current device is this one.
 
@@ -313,9 +340,17 @@ class CudaBackend:
             launch(stream, one.config, one.kernel, *one.arguments)
 
     def _stream(self) -> Stream:
+        """Return CuPy's current stream for cuda.core."""
+        if not hasattr(
+            self._thread, "ready"
+        ):  # a new thread: the default stream alone does not tell the driver a context
+            cupy.cuda.runtime.setDevice(self._device.id)
+            self._thread.ready = True
         handle = cupy.cuda.get_current_stream().ptr or LEGACY_STREAM
         stream = self._streams.get(handle)
         if stream is None:
+            if len(self._streams) >= STREAMS:  # of streams that are gone, most of them
+                self._streams.clear()
             stream = self._streams[handle] = Stream.from_handle(handle)
         return stream
 

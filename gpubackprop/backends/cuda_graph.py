@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
+import cupy
+
 if TYPE_CHECKING:
     from gpubackprop.backends.nvtx import Ranged
     from gpubackprop.step import Step
@@ -26,18 +28,17 @@ class CapturedStep:
     Parameters
     ----------
     device : cupy.cuda.Device
-    stream : cupy.cuda.Stream
-        A stream of the step's own: where it is captured, and whose scratch memory its operations use.
     calls : sequence of (function, arguments)
-        The operations; run once on ``stream`` they must allocate nothing and wait for nothing.
+        The operations; they must allocate nothing, wait for nothing, and launch only what is loaded.
     step : Step
         Kept, since the calls hold only the addresses of its arrays.
     ranged : callable
         See :mod:`gpubackprop.backends.nvtx`.
     """
 
-    def __init__(self, device: Any, stream: Any, calls: Sequence[Call], step: Step, ranged: Ranged[Any]) -> None:
-        self.device, self.stream, self.calls, self.step = device, stream, calls, step
+    def __init__(self, device: Any, calls: Sequence[Call], step: Step, ranged: Ranged[Any]) -> None:
+        self.device, self.calls, self.step = device, calls, step
+        self.stream = cupy.cuda.Stream(non_blocking=True)  # to capture: the default stream cannot be
         self._launch = ranged("graph launch", methodcaller("launch"))
         self.steps_per_launch = max(1, min(MOST_STEPS, NODES // (2 * len(calls))))
         self._graphs: dict[int, Any] = {}

@@ -1,16 +1,19 @@
 """What each operation launches on a CUDA device: its kernels, their grids, and the scratch memory between them.
 
-Kernels take raw pointers, so arrays are checked here. Partial sums go to scratch memory that is kept per stream and grows to
-the largest need: operations on one stream come one after another, so they may share it.
+Kernels take raw pointers, so arrays are checked here. Partial sums go to scratch memory. That of an eager operation is its
+own, from CuPy's pool, which gives it to the next one on the same stream: two threads may queue operations on one stream, in any
+order. That of a compiled step is the step's, and goes with it: its operations come one after another and share it.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cupy
 import numpy as np
+from cuda.bindings import driver
 
 from gpubackprop.definitions import Array, check_dtype, real_of
 from gpubackprop.kernels import cuda as passes
@@ -61,7 +64,15 @@ class Launches:
         capability = device.compute_capability
         self.capability = (int(capability[:-1]), int(capability[-1]))
         self.blocks = BLOCKS_PER_MULTIPROCESSOR * int(device.attributes["MultiProcessorCount"])
-        self._scratch: dict[tuple[int, np.dtype[Any]], Array] = {}
+        self._kernels: dict[Source, Any] = {}
+        self._shared = False
+        self._scratch: dict[np.dtype[Any], Array] = {}
+
+    def for_step(self) -> Launches:
+        """Return the same for the operations of one step, which share scratch memory of their own."""
+        own = copy.copy(self)
+        own._shared, own._scratch = True, {}
+        return own
 
     def bias_activation_forward(
         self, z: Array, b: Array, activation: Activation, out: Array, dropout: Mapping[str, Any] | None = None
@@ -101,8 +112,8 @@ class Launches:
         grid, block = self._cut(n * d, d * rows, width, dtype, 64 // dtype.itemsize)
         whole, finish = grid[1] * rows == 1, self.finish and rows == 1 and grid[1] > 1
         source = passes.bias_activation_backward(activation, dtype, width, dropout is not None, finish)
-        partial = db if whole else self._room(grid[1] * d * rows, real)
-        tickets = self._room(grid[0], np.dtype(np.int64)) if finish else None
+        partial = db if whole else self.room(grid[1] * d * rows, real)
+        tickets = self.room(grid[0], np.dtype(np.int64)) if finish else None
         pointers = _at(dh), _at(s), _at(out), _at(partial), _at(db), 0 if tickets is None else _at(tickets)
         numbers = *self._mask(dtype, dropout), n * d, d * rows
         launches = [self._launch(source, grid, block, *pointers, *numbers, scratch=(partial, tickets))]
@@ -153,7 +164,7 @@ class Launches:
         count, long = grid[0] * grid[1], "_long_" in source.name
         sums, sum_block = self._cut_sum(n, d) if long else (grid, block)
         rows = sums[1] if long else rows
-        room = self._room(rows * d + count, real)
+        room = self.room(rows * d + count, real)
         partial, losses = _at(room), _at(room) + rows * d * real.itemsize
         places = [losses] if long else [partial, losses]
         first.append(self._launch(source, grid, block, *inputs, *places, *numbers, scratch=room))
@@ -243,7 +254,7 @@ class Launches:
         if _at(gradients) % VECTOR_BYTES:
             raise ValueError("gradients must be aligned to 16 bytes, as backend.zeros gives them")
         blocks = self._flat_grid(size * dtype.itemsize // VECTOR_BYTES + 1)
-        partial = self._room(blocks, dtype)
+        partial = self.room(blocks, dtype)
         block = (THREADS, 1)
         return [
             self._launch(
@@ -292,7 +303,20 @@ class Launches:
     # Grids, scratch, checks.
 
     def _launch(self, source: Source, grid: Grid, block: Grid, *arguments: Any, scratch: Any = None) -> Launch:
-        return Launch(launch_config(grid, block), load(source, self.capability), arguments, scratch)
+        return Launch(launch_config(grid, block), self._kernel(source), arguments, scratch)
+
+    def _kernel(self, source: Source) -> Any:
+        """Return a kernel whose code is on the device: its first launch may be captured, when loading may not be allowed."""
+        kernel = self._kernels.get(source)
+        if kernel is None:
+            kernel = load(source, self.capability)
+            error, function = driver.cuKernelGetFunction(kernel.handle)
+            if not error:  # a driver that loads lazily does it to answer such a question
+                error, _ = driver.cuFuncGetAttribute(driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS, function)
+            if error:
+                raise RuntimeError(f"the driver cannot load the kernel {source.name}: {error.name}")
+            self._kernels[source] = kernel
+        return kernel
 
     def _cut(
         self, size: int, line: int, width: int, dtype: np.dtype[Any], least: int, in_flight: int = 0
@@ -328,13 +352,14 @@ class Launches:
         numbers = keep_threshold(rate), real(1 / (1 - rate)), *split_seed(dropout["seed"])
         return _at(counters), *numbers, dropout["layer"], dropout.get("first_block", 0)
 
-    def _room(self, size: int, dtype: np.dtype[Any]) -> Array:
+    def room(self, size: int, dtype: np.dtype[Any]) -> Array:
         """Return scratch for ``size`` numbers; that of whole numbers is 0, and whoever uses it leaves it so."""
-        key = (cupy.cuda.get_current_stream().ptr, dtype)
-        room = self._scratch.get(key)
+        new = cupy.zeros if dtype.kind == "i" else cupy.empty
+        if not self._shared:
+            return new(size, dtype)
+        room = self._scratch.get(dtype)
         if room is None or room.size < size:
-            new = cupy.zeros if dtype.kind == "i" else cupy.empty
-            room = self._scratch[key] = new(-(-size // SCRATCH_STEP) * SCRATCH_STEP, dtype)
+            room = self._scratch[dtype] = new(-(-size // SCRATCH_STEP) * SCRATCH_STEP, dtype)
         return room
 
     def _matrix(self, name: str, a: Array) -> tuple[int, int]:

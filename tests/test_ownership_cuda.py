@@ -1,0 +1,241 @@
+"""Who owns what on a GPU: scratch and workspaces, streams, the kernels of a capture, and the device that is current."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpubackprop as gb
+from gpubackprop.activations import ACTIVATIONS
+from gpubackprop.backends.diagnosis import cuda_problem, installed
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
+planned = pytest.mark.skipif(installed("nvmath-python") is None, reason="products are planned with nvmath-python")
+
+
+def data(rng: np.random.Generator, n: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    return rng.normal(size=(n, 3)).astype(np.float32), np.arange(n) % 2
+
+
+def test_nothing_is_left_of_a_fit(rng: np.random.Generator) -> None:
+    import cupy
+
+    X, y = data(rng)
+    model = gb.MLP([3, 4, 2], device="cuda")
+    pool, used = cupy.get_default_memory_pool(), []
+    for _ in range(5):
+        model.fit(X, y, epochs=1, batch_size=3, progress=False)
+        gc.collect()
+        used.append(pool.used_bytes())
+    assert used[-1] == used[1]
+    assert not model.backend._launches._scratch
+    assert len(model.backend._streams) <= 8
+
+
+@planned
+def test_a_step_has_scratch_and_workspace_of_its_own_and_no_more_than_its_products_need() -> None:
+    backend: Any = gb.get_backend("cuda")
+
+    def memory(run: Any) -> dict[int, int]:
+        arrays = [f.workspace for f, _ in run.calls if hasattr(f, "workspace") and f.workspace is not None]
+        arrays += [one.scratch for _, a in run.calls if a for one in a[0] if hasattr(one.scratch, "data")]
+        return {a.data.ptr: a.nbytes for a in arrays}
+
+    runs = [gb.MLP([40, 24, 10], device=backend).step(33, "adam").compile() for _ in range(2)]
+    first, second = map(memory, runs)
+    assert first
+    assert not set(first) & set(second)
+    largest = max(f.plan.workspace for f, _ in runs[0].calls if hasattr(f, "plan"))
+    workspaces = {
+        f.workspace.data.ptr: f.workspace.nbytes for f, _ in runs[0].calls if getattr(f, "workspace", None) is not None
+    }
+    assert sum(workspaces.values()) <= -(-largest // 4096) * 4096
+
+
+@pytest.mark.parametrize("ptds", [False, True])
+def test_threads_on_one_stream_get_the_bits_they_get_alone(ptds: bool, rng: np.random.Generator) -> None:
+    import cupy
+
+    models = [gb.MLP([20, 16, 5], device="cuda", seed=seed) for seed in (1, 2)]
+    X, y = rng.normal(size=(70, 20)).astype(np.float32), rng.integers(0, 5, 70)
+
+    def results(model: Any) -> list[Any]:
+        value, gradients = model.loss_and_gradients(X, y)
+        return [float(value), gradients.flat.tobytes(), model.evaluate(X, y)["loss"], model.predict(X).tobytes()]
+
+    expected = [results(model) for model in models]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        with cupy.cuda.Stream.ptds if ptds else cupy.cuda.Stream.null:
+            wrong.extend(i for _ in range(3) if results(models[i]) != expected[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@planned
+def test_two_networks_on_two_streams_get_the_bits_they_get_alone(rng: np.random.Generator) -> None:
+    import cupy
+
+    X, y = rng.normal(size=(24, 20)).astype(np.float32), rng.integers(0, 5, 24)
+
+    def prepared() -> tuple[Any, Any]:
+        model = gb.MLP([20, 16, 5], device="cuda", dropout=0.25)
+        step = model.step(24, "adam")
+        step.names.array("X")[...] = model.backend.asarray(X)
+        step.names.array("y")[...] = model.backend.asarray(y)
+        return model, step.compile()
+
+    alone, run = prepared()
+    run(5)
+    pairs = [prepared() for _ in range(2)]
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in pairs]
+    alone.backend.synchronize()
+    for _ in range(5):
+        for (_, run), stream in zip(pairs, streams, strict=True):
+            with stream:
+                run()
+    alone.backend.synchronize()
+    for model, _ in pairs:
+        np.testing.assert_array_equal(model.parameters.flat.get(), alone.parameters.flat.get())
+
+
+def test_the_first_launch_of_a_thread_has_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpubackprop.backends import cuda
+
+    backend = cuda.CudaBackend(0)
+    z, b, out = (backend.zeros(shape, np.float32) for shape in ((4, 3), (3,), (4, 3)))
+    said: list[tuple[str, int]] = []
+    launch = cuda.launch
+    set_device = cuda.cupy.cuda.runtime.setDevice
+
+    def run() -> None:
+        backend.bias_activation_forward(z, b, ACTIVATIONS["tanh"], out=out)
+
+    run()
+    monkeypatch.setattr(cuda, "launch", lambda *a: (said.append(("launch", 0)), launch(*a))[1])
+    monkeypatch.setattr(cuda.cupy.cuda.runtime, "setDevice", lambda i: (said.append(("device", i)), set_device(i))[1])
+    for _ in range(2):
+        thread = threading.Thread(target=lambda: (run(), run()))
+        thread.start()
+        thread.join()
+        assert said == [("device", 0), ("launch", 0), ("launch", 0)]
+        said.clear()
+
+
+@planned
+def test_what_a_capture_launches_has_been_loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpubackprop.backends import cublaslt, cuda, cuda_launches
+
+    backend = cuda.CudaBackend(0)
+    loaded: set[Any] = set()
+    get_function = cuda_launches.driver.cuKernelGetFunction
+
+    def note(kernel: Any) -> Any:
+        loaded.add(int(kernel))
+        return get_function(kernel)
+
+    monkeypatch.setattr(cuda_launches.driver, "cuKernelGetFunction", note)
+    ran: list[str] = []
+    call = cublaslt.Product.__call__
+    monkeypatch.setattr(cublaslt.Product, "__call__", lambda self: (ran.append(self.plan.description), call(self))[1])
+    models = [gb.MLP([6, 8, 3], "identity", device=backend) for _ in range(2)]
+    run = models[0].step(16, "adam").compile()
+    kernels = {int(one.kernel.handle) for _, arguments in run.calls if arguments for one in arguments[0]}
+    assert kernels == loaded
+    assert sorted(ran) == sorted({f.plan.description for f, a in run.calls if not a})
+    ran.clear()
+    models[1].step(16, "adam").compile()
+    assert not ran  # of the second network nothing is new
+
+
+@planned
+def test_a_product_that_cublaslt_does_not_have_is_left_to_cublas_with_a_word(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    from gpubackprop.backends import cublaslt, cuda
+
+    X, y = data(rng, 12)
+
+    def trained(backend: Any) -> Any:
+        model = gb.MLP([3, 8, 2], device=backend)
+        model.fit(X, y, epochs=2, batch_size=5, progress=False)
+        return model.parameters.flat.get()
+
+    expected = trained(cuda.CudaBackend(0))
+    choose = cublaslt.Plan._choose
+
+    def refuse(self: Any, alignment: int, workspace: int) -> None:
+        if "(5x3) (3x8)" in self.description:
+            raise cublaslt.UnsupportedProductError(f"cuBLASLt has no algorithm for {self.description}")
+        choose(self, alignment, workspace)
+
+    monkeypatch.setattr(cublaslt.Plan, "_choose", refuse)
+    with pytest.warns(RuntimeWarning, match=r"no algorithm for \(5x3\) \(3x8\), float32 to float32.*left to cuBLAS"):
+        result = trained(cuda.CudaBackend(0))
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
+
+
+@planned
+def test_an_epilogue_is_left_out_where_its_arrays_are_not_aligned(rng: np.random.Generator) -> None:
+    from gpubackprop.backends import cuda
+
+    X, y = data(rng, 12)
+    for dtype, micro in (("float32", 2), ("float32", 1), ("bfloat16", 2)):
+        model = gb.MLP([3, 8, 2], "gelu_tanh", device=cuda.CudaBackend(0, epilogues="all"), dtype=dtype)
+        reference = gb.MLP([3, 8, 2], "gelu_tanh", device="reference", dtype="float64")
+        reference.load_state_dict(model.state_dict())
+        options: Any = {"epochs": 1, "batch_size": 12, "micro_batch_size": micro, "optimizer": gb.SGD(0.1)}
+        for one, inputs in ((model, X), (reference, X.astype(float))):
+            one.fit(inputs, y, progress=False, shuffle=False, **options)
+        # one step of SGD with rate 0.1: a gradient of size 1 with eps relative error moves by 0.1 eps
+        slack = 1e-6 if dtype == "float32" else 1e-2
+        assert np.abs(model.parameters.flat.get() - reference.parameters.flat).max() < slack
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_eager_products_take_views_of_any_strides(dtype: str, rng: np.random.Generator) -> None:
+    backend = gb.get_backend("cuda")
+    a, b = (rng.integers(-3, 4, shape).astype(dtype) for shape in ((6, 10), (10, 8)))
+    A, B = backend.asarray(a), backend.asarray(b)
+    for rows, columns in ((slice(None), slice(None)), (slice(None, None, 2), slice(1, None, 3))):
+        for left, l_host in ((A[rows, columns], a[rows, columns]), (A.T[columns, rows].T, a[rows, columns])):
+            right, r_host = B[columns, rows], b[columns, rows]
+            np.testing.assert_array_equal(backend.to_numpy(backend.matmul(left, right)), l_host @ r_host)
+            turned = backend.matmul(right.T, left.T)
+            np.testing.assert_array_equal(backend.to_numpy(turned), r_host.T @ l_host.T)
+
+
+def test_without_nvmath_products_are_float32_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpubackprop.backends import cuda
+
+    monkeypatch.setattr(cuda, "installed", lambda package: None)
+    monkeypatch.setenv("CUPY_TF32", "1")
+    import cupy
+    from cupy._core._routines_linalg import COMPUTE_TYPE_TF32
+
+    before = cupy._core.get_compute_type(np.float32)
+    cupy._core.set_compute_type(np.float32, COMPUTE_TYPE_TF32)
+    try:
+        backend = cuda.CudaBackend(0)
+        a = backend.asarray(np.full((128, 128), 1 + 2.0**-12, np.float32))
+        product = backend.to_numpy(backend.matmul(a.T, backend.asarray(np.ones((128, 128), np.float32))))
+        model = gb.MLP([128, 128], device=backend)
+        model.parameters.W[0][...] = 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            predicted = model.predictor(128)(a).get()
+    finally:
+        cupy._core.set_compute_type(np.float32, before)
+    np.testing.assert_array_equal(product, np.float32(128 + 128 * 2.0**-12))
+    np.testing.assert_array_equal(predicted, product)
