@@ -36,7 +36,7 @@ def info() -> dict[str, str]:
         **{f"dtypes, {device}": _dtypes(device) for device in available_devices()},
         "CUDA graphs": "yes" if installed("nvmath-python") else lost,
         "TF32": "off unless asked for: matmul_precision='tf32', from compute capability 8.0 on",
-        "epilogues": "where measured to be faster; get_backend('cuda', epilogues='off') or 'all', see backends/cuda_epilogues.py",
+        "epilogues": "the bias of identity layers; get_backend('cuda', epilogues='off') or 'all', see backends/cuda_epilogues.py",
         "NVTX ranges": f"GPUBACKPROP_NVTX is {os.environ.get('GPUBACKPROP_NVTX') or 'not set'}; 1 turns them on",
     }
     for name in (*PACKAGES, *cupy_wheels()):
