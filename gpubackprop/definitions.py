@@ -42,7 +42,10 @@ def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
 
 
 class Math(NamedTuple):
-    """The functions of one real argument that a definition may use, and a choice without a branch."""
+    """The functions that a definition may use: of one real argument, a choice without a branch, and a whole power.
+
+    ``power(x, n)`` is x^n in float64 for numbers x and n, n whole and >= 0; it is for what is computed once in a step.
+    """
 
     exp: Callable[[Any], Any]
     expm1: Callable[[Any], Any]
@@ -55,12 +58,23 @@ class Math(NamedTuple):
     fabs: Callable[[Any], Any]
     erf: Callable[[Any], Any]
     where: Callable[[Any, Any, Any], Any]
+    power: Callable[[Any, Any], Any]
 
 
 def _erf(x: Any) -> Any:
     from scipy.special import erf  # SciPy is loaded only where erf is used
 
     return erf(x)
+
+
+def power(x: Any, n: Any) -> Any:
+    """Return x^n by squaring: products alone, so that it has the same bits on every device, whose libraries' differ."""
+    result, k = 1.0, int(n)
+    while k > 0:
+        if k & 1:
+            result = result * x
+        x, k = x * x, k >> 1
+    return result
 
 
 NUMPY = Math(
@@ -75,6 +89,7 @@ NUMPY = Math(
     np.fabs,
     _erf,
     np.where,
+    power,
 )
 
 

@@ -184,10 +184,10 @@ class Adam(Optimizer):
         rest1, rest2 = (real(1 - beta if beta >= 0.5 else beta) for beta in (beta1, beta2))
         eps, decay, one, zero = constant(real, "eps", self.eps), real(self.weight_decay), real(1), real(0)
         limit, amsgrad, decoupled = _largest_to_square(real), self.amsgrad, self.decoupled
-        sqrt, where = m.sqrt, m.where
+        sqrt, where, power = m.sqrt, m.where, m.power
 
         def constants(t: float, lr: float) -> tuple[float, float, float]:
-            return lr, lr / (1.0 - beta1**t), (1.0 - beta2**t) ** -0.5
+            return lr, lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
 
         def update(p: Any, g: Any, mean: Any, square: Any, top: Any, lr: Any, c1: Any, c2: Any) -> Any:
             if decoupled:

@@ -89,10 +89,10 @@ class Step(Schedule):
         _check_positive("gamma", self.gamma)
 
     def define(self, m: Math) -> Callable[[float], Any]:
-        gamma, step_size = float(self.gamma), float(self.step_size)
+        gamma, step_size, power = float(self.gamma), float(self.step_size), m.power
 
         def factor(t: float) -> Any:
-            return gamma ** (t // step_size)
+            return power(gamma, t // step_size)
 
         return factor
 
@@ -107,10 +107,10 @@ class Exponential(Schedule):
         _check_positive("gamma", self.gamma)
 
     def define(self, m: Math) -> Callable[[float], Any]:
-        gamma = float(self.gamma)
+        gamma, power = float(self.gamma), m.power
 
         def factor(t: float) -> Any:
-            return gamma**t
+            return power(gamma, t)
 
         return factor
 

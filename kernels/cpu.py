@@ -17,7 +17,7 @@ import numpy as np
 
 from gpubackprop.activations import Activation
 from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
-from gpubackprop.kernels.cpu_compile import SCALAR, Kernel, add, compiled, inlined, maximum, share
+from gpubackprop.kernels.cpu_compile import Kernel, add, compiled, inlined, maximum, share, where
 from gpubackprop.kernels.cpu_math import vector_math
 from gpubackprop.kernels.cpu_threads import is_last
 from gpubackprop.losses import Loss
@@ -156,7 +156,7 @@ def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
 def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:
     target, ell, dell = map(inlined, loss.scalars(dtype, vector_math(dtype)))
     zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
-    exp, log = vector_math(dtype).exp, SCALAR.log
+    exp, log = vector_math(dtype).exp, vector_math(dtype).log
 
     def read_index(y_i, j):  # type: ignore[no-untyped-def]
         return one if y_i == j else zero
@@ -241,7 +241,7 @@ def compile_normalize_weights(dtype: np.dtype[Any]) -> Kernel:
 @cache
 def compile_dropout(dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(x, threshold, scale, seed_low, seed_high, layer, counters, out, first_block) on flat arrays."""
-    philox, where = inlined(define_philox(np.uint32, np.uint64)), SCALAR.where
+    philox = inlined(define_philox(np.uint32, np.uint64))
     zero, u32, u64, high = dtype.type(0), np.uint32, np.uint64, np.uint64(32)
 
     def dropout(x, threshold, scale, seed_low, seed_high, layer, counters, out, first_block, thread, threads):  # type: ignore[no-untyped-def]
@@ -330,8 +330,8 @@ def compile_clip(dtype: np.dtype[Any]) -> Kernel:
 @cache
 def compile_advance(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(rate, batch, counters, scalars)."""
-    constants = inlined(optimizer.define(np.float64, SCALAR)[0])
-    factor = inlined(optimizer.schedule.define(SCALAR))
+    m = vector_math(np.dtype(np.float64))
+    constants, factor = inlined(optimizer.define(np.float64, m)[0]), inlined(optimizer.schedule.define(m))
 
     def advance(rate, batch, counters, scalars, thread, threads):  # type: ignore[no-untyped-def]
         if thread > 0:
@@ -352,7 +352,7 @@ def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
     _, clip_value = optimizer.clipping
     clipped, limit = clip_value is not None, dtype.type(clip_value or 0)
     has0, has1, has2 = (optimizer.n_states > k for k in range(3))
-    zero, where = dtype.type(0), SCALAR.where
+    zero = dtype.type(0)
 
     def update_all(p, gradients, states, scalars, thread, threads):  # type: ignore[no-untyped-def]
         factor, lr, c1, c2 = scalars[FACTOR], scalars[RATE], scalars[C1], scalars[C2]

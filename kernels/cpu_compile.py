@@ -7,7 +7,6 @@ compiled scalar functions), so the kernels are filed under a digest of everythin
 from __future__ import annotations
 
 import ctypes
-import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -29,11 +28,11 @@ from numba.extending import intrinsic
 
 from gpubackprop import cache
 from gpubackprop.cache import source_digest
-from gpubackprop.definitions import Math, fingerprint
+from gpubackprop.definitions import fingerprint
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
+def where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
     """``a if condition else b`` without a branch, so that the loop around it is vectorized."""
     result = typingctx.unify_types(a, b)
 
@@ -65,25 +64,11 @@ def maximum(typingctx: Any, a: Any, b: Any) -> Any:
     return a(a, a), codegen
 
 
-SCALAR = Math(
-    math.exp,
-    math.expm1,
-    math.log,
-    math.log1p,
-    math.tanh,
-    math.sin,
-    math.cos,
-    math.sqrt,
-    math.fabs,
-    math.erf,
-    _where,
-)
-
 _KERNELS = ("cpu", "cpu_blas", "cpu_compile", "cpu_math", "cpu_product", "cpu_step", "cpu_threads", "cpu_vector")
 _SOURCES = (*(f"gpubackprop.kernels.{name}" for name in _KERNELS), "gpubackprop.philox")
 
-# FMA and no signed zeros; NaN and infinity keep their meaning, and no sum is reordered but by ``add``
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz"}, "nogil": True}
+# the compiler neither reorders nor contracts arithmetic: every rounding is written down, so bits depend on no machine
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True}
 
 
 def inlined(function: Callable[..., Any]) -> Any:

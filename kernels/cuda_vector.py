@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from gpubackprop.definitions import NUMPY, Math
+from gpubackprop.definitions import NUMPY, Math, power
 from gpubackprop.kernels.cuda_numba import SIMULATED, cuda, intrinsic, types
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
 
@@ -166,7 +166,8 @@ else:
         return (a(types.boolean, a, b), codegen) if a == b else None
 
     MATH = Math(
-        math.exp, math.expm1, math.log, math.log1p, math.tanh, math.sin, math.cos, math.sqrt, math.fabs, math.erf, _where
+        math.exp, math.expm1, math.log, math.log1p, math.tanh, math.sin, math.cos, math.sqrt, math.fabs, math.erf, _where,
+        inlined(power),
     )  # fmt: skip
     uint32, uint64 = numba.uint32, numba.uint64
 
