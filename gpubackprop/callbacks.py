@@ -5,13 +5,17 @@ A callback is any object with one or more of the methods of :class:`Callback`; i
 
 from __future__ import annotations
 
+import difflib
 import math
 from typing import TYPE_CHECKING, Any
 
-from gpubackprop.definitions import Array, check_count, check_number
+from gpubackprop.definitions import Array, check_count, check_flag, check_number
 
 if TYPE_CHECKING:
     from gpubackprop.training import Training
+
+
+METHODS = ("on_train_begin", "on_epoch_end", "on_train_end")
 
 
 class Callback:
@@ -78,7 +82,7 @@ class EarlyStopping(_Monitor):
         self, monitor: str = "val_loss", patience: int = 10, min_delta: float = 0.0, restore_best: bool = True
     ) -> None:
         super().__init__(monitor, patience, min_delta)
-        self.restore_best = restore_best
+        self.restore_best = check_flag("restore_best", restore_best)
         self._parameters: Array | None = None
 
     def on_epoch_end(self, training: Training) -> None:
@@ -131,8 +135,43 @@ class ReduceOnPlateau(_Monitor):
             self.since = 0
 
 
-def call(callbacks: Any, method: str, training: Training) -> None:
+def as_callbacks(given: Any) -> list[Any]:
+    """Return one callback, or several, as a list.
+
+    Raises
+    ------
+    ValueError
+        One has none of the methods that ``fit`` calls, or one with a name like theirs that it does not call.
+    """
+    lone = given is not None and (isinstance(given, type) or not hasattr(given, "__iter__"))
+    callbacks = [given] if lone else list(given or ())
+    for callback in callbacks:
+        name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
+        if isinstance(callback, type):
+            raise ValueError(f"callbacks holds the class {name}; make one, as in {name}(...)")
+        for method in dir(callback):
+            if method.startswith("on_") and method not in METHODS and callable(getattr(callback, method)):
+                near = difflib.get_close_matches(method, METHODS, n=1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                raise ValueError(
+                    f"callback {name} has {method}, which fit does not call{hint}; it calls {', '.join(METHODS)}"
+                )
+        if not any(_overrides(callback, method) for method in METHODS) and type(callback) is not Callback:
+            raise ValueError(f"callback {name} has no method that fit calls; it calls {', '.join(METHODS)}")
+    return callbacks
+
+
+def _overrides(callback: Any, method: str) -> bool:
+    """Return whether a callback has a method of its own, not the empty one of :class:`Callback`."""
+    own = getattr(callback, method, None)
+    return callable(own) and getattr(own, "__func__", own) is not getattr(Callback, method)
+
+
+def call(callbacks: list[Any], method: str, training: Training) -> None:
     """Call one method of each callback that has it."""
     for callback in callbacks:
         if hasattr(callback, method):
-            getattr(callback, method)(training)
+            try:
+                getattr(callback, method)(training)
+            except StopIteration as error:  # which would end a minimization by SciPy as if it were wanted
+                raise RuntimeError(f"{method} of {type(callback).__name__} raised StopIteration") from error

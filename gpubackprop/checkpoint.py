@@ -42,6 +42,7 @@ def save(model: MLP, path: str | Path, history: dict[str, list[float]] | None = 
         "dtype": model.dtype.name,
         "seed": model.seed,
         "dropout": model.dropout,
+        "target_shape": model.target_shape,
     }
     metadata = {"format": FORMAT, "mlp": json.dumps(description)}
     tensors = model.state_dict()
@@ -104,6 +105,7 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[MLP, History]:
             description["seed"],
             dropout=description["dropout"],
         )
+        model.target_shape = _target_shape(description.get("target_shape"))
         model.load_state_dict(tensors)
         if "optimizer" in metadata:
             state = model.state_of(_optimizer(json.loads(metadata["optimizer"])))
@@ -112,6 +114,14 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[MLP, History]:
         return model, History(json.loads(metadata.get("history", "{}")))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{str(path)!r} has a damaged description: {error}") from None
+
+
+def _target_shape(given: Any) -> tuple[int, ...] | None:
+    if given is None:  # never trained, or written by an earlier version
+        return None
+    if not isinstance(given, list) or not all(type(size) is int for size in given):
+        raise TypeError(f"target_shape is {given!r}")
+    return tuple(given)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -195,7 +195,9 @@ def _to_classes(parts: list[_Part], found: str) -> tuple[list[str] | None, str]:
         fraction = labels[labels != np.rint(labels)][0]
         raise ValueError(f"the targets are not classes, but real numbers such as {fraction!s}; {hint}")
     if k < 2:
-        raise ValueError(f"all targets are of one class only ({labels[0]!s}); a classification needs at least two")
+        raise ValueError(
+            f"all targets are of one class only ({labels[0] if text else int(labels[0])}); a classification needs at least two"
+        )
     if text and 2 * k > n and k > 10:
         raise ValueError(
             f"the targets are {k} different texts in {n} samples, such as {str(labels[0])[:40]!r}: no classes"

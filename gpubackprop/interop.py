@@ -54,6 +54,8 @@ def as_array(a: Any, name: str = "a") -> Any:
             return np.from_dlpack(a)
     if hasattr(a, "dtype") and hasattr(a, "shape"):
         return a
+    if hasattr(a, "__next__"):
+        raise ValueError(f"{name} is a {type(a).__name__}, which can be read only once; give an array of it")
     try:
         return np.asarray(a)
     except ValueError as error:  # rows of different lengths

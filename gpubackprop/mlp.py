@@ -25,10 +25,11 @@ from gpubackprop.validation import (
     check_count,
     check_features,
     check_layer_sizes,
+    check_options,
     check_parameter,
     check_targets,
     check_weight,
-)  # fmt: skip
+)
 from gpubackprop.workspace import Workspace
 
 EVALUATION_BATCH = 1024  # rows of a pass without an update: large enough for the products, small enough for the caches
@@ -100,6 +101,8 @@ class MLP(Network):
     ----------
     parameters, gradients : Parameters
         W_l, b_l and dW_l, db_l as views into one flat array each; the gradients are those of the last training step.
+    target_shape : tuple of int or None
+        The shape of one sample's y in the last ``fit``; None before. It is kept by ``to``, ``save`` and ``load``.
 
     What describes a network (sizes, dtype, device, layers, these arrays) cannot be replaced; arrays may be written into.
     """
@@ -134,6 +137,7 @@ class MLP(Network):
             raise ValueError(f"device {self.device!r} computes in {', '.join(allowed)}; dtype is {self.dtype.name!r}")
         self._last: Workspace | None = None
         self._predictors: dict[int, Predictor] = {}
+        self.target_shape: tuple[int, ...] | None = None
         super().__init__(self._initial_parameters())
 
     def __repr__(self) -> str:
@@ -228,11 +232,15 @@ class MLP(Network):
         """Train; see :func:`gpubackprop.training.fit` for all options. Returns the history."""
         from gpubackprop.training import fit
 
+        check_options(fit, options)
         self._last = None  # its intermediates are those of other parameters, and take memory
         return fit(self, X, y, epochs=epochs, batch_size=batch_size, **options)
 
     def predict(self, X: Any) -> Any:
-        """Return what the loss makes of the outputs: class indices (n,); 0 or 1; -1 or +1; the rate e^o; or o itself."""
+        """Return what the loss makes of the outputs: class indices (n,); 0 or 1; -1 or +1; the rate e^o; or o itself.
+
+        Where y of the last ``fit`` was one number a sample, the shape is that of y: (n,) or (n, 1).
+        """
         here, xp = self._outputs(X), self.backend.xp
         if self.loss.mean_function == "softmax":
             here = here.argmax(axis=1)
@@ -242,6 +250,8 @@ class MLP(Network):
             here = xp.where(here > 0, 1, -1)
         elif self.loss.mean_function == "exp":
             here = xp.exp(here)
+        if self.target_shape in ((), (1,)):
+            here = here.reshape(len(here), *self.target_shape)
         return like(self.backend, here, X)
 
     def predict_proba(self, X: Any) -> Any:
@@ -318,6 +328,7 @@ class MLP(Network):
             self.layer_sizes, self.activations, self.loss, device, self.dtype, self.seed, self.initializer, self.dropout
         )
         other.parameters.flat[...] = other.backend.asarray(self.backend.to_numpy(self.parameters.flat))
+        other.target_shape = self.target_shape
         return other
 
     def state_dict(self) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,8 @@ import numpy as np
 
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.base import CURSOR, RATE, STEPS, Run
-from gpubackprop.callbacks import call
-from gpubackprop.definitions import Array, check_number
+from gpubackprop.callbacks import as_callbacks, call
+from gpubackprop.definitions import Array, check_flag, check_number
 from gpubackprop.evaluation import evaluate
 from gpubackprop.interop import as_array, on_gpu
 from gpubackprop.memory import data_bytes, fit_into_memory, free_bytes, step_parts
@@ -75,9 +75,9 @@ def fit(
     epochs: int = 10,
     batch_size: int | str = 128,
     optimizer: str | Optimizer | None = None,
-    validation_data: tuple[Any, Any] | None = None,
+    validation_data: tuple[Any, ...] | None = None,
     sample_weight: Any = None,
-    callbacks: Iterable[Any] = (),
+    callbacks: Any = (),
     progress: bool = True,
     shuffle: bool = True,
     micro_batch_size: int | str | None = None,
@@ -92,17 +92,18 @@ def fit(
     model : MLP
     X : array, shape (N, d_0)
     y : array
-        As the loss takes it; see :mod:`gpubackprop.losses`.
+        As the loss takes it; see :mod:`gpubackprop.losses`. One number a sample may come as (N,) or (N, 1), and ``predict``
+        then gives that shape. One sample, or samples of one class, are enough: a stream is learned by a call for each chunk.
     epochs : int
     batch_size : int or "auto"
         The last batch of an epoch may be shorter. Its gradient is the mean over its own samples. "auto" means 128 samples,
         in micro-batches if memory asks for them: what is learned depends on the batch, so never on a device's memory.
     optimizer : str or Optimizer
         Adam() by default. LBFGS uses the whole data set at once; an epoch is then an iteration.
-    validation_data : (X, y), optional
+    validation_data : (X, y) or (X, y, sample_weight), optional
         Evaluated after each epoch.
     sample_weight : array, shape (N,), optional
-    callbacks : iterable of Callback
+    callbacks : Callback or iterable of them
         :class:`EarlyStopping`, :class:`ReduceOnPlateau` or one's own.
     progress : bool
         Show loss, metric, samples per second and time left in the terminal.
@@ -125,15 +126,22 @@ def fit(
     Raises
     ------
     ValueError
-        For data of a wrong shape, with NaN or infinity, with labels out of range or of one class only.
+        For data of a wrong shape, with NaN or infinity, with labels out of range; for an option out of range.
+    TypeError
+        For an option that there is not.
     DeviceMemoryError
         The device has too little memory; the message says for what, and the largest batch that fits. Nothing has changed.
     """
-    check_count("epochs", epochs)
+    epochs = check_count("epochs", epochs)
+    progress, shuffle = check_flag("progress", progress), check_flag("shuffle", shuffle)
+    stream_data = None if stream_data is None else check_flag("stream_data", stream_data)
+    callbacks, validation_data = as_callbacks(callbacks), _validation_arrays(validation_data)
     optimizer = optimizer_of(Adam() if optimizer is None else optimizer)
     if batch_size == "auto":
         batch_size = AUTO_BATCH
         micro_batch_size = micro_batch_size or (None if isinstance(optimizer, LBFGS) else "auto")
+    if isinstance(batch_size, str):
+        raise ValueError(f"batch_size is {batch_size!r}; it must be a whole number >= 1, or 'auto'")
     batch_size = check_count("batch_size", batch_size)
     X, y = as_array(X, "X"), as_array(y, "y")
     sample_weight = None if sample_weight is None else as_array(sample_weight, "sample_weight")
@@ -146,14 +154,14 @@ def fit(
         m = _micro_batch(model, X, y, sample_weight, validation_data, batch_size, optimizer, micro_batch_size, on_host)
         run = partial(_descend_from_host if on_host else _descend, micro_batch_size=m)
     data = _prepare(model, X, y, sample_weight, on_host=on_host)
-    validation = None if validation_data is None else _prepare(model, *validation_data, None, "validation_data: ")
+    validation = None if validation_data is None else _prepare(model, *validation_data, "validation_data: ")
+    model.target_shape = tuple(int(size) for size in y.shape[1:])
     training = Training(model, History(), epochs)
     state = model.state_of(optimizer)
-    callbacks = list(callbacks)
 
     def end_epoch(loss: float) -> bool:
         """Write the epoch's row, call the callbacks, and return whether to go on."""
-        metrics = {} if validation is None else evaluate(model, validation.X, validation.y)
+        metrics = {} if validation is None else evaluate(model, validation.X, validation.y, validation.weight)
         training.history.add(
             loss=loss,
             **{f"val_{name}": value for name, value in metrics.items()},
@@ -174,6 +182,21 @@ def fit(
     return training.history
 
 
+def _validation_arrays(given: Any) -> tuple[Array, Array, Array | None] | None:
+    """Return (X, y, sample_weight or None) as arrays."""
+    if given is None:
+        return None
+    if not isinstance(given, tuple | list) or len(given) not in (2, 3):
+        many = f" of {len(given)}" if isinstance(given, tuple | list) else ""
+        raise ValueError(f"validation_data is a {type(given).__name__}{many}; give (X, y) or (X, y, sample_weight)")
+    X, y, weight = (*given, None)[:3]
+    names = ("X", "y", "sample_weight")
+    return tuple(
+        None if a is None and name == "sample_weight" else as_array(a, f"validation_data: {name}")
+        for name, a in zip(names, (X, y, weight), strict=True)
+    )
+
+
 def _stays_on_host(model: MLP, X: Any, stream_data: bool | None) -> bool:
     """Return whether mini-batches are copied from the host."""
     if stream_data is False or model.backend.xp is np:
@@ -189,7 +212,7 @@ def _micro_batch(
     X: Array,
     y: Array,
     weight: Array | None,
-    validation: tuple[Any, Any] | None,
+    validation: tuple[Array, Array, Array | None] | None,
     batch_size: int,
     optimizer: Optimizer,
     micro_batch_size: int | str | None,
@@ -197,8 +220,6 @@ def _micro_batch(
 ) -> int:
     """Return how many samples go through the passes at a time, or raise DeviceMemoryError, before anything is copied."""
     N = X.shape[0] if X.ndim else 0
-    if validation is not None:
-        validation = as_array(validation[0], "validation_data: X"), as_array(validation[1], "validation_data: y")
     resident = 0 if on_host else data_bytes(model, X, y, weight) + N * np.dtype(np.int64).itemsize  # and their order
     data = {"data": resident, "validation data": 0 if validation is None else data_bytes(model, *validation)}
     indices, buffers = model.takes_indices(y), 2 if on_host else 1
@@ -218,9 +239,6 @@ def _prepare(model: MLP, X: Any, y: Any, weight: Any, name: str = "", *, on_host
         X = check_features(backend, X, model.layer_sizes[0], model.dtype)
         y = check_targets(backend, y, len(X), model.layer_sizes[-1], loss, model.real)
         weight = check_weight(backend, weight, len(X), model.real)
-        labels = y if y.ndim == 1 else y.argmax(axis=1) if loss.family == "softmax" else None
-        if not name and loss.targets == "classes" and labels is not None and int(labels.min()) == int(labels.max()):
-            raise ValueError(f"y has one class only ({int(labels[0])}); a classification needs at least two")
     except ValueError as error:
         raise ValueError(f"{name}{error}") from None
     return Data(X, y, weight, backend.asarray(np.arange(len(X), dtype=np.int64)))

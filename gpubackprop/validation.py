@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,16 @@ def check_layer_sizes(layer_sizes: Sequence[int], loss: Loss) -> tuple[int, ...]
     if loss.family == "softmax" and sizes[-1] < 2:
         raise ValueError(f"{loss.name} needs at least 2 outputs, one per class; layer_sizes ends with {sizes[-1]}")
     return sizes
+
+
+def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise TypeError for an option that a function does not take, with the names of those that it takes."""
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise TypeError(f"{function.__name__} takes no option {name!r}{hint}; it takes {', '.join(known)}")
 
 
 def check_features(backend: Backend, X: Any, d: int, dtype: np.dtype[Any], *, finite: bool = True) -> Array:
@@ -119,8 +131,9 @@ def _check_labels(backend: Backend, y: Any, n: int, classes: int) -> Array:
 
 
 def _numbers(backend: Backend, name: str, a: Any, dtype: Any) -> Array:
+    given = as_array(a, name)
     try:
-        array = to_backend(backend, as_array(a))
+        array = to_backend(backend, given)
         if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":  # which is of NumPy's kind "V"
             raise TypeError
         return backend.asarray(array, dtype)

@@ -427,3 +427,81 @@ def test_a_callback_cannot_set_a_rate_that_is_none(rate: Any, rng: np.random.Gen
 def test_callbacks_check_their_numbers(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_validation_data_may_have_weights(device: str, rng: np.random.Generator) -> None:
+    X, y = clusters(rng)
+    weight = rng.random(60)
+    model = gb.MLP([8, 3], device=device)
+    history = fit(model, X, y, epochs=2, validation_data=(X, y, weight))
+    expected = model.evaluate(X, y, weight)
+    assert history["val_loss"][-1] == expected["loss"]
+    assert history["val_accuracy"][-1] == expected["accuracy"]
+    assert expected != model.evaluate(X, y)
+
+
+class Once(Callback):
+    """Stops after the first epoch."""
+
+    def on_epoch_end(self, training: Any) -> None:
+        training.stop = True
+
+
+def test_one_callback_needs_no_list(rng: np.random.Generator) -> None:
+    X, y = clusters(rng)
+    for callbacks in (Once(), [Once()], (Once(),), iter([Once()])):
+        assert len(fit(gb.MLP([8, 3]), X, y, epochs=3, callbacks=callbacks)["loss"]) == 1
+    assert len(fit(gb.MLP([8, 3]), X, y, epochs=3, callbacks=None)["loss"]) == 3
+
+
+def test_a_method_that_is_never_called_is_named(rng: np.random.Generator) -> None:
+    X, y = clusters(rng)
+    for name, message in (
+        ("on_epoch_ends", r"callback Mine has on_epoch_ends, which fit does not call \(did you mean on_epoch_end\?\)"),
+        ("on_batch_end", "has on_batch_end, which fit does not call"),
+        (
+            "epoch_end",
+            "callback Mine has no method that fit calls; it calls on_train_begin, on_epoch_end, on_train_end",
+        ),
+    ):
+        for base in (Callback, object):
+            mine = type("Mine", (base,), {name: lambda self, training: None})()
+            with pytest.raises(ValueError, match=message):
+                fit(gb.MLP([8, 3]), X, y, callbacks=[mine])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lbfgs"])
+def test_what_a_callback_raises_reaches_the_caller_and_the_network_stays_usable(
+    optimizer: str, rng: np.random.Generator
+) -> None:
+    X, y = clusters(rng)
+    for raised, seen in ((KeyError("mine"), KeyError), (StopIteration(), RuntimeError)):
+        mine = type("Mine", (), {"on_epoch_end": lambda self, training, raised=raised: (_ for _ in ()).throw(raised)})()
+        model = gb.MLP([8, 3])
+        with pytest.raises(seen):
+            fit(model, X, y, epochs=3, optimizer=optimizer, callbacks=mine)
+        assert len(fit(model, X, y, epochs=1, optimizer=optimizer)["loss"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "values"),
+    [
+        ("mean_squared_error", 1, [0, 1]),
+        ("sigmoid_cross_entropy", 1, [0, 1]),
+        ("hinge", 1, [-1, 1]),
+        ("softmax_cross_entropy", 2, [0, 1]),
+    ],
+)
+def test_predictions_have_the_shape_of_the_targets(
+    loss: str, outputs: int, values: list[int], device: str, tmp_path: Any, rng: np.random.Generator
+) -> None:
+    X, y = rng.normal(size=(6, 4)), np.array(values * 3)
+    model = gb.MLP([4, outputs], loss=loss, device=device)
+    untrained = model.predict(X)
+    assert untrained.shape == ((6,) if outputs > 1 else (6, 1))
+    for shape in ((6,), (6, 1)):
+        fit(model, X, y.reshape(shape), epochs=1)
+        assert model.predict(X).shape == shape
+        assert model.to("reference").predict(X).shape == shape
+        model.save(tmp_path / "net.safetensors")
+        assert gb.load(tmp_path / "net.safetensors").predict(X).shape == shape

@@ -97,8 +97,6 @@ def test_numbers_whose_sum_overflows_are_not_infinite() -> None:
         ),
         ("softmax_cross_entropy", ["a", "b", "a", "b"], "y is not an array of real numbers"),
         ("softmax_cross_entropy", [0, 1, np.nan, 0], "y holds NaN or infinity"),
-        ("softmax_cross_entropy", [1, 1, 1, 1], r"y has one class only \(1\); a classification needs at least two"),
-        ("softmax_cross_entropy", [[0, 1]] * 4, r"y has one class only \(1\)"),
         (
             "kl_divergence",
             [0, 1, 1, 0],
@@ -154,6 +152,20 @@ def test_weights_of_a_wrong_kind(weight: Any, message: str) -> None:
             r"validation_data: X has shape \(4, 2\); the network takes \(samples, 3\)",
         ),
         ({"validation_data": (X, Y + 5)}, "validation_data: y holds labels from 5 to 6"),
+        ({"validation_data": (X, Y, np.ones(3))}, r"validation_data: sample_weight has shape \(3,\)"),
+        ({"validation_data": (X,)}, r"validation_data is a tuple of 1; give \(X, y\) or \(X, y, sample_weight\)"),
+        ({"validation_data": X[:2]}, "validation_data is a ndarray; give"),
+        ({"batch_size": "full"}, "batch_size is 'full'; it must be a whole number >= 1, or 'auto'"),
+        ({"batch_size": np.nan}, "batch_size is nan"),
+        ({"micro_batch_size": 2.0}, r"micro_batch_size is 2\.0"),
+        ({"shuffle": "no"}, "shuffle is 'no'; it must be True or False"),
+        ({"stream_data": 1}, "stream_data is 1; it must be True or False"),
+        ({"sample_weight": np.ones((4, 1))}, r"sample_weight has shape \(4, 1\)"),
+        (
+            {"callbacks": gb.EarlyStopping},
+            r"callbacks holds the class EarlyStopping; make one, as in EarlyStopping\(...\)",
+        ),
+        ({"callbacks": print}, "callback builtin_function_or_method has no method that fit calls"),
     ],
 )
 def test_options_of_fit_out_of_range(options: dict, message: str) -> None:
@@ -178,3 +190,32 @@ def test_labels_in_a_column_or_as_floats_are_taken() -> None:
 def test_targets_of_one_output_may_be_flat() -> None:
     model = gb.MLP([3, 1], loss="mean_squared_error")
     assert float(model.loss_and_gradients(X, Y)[0]) == float(model.loss_and_gradients(X, Y[:, None])[0])
+
+
+def test_an_option_that_is_not_there_is_named() -> None:
+    model = gb.MLP([3, 2])
+    error(
+        lambda: model.fit(X, Y, epoch=3),
+        r"fit takes no option 'epoch' \(did you mean epochs\?\); it takes epochs, batch_size",
+        TypeError,
+    )
+    error(lambda: model.fit(X, Y, callback=[]), r"no option 'callback' \(did you mean callbacks\?\)", TypeError)
+
+
+def test_something_that_can_be_read_only_once_is_no_array() -> None:
+    model = gb.MLP([3, 2])
+    error(
+        lambda: model.fit((row for row in X), Y, progress=False),
+        "X is a generator, which can be read only once; give an array",
+    )
+    error(lambda: model.fit(X, iter(Y), progress=False), "y is a .*iterator, which can be read only once")
+    error(lambda: model.predict(iter(X)), "X is a .*iterator, which can be read only once")
+
+
+@pytest.mark.parametrize(("rows", "y"), [(1, [1]), (4, [1, 1, 1, 1]), (4, [[0, 1]] * 4)])
+def test_one_sample_or_one_class_is_enough_for_a_chunk_of_a_stream(rows: int, y: Any, device: str) -> None:
+    model = gb.MLP([3, 2], device=device)
+    before = float(model.loss_and_gradients(X[:rows], y)[0])
+    history = model.fit(X[:rows], y, epochs=1, optimizer=gb.SGD(1e-3), progress=False)
+    assert history["loss"][0] == pytest.approx(before, rel=1e-6)
+    assert float(model.loss_and_gradients(X[:rows], y)[0]) < before
