@@ -105,7 +105,7 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[MLP, History]:
             description["seed"],
             dropout=description["dropout"],
         )
-        model.target_shape = _target_shape(description.get("target_shape"))
+        model.target_shape = description.get("target_shape")  # not there in older files
         model.load_state_dict(tensors)
         if "optimizer" in metadata:
             state = model.state_of(_optimizer(json.loads(metadata["optimizer"])))
@@ -114,14 +114,6 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[MLP, History]:
         return model, History(json.loads(metadata.get("history", "{}")))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{str(path)!r} has a damaged description: {error}") from None
-
-
-def _target_shape(given: Any) -> tuple[int, ...] | None:
-    if given is None:  # never trained, or written by an earlier version
-        return None
-    if not isinstance(given, list) or not all(type(size) is int for size in given):
-        raise TypeError(f"target_shape is {given!r}")
-    return tuple(given)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -101,8 +101,6 @@ class MLP(Network):
     ----------
     parameters, gradients : Parameters
         W_l, b_l and dW_l, db_l as views into one flat array each; the gradients are those of the last training step.
-    target_shape : tuple of int or None
-        The shape of one sample's y in the last ``fit``; None before. It is kept by ``to``, ``save`` and ``load``.
 
     What describes a network (sizes, dtype, device, layers, these arrays) cannot be replaced; arrays may be written into.
     """
@@ -137,7 +135,7 @@ class MLP(Network):
             raise ValueError(f"device {self.device!r} computes in {', '.join(allowed)}; dtype is {self.dtype.name!r}")
         self._last: Workspace | None = None
         self._predictors: dict[int, Predictor] = {}
-        self.target_shape: tuple[int, ...] | None = None
+        self._target_shape: tuple[int, ...] | None = None
         super().__init__(self._initial_parameters())
 
     def __repr__(self) -> str:
@@ -227,6 +225,15 @@ class MLP(Network):
         return ws
 
     # ------------------------------------------------------------------ training and use
+
+    @property
+    def target_shape(self) -> tuple[int, ...] | None:
+        """The shape of one sample's y in the last ``fit``, None before; kept by ``to``, ``save`` and ``load``."""
+        return self._target_shape
+
+    @target_shape.setter
+    def target_shape(self, shape: Sequence[int] | None) -> None:
+        self._target_shape = None if shape is None else tuple(check_count("target_shape", size) for size in shape)
 
     def fit(self, X: Any, y: Any, epochs: int = 10, batch_size: int | str = 128, **options: Any) -> Any:
         """Train; see :func:`gpubackprop.training.fit` for all options. Returns the history."""

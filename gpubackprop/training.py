@@ -190,11 +190,8 @@ def _validation_arrays(given: Any) -> tuple[Array, Array, Array | None] | None:
         many = f" of {len(given)}" if isinstance(given, tuple | list) else ""
         raise ValueError(f"validation_data is a {type(given).__name__}{many}; give (X, y) or (X, y, sample_weight)")
     X, y, weight = (*given, None)[:3]
-    names = ("X", "y", "sample_weight")
-    return tuple(
-        None if a is None and name == "sample_weight" else as_array(a, f"validation_data: {name}")
-        for name, a in zip(names, (X, y, weight), strict=True)
-    )
+    weight = None if weight is None else as_array(weight, "validation_data: sample_weight")
+    return as_array(X, "validation_data: X"), as_array(y, "validation_data: y"), weight
 
 
 def _stays_on_host(model: MLP, X: Any, stream_data: bool | None) -> bool:
