@@ -219,7 +219,7 @@ class MLP(Network):
         self._check_room("gradients", X, y, weight, keep=keep)
         X = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
         y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
-        weight = check_weight(self.backend, weight, len(X), self.real)
+        weight = check_weight(self.backend, weight, len(X), self.real, self.loss)
         ws = self._workspace("gradients", len(X), y, weighted=weight is not None, keep=keep)
         _feed(ws, X, y, weight)
         return ws
@@ -284,7 +284,7 @@ class MLP(Network):
 
         X = check_features(self.backend, X, self.layer_sizes[0], self.dtype)
         y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
-        return evaluate(self, X, y, check_weight(self.backend, sample_weight, len(X), self.real))
+        return evaluate(self, X, y, check_weight(self.backend, sample_weight, len(X), self.real, self.loss))
 
     def predictor(self, batch_size: int = 1) -> Predictor:
         """Return the forward pass prepared for so many samples at a time: ``predictor(X)`` gives the outputs o.
@@ -405,7 +405,7 @@ class MLP(Network):
         _, n, y_shape, weighted, keep = key
         inputs = self.inputs(n, len(y_shape) == 1, weighted, Tally())
         if weighted:
-            inputs.normalized = backend.zeros((n,), self.real)
+            inputs.normalized, inputs.total = backend.zeros((n,), self.real), backend.zeros((1,), np.dtype(np.float64))
         return Workspace(backend, self.layers, inputs, keep=keep)
 
     def _check_room(self, purpose: str, X: Array, y: Any = None, weight: Any = None, *, keep: bool = False) -> None:

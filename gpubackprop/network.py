@@ -126,16 +126,16 @@ class Network(SetOnce):
 
     def loss_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
         """loss = ell(o + b_o, y), do = d loss / d o and db_o = sum over rows of do, in one pass over the outputs."""
-        weight = ws.weight
+        weight, total = ws.weight, None
         if weight is not None and self.loss.reduction == "mean":
-            weight = ws.normalized
+            weight, total = ws.normalized, ws.total
             if ws.samples is None:  # else it is one part of a mini-batch, and the mean is over all of it
-                ops.normalize_weights(ws.weight, out=weight)
+                ops.normalize_weights(ws.weight, out=weight, total=total)
         output = self.layers[-1]
         scalars = self._scalars if training and self.loss_scaling else None  # do in float16 is scaled against underflow
         ops.bias_loss(
             ws.o, output.b, ws.y, self.loss, weight, out=ws.do, db=output.db, value=ws.value, scalars=scalars,
-            samples=ws.samples,
+            samples=ws.samples, total=total,
         )  # fmt: skip
 
     def backward_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
@@ -287,7 +287,7 @@ class Network(SetOnce):
         """Record the passes over m samples at a time; loss and gradients are added up in this order."""
         n, names = inputs.n, recorder.names
         if inputs.weight is not None and self.loss.reduction == "mean":
-            recorder.normalize_weights(inputs.weight, out=inputs.normalized)
+            recorder.normalize_weights(inputs.weight, out=inputs.normalized, total=inputs.total)
         loss, gradient = names("loss[0]", ws.value[:1]), self._named_gradients
         assert self._sums is not None
         sums = names("Σ∇", self._sums[0]), names("Σloss", self._sums[1])

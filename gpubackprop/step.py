@@ -145,6 +145,7 @@ class Recorder:
         value: Array,
         scalars: Array | None = None,
         samples: int | None = None,
+        total: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         of = self.names.of
         kept = [] if address(z) == address(out) else [z]
@@ -154,14 +155,17 @@ class Recorder:
         )
         arguments = {
             "z": z, "b": b, "y": y, "loss": loss, "weight": weight, "out": out, "db": db, "value": value,
-            "scalars": scalars, "samples": samples,
+            "scalars": scalars, "samples": samples, "total": total,
         }  # fmt: skip
-        self._add("bias_loss", arguments, equation, [z, b, y, weight, scalars], [*kept, value, out, db], 5 * z.size)
+        self._add(
+            "bias_loss", arguments, equation, [z, b, y, weight, scalars, total], [*kept, value, out, db], 5 * z.size
+        )
         return value, out, db
 
-    def normalize_weights(self, weight: Array, out: Array) -> Array:
+    def normalize_weights(self, weight: Array, out: Array, total: Array | None = None) -> Array:
         equation = f"{self.names.of(out)} = {self.names.of(weight)} / Σ {self.names.of(weight)}"
-        self._add("normalize_weights", {"weight": weight, "out": out}, equation, [weight], [out], 2 * weight.size)
+        arguments = {"weight": weight, "out": out, "total": total}
+        self._add("normalize_weights", arguments, equation, [weight], [out, total], 2 * weight.size)
         return out
 
     def dropout(

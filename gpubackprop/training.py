@@ -235,7 +235,7 @@ def _prepare(model: MLP, X: Any, y: Any, weight: Any, name: str = "", *, on_host
     try:
         X = check_features(backend, X, model.layer_sizes[0], model.dtype)
         y = check_targets(backend, y, len(X), model.layer_sizes[-1], loss, model.real)
-        weight = check_weight(backend, weight, len(X), model.real)
+        weight = check_weight(backend, weight, len(X), model.real, loss)
     except ValueError as error:
         raise ValueError(f"{name}{error}") from None
     return Data(X, y, weight, backend.asarray(np.arange(len(X), dtype=np.int64)))
@@ -250,11 +250,11 @@ def _descend(
     end_epoch: Callable[[float], bool],
     micro_batch_size: int | None = None,
 ) -> None:
-    """Train by mini-batches; the loss of an epoch is the mean over its batches, as they were met."""
+    """Train by mini-batches; the loss of an epoch is the (weighted) mean over its samples, as they were met."""
     model, backend = training.model, training.model.backend
     state = model.optimizer_state
     assert state is not None
-    N = len(data.X)
+    N, terms = len(data.X), _terms(model, data)
     n_full, rest = divmod(N, batch_size)
     started = time.perf_counter()
     largest = min(batch_size, N)
@@ -285,7 +285,7 @@ def _descend(
                 left -= chunk
                 report.batches_done(chunk, n, value)
         total = float(value[1])
-        if not end_epoch(total / N if model.loss.reduction == "mean" else total):
+        if not end_epoch(total / terms):
             return
 
 
@@ -302,6 +302,7 @@ def _descend_from_host(
     from gpubackprop.streaming import Prefetcher
 
     model, N = training.model, len(data.X)
+    terms = _terms(model, data)
     state = model.optimizer_state
     assert state is not None
     started = time.perf_counter()
@@ -320,8 +321,15 @@ def _descend_from_host(
             batches.step(rows)
             report.batches_done(1, len(rows), batches.value)
         total = float(batches.value[1])
-        if not end_epoch(total / N if model.loss.reduction == "mean" else total):
+        if not end_epoch(total / terms):
             return
+
+
+def _terms(model: MLP, data: Data) -> float:
+    """Return what the sum of an epoch's losses is divided by: the samples, or their weights, or 1 where the loss is a sum."""
+    if model.loss.reduction == "sum":
+        return 1.0
+    return float(len(data.X) if data.weight is None else data.weight.sum(dtype=np.float64))
 
 
 def _order(seed: int, steps: int, n: int) -> np.ndarray:

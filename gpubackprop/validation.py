@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -86,17 +87,25 @@ def check_targets(backend: Backend, y: Any, n: int, d: int, loss: Loss, dtype: n
     return y
 
 
-def check_weight(backend: Backend, weight: Any, n: int, dtype: np.dtype[Any]) -> Array | None:
-    """Return sample weights (n,), finite, >= 0 and not all 0, or None."""
+def check_weight(backend: Backend, weight: Any, n: int, dtype: np.dtype[Any], loss: Loss) -> Array | None:
+    """Return sample weights (n,), finite, >= 0 and not all 0, or None.
+
+    Those of a mean, which only their ratios matter to, are divided by a power of two, so that the largest is in [1/2, 1).
+    """
     if weight is None:
         return None
-    weight = _numbers(backend, "sample_weight", weight, dtype)
+    weight = _numbers(backend, "sample_weight", weight, np.float64)
     if weight.shape != (n,):
         raise ValueError(f"sample_weight has shape {_shape(weight)}; there are {n} samples: it must be ({n},)")
     _check_finite(backend, "sample_weight", weight)
-    if float(weight.min()) < 0 or float(weight.sum()) <= 0:
+    low, high = float(weight.min()), float(weight.max())
+    if low < 0 or high == 0:
         raise ValueError("sample_weight must be >= 0, and not all 0")
-    return weight
+    if loss.reduction == "mean":
+        weight = backend.xp.ldexp(weight, -math.frexp(high)[1])
+    elif not 0 < float(dtype.type(high)) < math.inf:
+        raise ValueError(f"sample_weight goes up to {high:g}, which {dtype} has no number for")
+    return backend.asarray(weight, dtype)
 
 
 def check_parameter(

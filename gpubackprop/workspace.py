@@ -82,6 +82,8 @@ class Inputs:
     y : array, shape ``y_shape``
     weight, normalized : array, shape (n,), or None
         Sample weights, and the same over their sum.
+    total : array, shape (1,), float64, or None
+        Their sum.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Inputs:
         self.y = names("y", backend.zeros(*y))
         self.weight = names("w", backend.zeros((self.n,), real)) if weighted else None
         self.normalized = names("w̄", backend.zeros((self.n,), real)) if weighted else None
+        self.total = names("Σw", backend.zeros((1,), np.dtype(np.float64))) if weighted else None
 
     def rows(self, first: int, n: int) -> Inputs:
         """Return views of n rows; names say which."""
@@ -111,6 +114,7 @@ class Inputs:
                 name = self.names.of(array)
                 array = part.names(name if whole else f"{name}[{first}:{first + n}]", array[first : first + n])
             setattr(part, field, array)
+        part.total = None if self.total is None else part.names("Σw", self.total)
         return part
 
 
@@ -146,6 +150,7 @@ class Workspace:
 
         names.update(inputs.names)
         self.X, self.y, self.weight, self.normalized = inputs.X, inputs.y, inputs.weight, inputs.normalized
+        self.total = inputs.total
         self.value = names("loss", backend.zeros((2,), np.float64))
         self.layers: list[LayerArrays] = []
         h_in = self.X
@@ -173,6 +178,7 @@ class Workspace:
         part.names = names = Names()
         names.update(inputs.names)
         part.X, part.y, part.weight, part.normalized = inputs.X, inputs.y, inputs.weight, inputs.normalized
+        part.total = inputs.total
         part.value = names("loss", self.value)
         views: dict[int, Array] = {id(self.layers[0].h_in): inputs.X}
 

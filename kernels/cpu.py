@@ -101,9 +101,9 @@ def compile_bias_activation_backward(activation: Activation, dtype: np.dtype[Any
 def compile_bias_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Kernel:
     """Return kernel(z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived).
 
-    ``count`` is what the sum in value[1] grows by, times the loss. ``sums``, ``losses`` and ``scratch`` are memory for each
-    share, (shares_of(n), d), (shares_of(n),) float64 and loss_scratch(n, d); ``arrived`` (1,) int64 is 0. In place, ``out``
-    is ``z``.
+    ``count`` (1,) float64 is what the sum in value[1] grows by, times the loss. ``sums``, ``losses`` and ``scratch`` are memory
+    for each share, (shares_of(n), d), (shares_of(n),) float64 and loss_scratch(n, d); ``arrived`` (1,) int64 is 0. In place,
+    ``out`` is ``z``.
     """
     make = _elementwise_loss if loss.family == "elementwise" else _softmax_loss
     return compiled(make(loss, dtype, indices, weighted, in_place), loss.fingerprint, dtype.name)
@@ -116,7 +116,7 @@ def add_losses(losses, scale, count, value):  # type: ignore[no-untyped-def]
     for k in range(losses.size):
         total += losses[k]
     value[0] = total * scale
-    value[1] += total * scale * count
+    value[1] += total * scale * count[0]
 
 
 def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:
@@ -224,16 +224,21 @@ def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: boo
 
 @cache
 def compile_normalize_weights(dtype: np.dtype[Any]) -> Kernel:
-    """Return kernel(weight, out): out = weight / sum(weight)."""
+    """Return kernel(weight, out, total): out = weight / sum(weight), or 0 where that is 0, and the sum."""
 
-    def normalize_weights(weight, out, thread, threads):  # type: ignore[no-untyped-def]
+    def normalize_weights(weight, out, total, thread, threads):  # type: ignore[no-untyped-def]
         if thread > 0:
             return
-        total = 0.0
+        top, shares = 0.0, 0.0
         for i in range(weight.size):
-            total += weight[i]
+            top = max(top, weight[i])
+        top = top if top > 0.0 else 1.0  # relative to the largest, no sum is too large or too small
         for i in range(weight.size):
-            out[i] = weight[i] / total
+            shares += weight[i] / top
+        total[0] = shares * top
+        shares = 1.0 if shares == 0.0 else shares
+        for i in range(weight.size):
+            out[i] = weight[i] / top / shares
 
     return compiled(normalize_weights, dtype.name)
 

@@ -116,10 +116,11 @@ def elementwise_loss(loss: Loss, dtype: np.dtype[Any], width: int, variant: Vari
 
 @cache
 def finish_loss(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
-    """kernel(partial, db, losses, value, scale, growth, rows, d, count): the sums over blocks, all of real numbers.
+    """kernel(partial, db, losses, value, weights, scale, growth, rows, d, count): the sums over blocks, all of real numbers.
 
     db = column sums of partial (rows, d), cut like ``column_sum``; the last block, one more than the columns need, sets
-    value[0] = scale * sum(losses) and value[1] += growth * value[0], in float64: a sum over an epoch is long.
+    value[0] = scale * sum(losses) and value[1] += growth * value[0], in float64: a sum over an epoch is long. A ``growth`` of 0
+    is weights[0] instead, the sum of the weights of the mini-batch.
     """
     dtype = real_of(dtype)
     real, zero = numba.from_dtype(dtype), np.float64(0)
@@ -127,7 +128,7 @@ def finish_loss(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
     block_sum, _ = block_reductions(threads)
 
     @unrolled
-    def kernel(partial, db, losses, value, scale, growth, rows, d, count):  # type: ignore[no-untyped-def]
+    def kernel(partial, db, losses, value, weights, scale, growth, rows, d, count):  # type: ignore[no-untyped-def]
         shared = cuda.shared.array(threads, real)
         warps = cuda.shared.array(32, numba.float64)
         if cuda.blockIdx.x < cuda.gridDim.x - 1:
@@ -141,8 +142,10 @@ def finish_loss(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
                 i += threads
             total = block_sum(total, warps)
             if t == 0:
+                if growth == zero:
+                    growth = weights[0]
                 value[0] = scale * total
                 value[1] = value[1] + growth * value[0]
 
-    types = signature(dtype, "r* r* r* f8* f8 f8 i8 i8 i8")
+    types = signature(dtype, "r* r* r* f8* f8* f8 f8 i8 i8 i8")
     return Source(label("finish_loss", storage_of(dtype)), kernel, types, "", threads)

@@ -20,6 +20,8 @@ from gpubackprop.backends.base import (
     GOOD,
     GROW,
     GROW_AFTER,
+    LARGEST_SCALE,
+    LEAST_SCALE,
     NORM,
     RATE,
     SCALE,
@@ -51,26 +53,40 @@ ROWS_AT_ONCE = 4
 
 @cache
 def normalize_weights(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
-    """kernel(weight, out, n): out = weight / sum(weight), by one block: there are as many as rows in a mini-batch."""
-    storage = storage_of(dtype)
-    real, zero = numba.from_dtype(dtype), dtype.type(0)
-    block_sum, _ = block_reductions(threads)
+    """kernel(weight, out, total, n): out = weight / sum(weight), or 0 where that is 0; total[0] = the sum.
+
+    By one block, and in float64: there are as many weights as rows in a mini-batch.
+    """
+    storage, real = storage_of(dtype), dtype.type
+    zero, one, where = np.float64(0), np.float64(1), MATH.where
+    block_sum, block_max = block_reductions(threads)
 
     @unrolled
-    def kernel(weight, out, n):  # type: ignore[no-untyped-def]
-        warps = cuda.shared.array(32, real)
-        total = zero
+    def kernel(weight, out, total, n):  # type: ignore[no-untyped-def]
+        warps = cuda.shared.array(32, numba.float64)
+        top = zero
         i = numba.int64(cuda.threadIdx.x)
         while i < n:
-            total = total + weight[i]
+            w = numba.float64(weight[i])
+            top = where(w > top, w, top)
             i += threads
-        total = block_sum(total, warps)
+        top = block_max(top, warps)
+        top = where(top > zero, top, one)  # relative to the largest, no sum is too large or too small
+        shares = zero
         i = numba.int64(cuda.threadIdx.x)
         while i < n:
-            out[i] = weight[i] / total
+            shares = shares + numba.float64(weight[i]) / top
+            i += threads
+        shares = block_sum(shares, warps)
+        if cuda.threadIdx.x == 0:
+            total[0] = shares * top
+        shares = where(shares == zero, one, shares)
+        i = numba.int64(cuda.threadIdx.x)
+        while i < n:
+            out[i] = real(numba.float64(weight[i]) / top / shares)
             i += threads
 
-    return Source(label("normalize_weights", storage), kernel, f"{storage}* {storage}* i8")
+    return Source(label("normalize_weights", storage), kernel, f"{storage}* {storage}* f8* i8")
 
 
 @cache
@@ -167,21 +183,40 @@ def gather(storage: str, width: int, threads: int = THREADS) -> Source:
     return Source(label("gather", storage, f"v{width}"), kernel, types, "", threads)
 
 
+def large(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """Return (limit, unit): squares of numbers up to ``limit`` add up without overflow, and so do those beyond times ``unit``."""
+    real, top = dtype.type, np.finfo(dtype).maxexp
+    return real(2.0 ** (3 * top // 8)), real(2.0 ** (-5 * top // 8))
+
+
 @cache
 def sum_of_squares(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
-    """kernel(g, partial, size): partial[block] = its share of sum(g^2). g is aligned to 16 bytes."""
+    """kernel(g, partial, size): partial[2 block : 2 block + 2] = its share of sum(g^2). g is aligned to 16 bytes.
+
+    The squares of numbers beyond :func:`large` are added up apart, in units of its own, so that none overflows (Blue (1978)).
+    """
     storage = storage_of(dtype)
+    limit, shrink = large(dtype)
     width = VECTOR_BYTES // dtype.itemsize
     load, _, load1, _, _ = access(storage, width)
     real, zero = numba.from_dtype(dtype), dtype.type(0)
     block_sum, _ = block_reductions(threads)
+    fabs, where = MATH.fabs, MATH.where
     PARTS = 2
+
+    @inlined
+    def squares(x: Any) -> Any:
+        above = fabs(x) > limit
+        y = where(above, x * shrink, zero)
+        x = where(above, zero, x)
+        return x * x, y * y
 
     @unrolled
     def kernel(g, partial, size):  # type: ignore[no-untyped-def]
         warps = cuda.shared.array(32, real)
         r = cuda.local.array(PARTS * width, real)
         sums = cuda.local.array(width, real)
+        above = zero
         for k in static_range(width):
             sums[k] = zero
         thread = numba.int64(cuda.blockIdx.x * threads + cuda.threadIdx.x)
@@ -193,21 +228,29 @@ def sum_of_squares(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
                 load(r, part * width, g, i + part * step)
             for part in static_range(PARTS):
                 for k in static_range(width):
-                    sums[k] = sums[k] + r[part * width + k] * r[part * width + k]
+                    x2, y2 = squares(r[part * width + k])
+                    sums[k] = sums[k] + x2
+                    above = above + y2
             i += PARTS * step
         while i < whole:
             load(r, 0, g, i)
             for k in static_range(width):
-                sums[k] = sums[k] + r[k] * r[k]
+                x2, y2 = squares(r[k])
+                sums[k] = sums[k] + x2
+                above = above + y2
             i += step
         total = zero
         for k in static_range(width):
             total = total + sums[k]
         if whole + thread < size:
-            total = total + load1(g, whole + thread) * load1(g, whole + thread)
+            x2, y2 = squares(load1(g, whole + thread))
+            total = total + x2
+            above = above + y2
         total = block_sum(total, warps)
+        above = block_sum(above, warps)
         if cuda.threadIdx.x == 0:
-            partial[cuda.blockIdx.x] = total
+            partial[2 * cuda.blockIdx.x] = total
+            partial[2 * cuda.blockIdx.x + 1] = above
 
     return Source(label("sum_of_squares", storage), kernel, f"{storage}* {storage}* i8")
 
@@ -220,7 +263,7 @@ def clip(dtype: np.dtype[Any], loss_scaling: bool, threads: int = THREADS) -> So
     """
     storage = storage_of(dtype)
     real, zero, one, tiny = numba.from_dtype(dtype), dtype.type(0), dtype.type(1), dtype.type(1e-6)
-    largest = np.finfo(dtype).max
+    largest, unit = np.finfo(dtype).max, large(dtype)[1]
     block_sum, _ = block_reductions(threads)
     sqrt, where = MATH.sqrt, MATH.where
 
@@ -228,18 +271,22 @@ def clip(dtype: np.dtype[Any], loss_scaling: bool, threads: int = THREADS) -> So
     def kernel(partial, scalars, max_norm, count):  # type: ignore[no-untyped-def]
         warps = cuda.shared.array(32, real)
         total = zero
+        above = zero
         i = numba.int64(cuda.threadIdx.x)
         while i < count:
-            total = total + partial[i]
+            total = total + partial[2 * i]
+            above = above + partial[2 * i + 1]
             i += threads
         total = block_sum(total, warps)
+        above = block_sum(above, warps)
         if cuda.threadIdx.x == 0:
-            norm = sqrt(total)
+            u = where(above > zero, unit, one)  # all that follows is in units of 1 / u
+            norm = where(above > zero, sqrt(total * unit * unit + above), sqrt(total))
             scale = scalars[SCALE] if loss_scaling else one
             scalars[SKIP] = where(norm <= largest, zero, one) if loss_scaling else zero
             norm = norm / scale
-            factor = max_norm / (norm + tiny)
-            scalars[NORM] = norm
+            factor = max_norm * u / (norm + tiny * u)
+            scalars[NORM] = norm / u
             scalars[FACTOR] = where(factor > one, one, factor) / scale  # NaN stays NaN
 
     name = label("clip", storage, "scaled" if loss_scaling else "")
@@ -257,6 +304,7 @@ def advance(optimizer: Optimizer, dtype: np.dtype[Any], loss_scaling: bool) -> S
     factor = inlined(optimizer.schedule.define(MATH))
     one = np.float64(1)
     zero, single, shrink, grow, limit = map(real, (0, 1, SHRINK, GROW, GROW_AFTER))
+    least, largest = real(LEAST_SCALE), real(LARGEST_SCALE)
 
     @unrolled
     def kernel(rate, counters, scalars, batch):  # type: ignore[no-untyped-def]
@@ -266,10 +314,10 @@ def advance(optimizer: Optimizer, dtype: np.dtype[Any], loss_scaling: bool) -> S
             good = scalars[GOOD] + single
             if scalars[SKIP] > zero:
                 skipped = True
-                scalars[SCALE] = scalars[SCALE] * shrink
+                scalars[SCALE] = max(scalars[SCALE] * shrink, least)
                 good = zero
             elif good >= limit:
-                scalars[SCALE] = scalars[SCALE] * grow
+                scalars[SCALE] = min(scalars[SCALE] * grow, largest)
                 good = zero
             scalars[GOOD] = good
         if not skipped:

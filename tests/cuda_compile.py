@@ -2,6 +2,7 @@
 
     python tests/cuda_compile.py 90 some     # for one architecture, as JSON lines: what test_kernels_cuda_compile.py runs
     python tests/cuda_compile.py table       # every kernel for every architecture: writes kernels/registers.csv
+    python tests/cuda_compile.py table clip  # only those whose names begin so (several may be given): changes their rows
 
 One architecture to a process, which keeps Numba's tables of compiled functions apart.
 """
@@ -170,8 +171,8 @@ def check(kernel: dict[str, Any]) -> None:
 
 
 def uses_float64(name: str) -> bool:
-    """Whether a kernel is meant to compute in float64: all of a float64 model's, the schedule, an epoch's sum of losses."""
-    return "_f8" in name or name.startswith(("advance_", "finish_loss"))
+    """Whether a kernel is meant to compute in float64: all of a float64 model's, the schedule, sums over an epoch, of weights."""
+    return "_f8" in name or name.startswith(("advance_", "finish_loss", "normalize_weights"))
 
 
 def reduces_large_angles(name: str) -> bool:
@@ -179,11 +180,13 @@ def reduces_large_angles(name: str) -> bool:
     return "_sin_" in name or name.startswith(("advance_sgd_cosine", "advance_sgd_onecycle"))
 
 
-def report(architecture: str, complete: bool) -> None:
+def report(architecture: str, complete: bool, prefixes: tuple[str, ...] = ("",)) -> None:
     """Print the facts of the kernels for an architecture."""
     assembler = ptxas()
     capability = capability_of(architecture)
     for source, wanted in sources(complete):
+        if not source.name.startswith(prefixes):
+            continue
         print(json.dumps(facts(source, wanted, capability, assembler)), flush=True)
 
 
@@ -197,12 +200,15 @@ def toolchain() -> str:
     return " ".join(f"{name} {version(name)}" for name in ("numba-cuda", "nvidia-cuda-nvcc-cu12"))
 
 
-def write_table() -> None:
-    """Compile everything, two architectures at a time, and write the registers of each kernel, unless one fails a check."""
+def write_table(prefixes: list[str]) -> None:
+    """Compile everything, two architectures at a time, and write the registers of each kernel, unless one fails a check.
+
+    With prefixes, those whose names begin so; the others keep their rows.
+    """
     failures: list[str] = []
 
     def registers(architecture: str) -> dict[str, int]:
-        command = [sys.executable, __file__, architecture, "all"]
+        command = [sys.executable, __file__, architecture, "all", *prefixes]
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         kernels = [json.loads(line) for line in lines]
         for kernel in kernels:
@@ -217,15 +223,21 @@ def write_table() -> None:
         columns = list(pool.map(registers, ARCHITECTURES))
     if failures:
         sys.exit("\n".join(failures))
+    kept: dict[str, list[str]] = {}
+    if prefixes:
+        _, _, *rows = csv.reader(TABLE.read_text(encoding="utf-8").splitlines())
+        kept = {name: values for name, *values in rows}
+    new = {name: [str(column[name]) for column in columns] for name in columns[0]}
+    names = [source.name for source, _ in sources(True)]
     with TABLE.open("w", encoding="utf-8", newline="") as file:
         file.write(f"# registers of a thread by architecture; python tests/cuda_compile.py table; {toolchain()}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["kernel", *(f"sm_{number}" for number in ARCHITECTURES)])
-        writer.writerows([name, *(column[name] for column in columns)] for name in columns[0])
+        writer.writerows([name, *(new.get(name) or kept[name])] for name in names)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "table":
-        write_table()
+        write_table(sys.argv[2:])
     else:
-        report(sys.argv[1], sys.argv[2] == "all")
+        report(sys.argv[1], sys.argv[2] == "all", tuple(sys.argv[3:]) or ("",))

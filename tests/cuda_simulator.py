@@ -180,7 +180,7 @@ def loss_of(
         growth = float(n) if loss.reduction == "mean" else 1.0
         finished = launch(
             cuda_loss.finish_loss(dtype, THREADS), (-(-d // bx) + 1, 1), (bx, by),
-            added, np.full(d, np.nan, real), losses, total, scale, growth, 1, d, len(losses),
+            added, np.full(d, np.nan, real), losses, total, np.array([growth]), scale, growth * (n % 2), 1, d, len(losses),
         )  # fmt: skip
         # a sum of what was stored, where that is: every term may be off by its rounding, and that of the outputs
         close(
@@ -224,23 +224,31 @@ def check_training() -> None:
 
         weight = RNG.random(n).astype(dtype)
         source = cuda_training.normalize_weights(dtype, THREADS)
-        close(launch(source, (1, 1), (THREADS, 1), weight, weight, n)[1], REFERENCE.normalize_weights(weight))
+        for unit in (1.0, 0.0, np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal * 64):
+            scaled, total = weight * dtype.type(unit), np.zeros(1)
+            normalized = launch(source, (1, 1), (THREADS, 1), scaled, scaled, total, n)
+            expected = np.zeros(1)
+            close(normalized[1], REFERENCE.normalize_weights(scaled, total=expected))
+            np.testing.assert_allclose(normalized[2], expected, rtol=1e-14)
 
-        for scaling, scale in ((False, 1), (True, 8), (True, np.inf)):
+        top = np.finfo(dtype).max / 64
+        for scaling, scale in ((False, 1), (False, top), (True, 8), (True, top), (True, np.inf)):
             scalars = np.ones(8, dtype)
             scalars[SCALE] = 8
             g = x * dtype.type(scale)
             expected_scalars, on = scalars.copy(), scalars.copy()
             REFERENCE.clip(g, 0.5, expected_scalars, scaling)
             partial = launch(
-                cuda_training.sum_of_squares(dtype, THREADS), (2, 1), (THREADS, 1), g, np.zeros(2, dtype), n
+                cuda_training.sum_of_squares(dtype, THREADS), (2, 1), (THREADS, 1), g, np.zeros(4, dtype), n
             )
             source = cuda_training.clip(dtype, scaling, THREADS)
             result = launch(source, (1, 1), (THREADS, 1), partial[1], on, dtype.type(0.5), 2)[1]
             assert result[SKIP] == expected_scalars[SKIP]
             if scale != np.inf:
                 both = [NORM, FACTOR]
-                np.testing.assert_allclose(result[both], expected_scalars[both], rtol=16 * eps(dtype))
+                # the factor of a huge gradient is subnormal, and has only that many digits
+                tiny = float(np.finfo(dtype).smallest_subnormal)
+                np.testing.assert_allclose(result[both], expected_scalars[both], rtol=16 * eps(dtype), atol=tiny)
 
     source, order, counters = normal((9, 8), F4), RNG.permutation(9), np.array([0, 3])
     kernel = cuda_training.gather("f4", 4, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -217,6 +218,85 @@ def test_clip_has_the_norm_of_the_gradient(n: int, dtype: str, backend: Any, rng
         got = host(backend, scalars)[0]
         assert got[NORM] == pytest.approx(norm, rel=(n + 4) * eps(dtype))
         assert got[FACTOR] == pytest.approx(min(1.0, limit / (norm + 1e-6)), rel=(n + 4) * eps(dtype))
+
+
+@FAST
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_finite_gradient_is_clipped_whatever_its_size(dtype: str, backend: Any, rng: np.random.Generator) -> None:
+    if backend.device == "cpu":
+        pytest.skip("its kernel of the norm is another matter")
+    top, unit = float(np.finfo(dtype).max), rng.uniform(0.5, 1, 37) * rng.choice([-1, 1], 37)
+    for size in (top, top**0.75, top**0.5, 1.0, 0.0):
+        g = (unit * size).astype(dtype)
+        g_here, scalars = backend.asarray(g), backend.zeros((8,), dtype)
+        backend.clip(g_here, 2.0, scalars)
+        factor = float(host(backend, scalars)[0][FACTOR])
+        u = max(size, 1.0)
+        exact = min(1.0, 2 / u / (np.linalg.norm(g.astype(np.float64) / u) + 1e-6 / u))
+        assert factor == pytest.approx(exact, rel=41 * eps(dtype), abs=float(np.finfo(dtype).smallest_subnormal))
+        assert factor > 0
+    for bad, expected in ((np.inf, 0.0), (np.nan, np.nan)):  # as in PyTorch
+        g_here[5:6] = bad
+        backend.clip(g_here, 2.0, scalars)
+        assert_within(host(backend, scalars)[0][[NORM, FACTOR]], [bad, expected], 0)
+
+
+WEIGHTS = [
+    np.array([1.0, 3.0, 0.0, 4.0]), np.array([3e38, 1e38, 3e38, 2e38]), np.array([1e-45, 4e-45, 0.0, 3e-45]),
+    np.array([1e-38, 1e38, 1e38, 0.0]), np.zeros(4), np.array([0.0, 0.0, 1e-45, 0.0]),
+]  # fmt: skip
+
+
+@FAST
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weights_are_normalized_whatever_their_size(dtype: str, backend: Any) -> None:
+    top = np.finfo(dtype).max
+    for weights in (*WEIGHTS, np.full(4, top), np.full(4, float(np.finfo(dtype).smallest_subnormal))):
+        weight = weights.astype(dtype)
+        here, total = backend.asarray(weight), backend.zeros((1,), np.float64)
+        got = host(backend, backend.normalize_weights(here, total=total))[0]
+        exact = [Fraction(float(w)) for w in weight]
+        expected = np.array([float(w / (sum(exact) or 1)) for w in exact])
+        tiny = float(np.finfo(dtype).smallest_subnormal)
+        assert_within(got, expected, 2 * eps(dtype) * expected + tiny)
+        in_range = sum(exact) < Fraction(np.finfo(np.float64).max)
+        assert host(backend, total)[0][0] == pytest.approx(float(sum(exact)) if in_range else np.inf, rel=1e-15)
+
+
+@pytest.mark.parametrize("micro", [None, 2])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_mini_batch_of_weights_0_adds_nothing(reduction: str, micro: int | None, device: str, rng: Any) -> None:
+    X, y = rng.normal(size=(12, 3)).astype(np.float32), np.arange(12) % 2
+    weight = np.array([0.5, 1, 0, 2, 0, 0, 0, 0, 1, 0, 3, 1]) * (1e-300 if reduction == "mean" else 1)
+    loss = gb.losses.LOSSES["softmax_cross_entropy"](reduction=reduction)
+    model = gb.MLP([3, 4, 2], "tanh", loss, device)
+    before = {name: value.copy() for name, value in model.state_dict().items()}
+    expected = model.evaluate(X, y, sample_weight=weight)
+    _, g = model.loss_and_gradients(X[8:], y[8:], sample_weight=weight[8:])
+    options = {"batch_size": 4, "sample_weight": weight, "shuffle": False, "progress": False, "micro_batch_size": micro}
+    history = model.fit(X, y, epochs=1, optimizer=gb.SGD(1e-9), **options)
+    # the mean of the epoch is that over the samples with their weights, however they are spread over mini-batches
+    assert history["loss"][0] == pytest.approx(expected["loss"], rel=1e-5)
+    model.load_state_dict(before)
+    start = model.backend.to_numpy(model.parameters.flat).copy()
+    model.fit(X[4:], y[4:], epochs=1, optimizer=gb.SGD(0.5), **options | {"sample_weight": weight[4:]})
+    moved = model.backend.to_numpy(model.parameters.flat) - start
+    assert_within(moved, -0.5 * g.flat, 1e-6)
+
+
+def test_column_sums_of_many_rows_are_exact_to_a_few_roundings(rng: np.random.Generator) -> None:
+    # each term is lost, or rounded the same way, where it is added to a float32 sum of all before
+    reference = gb.get_backend("reference")
+    n, d = 300_000, 2
+    delta = np.full((n, d), 1 + 2**-20, np.float32)
+    delta[0, 1] = 2**24
+    _, db = reference.bias_activation_backward(delta, None, delta, gb.activations.ACTIVATIONS["identity"])
+    assert_within(db, delta.sum(axis=0, dtype=np.float64), eps("float32") * db)
+    y = delta - 0.5
+    _, _, db = reference.bias_loss(
+        delta.copy(), np.zeros(d, np.float32), y, gb.losses.LOSSES["mean_squared_error"](reduction="sum")
+    )
+    assert_within(db, np.full(d, n), [2**-22 * n, 4 + 2**-22 * n])
 
 
 @FAST

@@ -42,6 +42,8 @@ RATE, C1, C2, FACTOR, NORM, SCALE, GOOD, SKIP = range(8)
 
 # Dynamic loss scaling for float16 (Micikevicius et al. (2018), section 3.2), with the numbers of torch.amp.GradScaler
 FIRST_SCALE, SHRINK, GROW, GROW_AFTER = 65536.0, 0.5, 2.0, 2000.0
+# and bounds: many steps in a row that overflow must not take the scale to 0, nor many good ones to infinity
+LEAST_SCALE, LARGEST_SCALE = 2.0**-24, 2.0**24
 
 
 class Run(Protocol):
@@ -136,27 +138,32 @@ class Backend(Protocol):
         value: Array | None = None,
         scalars: Array | None = None,
         samples: int | None = None,
+        total: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         """o = z + b; value = loss(o, y); do = d value / do; db = sum over rows of do, in one pass over the outputs.
 
         ``z`` becomes o in place, unless ``out`` is ``z``: then only do is kept. Under the reduction ``"mean"``,
-        ``weight`` comes from :meth:`normalize_weights`. The sum in ``value[1]`` grows by n times the mean, or by the sum.
+        ``weight`` comes from :meth:`normalize_weights`. The sum in ``value[1]`` grows by n times the mean, with ``total`` by
+        ``total[0]`` times the mean, or by the sum.
         With ``scalars``, do and db, not the value, are multiplied by the loss scale ``scalars[SCALE]``. Where the rows are a
         part of a mini-batch of ``samples`` samples, the mean is over those, and the value is this part's share of it.
 
         Shapes
         ------
-        z, out : (n, d); b, db : (d,); y : (n, d) real, or (n,) int64 class indices; weight : (n,); value : (2,) float64;
+        z, out : (n, d); b, db : (d,); y : (n, d) real, or (n,) int64 class indices; weight : (n,);
+        value : (2,) float64; total : (1,) float64;
         returns (value, do, db)
         """
         ...
 
-    def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
-        """out = weight / sum(weight).
+    def normalize_weights(self, weight: Array, out: Array | None = None, total: Array | None = None) -> Array:
+        """out = weight / sum(weight), total[0] = sum(weight); out = 0 where all weights are 0, which adds nothing.
+
+        Nothing overflows or underflows on the way, however large or small the weights are.
 
         Shapes
         ------
-        weight, out : (n,)
+        weight, out : (n,); total : (1,) float64
         """
         ...
 
@@ -203,6 +210,9 @@ class Backend(Protocol):
     def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
         """scalars[NORM] = |g|, scalars[FACTOR] = min(1, max_norm / (|g| + 1e-6)), as ``torch.nn.utils.clip_grad_norm_``.
 
+        No square overflows on the way: a gradient of finite numbers has a factor above 0. For an infinite one the factor is 0,
+        for one with NaN it is NaN.
+
         With loss scaling, g is the gradient over the scale: scalars[NORM] = |g| / scale and scalars[FACTOR] holds 1 / scale too;
         scalars[SKIP] = 1 where |g| is infinite or NaN, else 0. ``max_norm`` may be infinite.
 
@@ -223,7 +233,8 @@ class Backend(Protocol):
     ) -> None:
         """Take a step of the schedule: counters += (1, batch); scalars[RATE], [C1], [C2] for the new step count.
 
-        With loss scaling, a skipped step counts no step and halves the scale; 2000 good ones in a row double it.
+        With loss scaling, a skipped step counts no step and halves the scale; 2000 good ones in a row double it; it stays in
+        [2^-24, 2^24].
         """
         ...
 

@@ -83,8 +83,13 @@ ARGUMENTS: dict[str, tuple[ArrayArgument, ...]] = {
         _writes("db", "d", dtype="real"),
         _writes("value", 2, dtype="float64"),
         _reads("scalars", 8, dtype="real", optional=True),
+        _reads("total", 1, dtype="float64", optional=True),
     ),
-    "normalize_weights": (_reads("weight", "n"), _writes("out", "n", over=("weight",))),
+    "normalize_weights": (
+        _reads("weight", "n"),
+        _writes("out", "n", over=("weight",)),
+        _writes("total", 1, dtype="float64", optional=True),
+    ),
     "dropout": (_reads("x", ...), _COUNTERS, _writes("out", ..., over=("x",))),
     "gather": (
         _reads("source", "N", ..., dtype="data"),

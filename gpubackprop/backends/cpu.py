@@ -110,11 +110,12 @@ class CpuBackend(ReferenceBackend):
         value: Array | None = None,
         scalars: Array | None = None,
         samples: int | None = None,
+        total: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         out = np.empty_like(z) if out is None else out
         db = np.empty(z.shape[1], z.dtype) if db is None else db
         value = np.zeros(2) if value is None else value
-        _run(self._bind_bias_loss(z, b, y, loss, weight, out, db, value, scalars, samples))
+        _run(self._bind_bias_loss(z, b, y, loss, weight, out, db, value, scalars, samples, total))
         return value, out, db
 
     def _bind_bias_loss(
@@ -129,6 +130,7 @@ class CpuBackend(ReferenceBackend):
         value: Array,
         scalars: Array | None,
         samples: int | None = None,
+        total: Array | None = None,
     ) -> Call:
         from gpubackprop.kernels.cpu import compile_bias_loss, loss_scratch, shares_of
 
@@ -137,20 +139,20 @@ class CpuBackend(ReferenceBackend):
         sums, scratch = np.empty((shares, d), z.dtype), np.empty(loss_scratch(len(z), d), z.dtype)
         losses, arrived = np.empty(shares), np.zeros(1, np.int64)
         scale = z.dtype.type(loss.scale(n, d, weight is not None))
-        count = float(n if loss.reduction == "mean" else 1)
+        count = np.array([n if loss.reduction == "mean" else 1], np.float64) if total is None else total
         w = b if weight is None else weight
         return kernel, (z, b, y, w, scale, count, out, db, value, sums, scratch, losses, arrived)
 
     @checked
-    def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
+    def normalize_weights(self, weight: Array, out: Array | None = None, total: Array | None = None) -> Array:
         out = np.empty_like(weight) if out is None else out
-        _run(self._bind_normalize_weights(weight, out))
+        _run(self._bind_normalize_weights(weight, out, total))
         return out
 
-    def _bind_normalize_weights(self, weight: Array, out: Array) -> Call:
+    def _bind_normalize_weights(self, weight: Array, out: Array, total: Array | None = None) -> Call:
         from gpubackprop.kernels.cpu import compile_normalize_weights
 
-        return compile_normalize_weights(weight.dtype), (weight, out)
+        return compile_normalize_weights(weight.dtype), (weight, out, np.empty(1) if total is None else total)
 
     @checked
     def dropout(

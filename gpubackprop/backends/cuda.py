@@ -217,18 +217,19 @@ class CudaBackend:
         value: Array | None = None,
         scalars: Array | None = None,
         samples: int | None = None,
+        total: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         with self._device:
             out = cupy.empty_like(z) if out is None else out
             db = cupy.empty(z.shape[1], real_of(z.dtype)) if db is None else db
             value = cupy.zeros(2) if value is None else value
-            self._run(self._launches.bias_loss(z, b, y, loss, weight, out, db, value, scalars, samples))
+            self._run(self._launches.bias_loss(z, b, y, loss, weight, out, db, value, scalars, samples, total))
         return value, out, db
 
-    def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
+    def normalize_weights(self, weight: Array, out: Array | None = None, total: Array | None = None) -> Array:
         with self._device:
             out = cupy.empty_like(weight) if out is None else out
-            self._run(self._launches.normalize_weights(weight, out))
+            self._run(self._launches.normalize_weights(weight, out, total))
         return out
 
     def dropout(

@@ -133,6 +133,7 @@ class Launches:
         value: Array,
         scalars: Array | None,
         samples: int | None = None,
+        total: Array | None = None,
     ) -> list[Launch]:
         n, d, dtype = *self._matrix("z", z), z.dtype
         real, softmax = real_of(dtype), loss.family == "softmax"
@@ -145,6 +146,8 @@ class Launches:
             self._require(real, weight=(weight, (n,)))
         if scalars is not None:
             self._require(real, scalars=(scalars, (8,)))
+        if total is not None:
+            self._require(np.dtype(np.float64), total=(total, (1,)))
         variant = cuda_loss.Variant(indices, weight is not None, _at(out) != _at(z), scalars is not None)
         scale = loss.scale(samples or n, d, weight is not None)
         # dense targets are real: where z has 16 bits, a thread takes as many as 16 bytes of targets hold
@@ -170,11 +173,11 @@ class Launches:
         first.append(self._launch(source, grid, block, *inputs, *places, *numbers, scratch=room))
         if long:
             first.append(self._launch(passes.column_sum(dtype), sums, sum_block, _at(out), partial, n, d))
-        growth = float(samples or n) if loss.reduction == "mean" else 1.0
+        growth = 1.0 if loss.reduction == "sum" else float(samples or n) if total is None else 0.0
         columns, rows_at_once = passes.block_shape(d, passes.SUM_COLUMNS)
         finish = self._launch(
             cuda_loss.finish_loss(dtype), (-(-d // columns) + 1, 1), (columns, rows_at_once),
-            partial, _at(db), losses, _at(value), float(scale), growth, rows, d, count,
+            partial, _at(db), losses, _at(value), 0 if total is None else _at(total), float(scale), growth, rows, d, count,
         )  # fmt: skip
         return [*first, finish]
 
@@ -207,11 +210,13 @@ class Launches:
         down = min(-(-n // rows), max(1, self.blocks * THREADS // threads))
         return cuda_softmax_rows.softmax_loss_row(loss, dtype, width, shape, variant), (1, down), (threads, 1), []
 
-    def normalize_weights(self, weight: Array, out: Array) -> list[Launch]:
+    def normalize_weights(self, weight: Array, out: Array, total: Array | None = None) -> list[Launch]:
         (n,), dtype = weight.shape, check_dtype(weight.dtype)
         self._require(dtype, weight=(weight, (n,)), out=(out, (n,)))
+        total = self.room(1, np.dtype(np.float64)) if total is None else total
+        self._require(np.dtype(np.float64), total=(total[:1], (1,)))
         source = cuda_training.normalize_weights(dtype)
-        return [self._launch(source, (1, 1), (THREADS, 1), _at(weight), _at(out), n)]
+        return [self._launch(source, (1, 1), (THREADS, 1), _at(weight), _at(out), _at(total), n, scratch=total)]
 
     def dropout(
         self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array, first_block: int = 0
@@ -254,7 +259,7 @@ class Launches:
         if _at(gradients) % VECTOR_BYTES:
             raise ValueError("gradients must be aligned to 16 bytes, as backend.zeros gives them")
         blocks = self._flat_grid(size * dtype.itemsize // VECTOR_BYTES + 1)
-        partial = self.room(blocks, dtype)
+        partial = self.room(2 * blocks, dtype)
         block = (THREADS, 1)
         return [
             self._launch(

@@ -17,6 +17,8 @@ from gpubackprop.backends.base import (
     GOOD,
     GROW,
     GROW_AFTER,
+    LARGEST_SCALE,
+    LEAST_SCALE,
     NORM,
     RATE,
     SCALE,
@@ -89,7 +91,7 @@ class ReferenceBackend:
     ) -> tuple[Array, Array]:
         at = _wide(h if activation.needs == "h" else z)
         delta = _wide(dh) * activation.dphi(at, at)
-        db = _store(delta.sum(axis=0), db)
+        db = _store(delta.sum(axis=0, dtype=np.float64), db, delta.dtype)
         return _store(delta, out, dh.dtype), db
 
     @checked
@@ -106,6 +108,7 @@ class ReferenceBackend:
         value: Array | None = None,
         scalars: Array | None = None,
         samples: int | None = None,
+        total: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         value = np.zeros(2) if value is None else value
         n, d = samples or len(z), z.shape[1]
@@ -116,15 +119,20 @@ class ReferenceBackend:
         if weight is not None:
             ell, do = ell * weight, do * weight[:, None]
         value[0] = scale * ell.sum(dtype=np.float64)
-        value[1] += value[0] * (n if loss.reduction == "mean" else 1)
+        value[1] += value[0] * (total[0] if total is not None else n if loss.reduction == "mean" else 1)
         do = do * do.dtype.type(scale if scalars is None else scale * scalars[SCALE])
-        db = _store(do.sum(axis=0), db)
+        db = _store(do.sum(axis=0, dtype=np.float64), db, do.dtype)
         return value, _store(do, out, z.dtype), db
 
     @checked
     @quiet
-    def normalize_weights(self, weight: Array, out: Array | None = None) -> Array:
-        return _store(weight / weight.sum(), out)
+    def normalize_weights(self, weight: Array, out: Array | None = None, total: Array | None = None) -> Array:
+        top = np.float64(weight.max()) or 1.0  # relative to the largest, no sum is too large or too small
+        share = weight / top
+        shares = share.sum()
+        if total is not None:
+            total[0] = shares * top
+        return _store(share / (shares or 1.0), out, weight.dtype)
 
     @checked
     @quiet
@@ -158,11 +166,13 @@ class ReferenceBackend:
     @checked
     @quiet
     def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
-        norm = np.sqrt(np.sum(gradients * gradients))
-        scale = scalars[SCALE] if loss_scaling else 1.0
+        scale = np.float64(scalars[SCALE] if loss_scaling else 1.0)
+        top = np.float64(np.maximum(np.max(np.abs(gradients)), 1))  # relative to it, no square is too large
+        norm = np.sqrt(np.sum((gradients / top) ** 2)) if np.isfinite(top) else top
         scalars[SKIP] = loss_scaling and not np.isfinite(norm)
-        scalars[NORM] = norm / scale
-        scalars[FACTOR] = np.minimum(1.0, max_norm / (scalars[NORM] + 1e-6)) / scale
+        scalars[NORM] = norm * (top / scale)
+        factor = max_norm / top * scale / (norm + 1e-6 / top * scale) if np.isfinite(top) else max_norm / top
+        scalars[FACTOR] = np.minimum(1.0, factor) / scale
 
     @checked
     @quiet
@@ -177,7 +187,8 @@ class ReferenceBackend:
     ) -> None:
         if loss_scaling:
             grow = scalars[GOOD] + 1 >= GROW_AFTER
-            scalars[SCALE] *= SHRINK if scalars[SKIP] else GROW if grow else 1.0
+            scale = scalars[SCALE] * (SHRINK if scalars[SKIP] else GROW if grow else 1.0)
+            scalars[SCALE] = min(max(scale, LEAST_SCALE), LARGEST_SCALE)
             scalars[GOOD] = 0 if scalars[SKIP] or grow else scalars[GOOD] + 1
             if scalars[SKIP]:
                 counters[CURSOR] += batch
