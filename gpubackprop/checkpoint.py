@@ -88,7 +88,7 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[MLP, History]:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a dict)
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy does not know
         raise ValueError(f"{str(path)!r} is not a whole safetensors file: {error}") from None
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{str(path)!r} holds format {metadata.get('format')!r}; this version reads {FORMAT!r}")
@@ -112,8 +112,10 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[MLP, History]:
             for name, array in saved.items():
                 getattr(state, name)[...] = model.backend.asarray(array)
         return model, History(json.loads(metadata.get("history", "{}")))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{str(path)!r} has a damaged description: {error}") from None
+    except (LookupError, TypeError, AttributeError, RecursionError, OverflowError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(path)!r} has a damaged description: {type(error).__name__} {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from None
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,7 +83,7 @@ def train(
     n_outputs = (
         int(max(y.max(), y_test.max())) + 1 if definition.targets == "classes" else 1 if y.ndim == 1 else y.shape[1]
     )
-    sizes = parse_layers(layers) if layers else [d.X.shape[1], 64, 32, n_outputs]
+    sizes = parse_layers(layers) if layers is not None else [d.X.shape[1], 64, 32, n_outputs]
     if (
         sizes[0] != d.X.shape[1]
         or sizes[-1] < n_outputs
@@ -278,8 +279,10 @@ def _check_folder(out: Path) -> None:
         raise ValueError(f"--out is {str(out)!r}, which is a file; name a folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):  # better now than after the training
+            pass
     except OSError as error:
-        raise ValueError(f"--out is {str(out)!r}, which cannot be made: {error.strerror}") from None
+        raise ValueError(f"--out is {str(out)!r}, which cannot be written to: {error.strerror}") from None
 
 
 def _write(out: Path, model: MLP, history: dict[str, list[float]], name: str) -> None:
@@ -302,6 +305,9 @@ def main() -> None:
         app()
     except (ValueError, TypeError, OSError, DeviceUnavailableError) as error:
         print(f"gpubackprop: {error}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError as error:
+        print(f"gpubackprop: not enough memory: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

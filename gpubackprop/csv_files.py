@@ -159,11 +159,16 @@ class _Reader:
     def _choose_target(self, below: list[list[str]]) -> None:
         if self.targets != 1:
             raise CsvError(f"target names one column; targets is {self.targets}")
-        found = [j for j, name in enumerate(self.first) if name == self.target]
-        if len(found) == 1 and self.header is not False:
+        named = [j for j, name in enumerate(self.first) if name == self.target]
+        number = int(self.target) if self.target.isascii() and self.target.isdecimal() else 0  # type: ignore[union-attr]
+        numbered = [number - 1] if 1 <= number <= len(self.first) else []
+        if named and numbered and self.header is None:
+            raise self._cannot_tell()
+        found = [] if self.header is False else named
+        if len(found) == 1:
             self.header = True
-        elif not found and str(self.target).isdecimal() and 1 <= int(str(self.target)) <= len(self.first):
-            found = [int(str(self.target)) - 1]
+        elif not found and numbered:
+            found = numbered
         else:
             names = _shorten(", ".join(map(repr, self.first)), 200)
             raise CsvError(

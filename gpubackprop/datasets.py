@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gpubackprop.csv_files import read_csv
+from gpubackprop.definitions import check_count, check_seed
 
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 FEW = 5  # samples of a class, on average, below which numbers are no classes: a fifth of fewer is less than one test sample
@@ -98,6 +99,7 @@ def load_dataset(
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction is {test_fraction}; it must be in (0, 1)")
+    seed, targets = check_seed(seed), check_count("targets", targets)
     if source == "digits":
         path = files("gpubackprop") / "data" / "digits.npz"
         with path.open("rb") as file, np.load(file) as arrays:

@@ -148,6 +148,12 @@ def check_count(name: str, value: Any, of: str = "", least: int = 1) -> int:
     return number
 
 
+def check_seed(value: Any) -> int:
+    """Return a seed in [0, 2^64)."""
+    allowed = "a whole number in [0, 2^64)"
+    return int(check_number("seed", value, lambda x: isinstance(x, int) and 0 <= x < 2**64, allowed))
+
+
 def check_flag(name: str, value: Any) -> bool:
     """Return True or False, as Python's own."""
     flag = plain(value)

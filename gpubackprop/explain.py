@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.definitions import check_count, check_seed
 from gpubackprop.gradcheck import GradientCheck, check_gradient, gradient_step, gradients_of
 from gpubackprop.losses import LOSSES, Loss
 from gpubackprop.mlp import MLP
@@ -96,7 +97,8 @@ def explain(
     Explanation
         In float64, on the reference backend, whatever the network's own device.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
+    batch_size = check_count("batch_size", batch_size)
     if isinstance(network, MLP):
         model = network
     else:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gpubackprop.activations import ACTIVATIONS, Activation, identity
 from gpubackprop.backends import choose_device, get_backend
 from gpubackprop.backends.base import Backend
-from gpubackprop.definitions import DTYPES, Array, check_dtype, check_number, check_precision, real_of
+from gpubackprop.definitions import DTYPES, Array, check_dtype, check_number, check_precision, check_seed, real_of
 from gpubackprop.initializers import INITIALIZERS, Initializer
 from gpubackprop.interop import as_array, like
 from gpubackprop.losses import LOSSES, Loss
@@ -122,8 +122,7 @@ class MLP(Network):
         self.dtype = check_dtype(dtype)
         self.activations = _per_hidden_layer(activation, len(self.layer_sizes) - 2)
         self.dropout = float(check_number("dropout", dropout, lambda x: 0 <= x < 1, "in [0, 1)"))
-        allowed_seed = "a whole number in [0, 2^64)"
-        self.seed = int(check_number("seed", seed, lambda x: isinstance(x, int) and 0 <= x < 2**64, allowed_seed))
+        self.seed = check_seed(seed)
         self.initializer: Initializer = INITIALIZERS.resolve(initializer)
         check_precision(matmul_precision)
         if isinstance(device, str) and device == "auto":

@@ -118,13 +118,16 @@ def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d, t: d.pop("loss"), "has a damaged description: 'loss'"),
+        (lambda d, t: d.pop("loss"), "has a damaged description: KeyError 'loss'"),
+        (lambda d, t: d.update(activation=3), "net.safetensors' has a damaged description"),
+        (lambda d, t: d.update(layer_sizes=None), "net.safetensors' has a damaged description"),
+        (lambda d, t: d.update(target_shape="ab"), "net.safetensors': target_shape is 'a'"),
         (lambda d, t: d.update(activation=[{"name": "rleu", "parameters": {}}]), "unknown activation 'rleu'"),
         (lambda d, t: d.update(layer_sizes=[4, 6, 3]), r"layers\.0\.(bias|weight) has shape"),
         (lambda d, t: t.pop("layers.1.bias"), "missing .*layers.1.bias"),
         (lambda d, t: t["layers.1.bias"].fill(np.nan), "layers.1.bias holds NaN or infinity"),
     ],
-    ids=["no loss", "unknown activation", "other sizes", "missing array", "NaN"],
+    ids=["no loss", "activation", "sizes", "target shape", "unknown activation", "other sizes", "missing array", "NaN"],
 )
 def test_a_damaged_description_is_an_error(change: Any, message: str, saved: tuple[gb.MLP, Path]) -> None:
     from safetensors import safe_open
@@ -143,9 +146,10 @@ def test_a_damaged_description_is_an_error(change: Any, message: str, saved: tup
 
 def test_a_description_that_is_no_json_is_an_error(saved: tuple[gb.MLP, Path]) -> None:
     _, path = saved
-    save_file(load_file(path), path, {"format": FORMAT, "mlp": "{"})
-    with pytest.raises(ValueError, match="has a damaged description"):
-        gb.load(path)
+    for text in ("{", "[" * 200_000, "3"):
+        save_file(load_file(path), path, {"format": FORMAT, "mlp": text})
+        with pytest.raises(ValueError, match="has a damaged description"):
+            gb.load(path)
 
 
 def test_an_activation_of_ones_own_must_be_registered_before_loading(tmp_path: Path) -> None:

@@ -88,6 +88,16 @@ def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_
         (["train", "--resume"], "name it with --out"),
         (["train", "--epochs", "ten"], "Invalid value for '--epochs'"),
         (["train", "--nonsense"], "No such option"),
+        (["train", "--layers", ""], "--layers is ''"),
+        (["train", "--seed", "-1"], "seed is -1; it must be a whole number in [0, 2^64)"),
+        (["train", "--device", "cpu:1"], "unknown device 'cpu:1'; there is one cpu"),
+        (["train", "--layers", "64-9999999999999-10"], "not enough memory"),
+        (["train", "--out", "/proc"], "--out is '/proc', which cannot be written to"),
+        (["train", "--out", "/dev/null"], "--out is '/dev/null', which is a file"),
+        (["train", "--data", "."], "'.' is a folder"),
+        (["train", "--data", "\0"], r"no file '\x00'"),
+        (["explain", "--seed", "-1"], "seed is -1"),
+        (["explain", "--batch-size", "0"], "batch_size is 0"),
         (["explain", "--layers", "4"], "give at least two whole numbers"),
         (["explain", "--layers", "4-1"], "needs at least 2 outputs"),
     ],
@@ -106,6 +116,8 @@ def test_a_mistake_is_named_without_a_traceback_and_exits_2(run, arguments, mess
         ("1,2,0\n3,inf,1\n4,5,0\n2,2,1\n", "d.csv': row 2, column 2 is 'inf', which is no finite number"),
         ("1,2,0\n3,4,0\n4,5,0\n", "d.csv': all targets are of one class only"),
         ("1,2,0\n", "at least 2 are needed"),
+        ("a,b,y\n1,2,0\n3,,1\n", "d.csv': row 3, column 'b' is missing"),
+        ("1,2,0\n3,4,0.5\n", "d.csv': the targets are not classes, but real numbers such as 0.5"),
     ],
 )
 def test_bad_values_in_the_data_are_named_and_nothing_is_written(run, tmp_path, rows, message):
@@ -172,3 +184,15 @@ def test_python_m_gpubackprop_is_the_command_line():
     result = subprocess.run([sys.executable, "-m", "gpubackprop", "explain", "--layers", "2-2"], capture_output=True)
     assert result.returncode == 0
     assert b"BACKWARD PHASE" in result.stdout
+
+
+def test_what_was_found_in_a_file_is_printed(run, tmp_path):
+    (tmp_path / "d.csv").write_text("kind;a;b\n" + "rose;1,5;2\niris;2;3\n" * 5)
+    status, out, _ = run(
+        "train", "--data", str(tmp_path / "d.csv"), "--target", "kind", "--layers", "2-2", "--epochs", "1", "--quiet"
+    )
+    assert status == 0
+    assert out.splitlines()[0] == (
+        "d.csv: 10 rows of 3 columns, separated by semicolons (with decimal commas), a header in row 1; "
+        "target: column 'kind', 2 classes: iris, rose"
+    )

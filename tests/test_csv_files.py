@@ -144,6 +144,10 @@ def test_the_target_is_a_column_of_any_place():
         assert table.y.tolist() == ["u", "v"]
     with pytest.raises(CsvError, match=r"target is 'c', which no column is called; row 1 holds 'kind', 'a', 'b'"):
         read(text, target="c")
+    with pytest.raises(CsvError, match="row 1 may be a header or a sample: '1', '2', '0'"):
+        read("1,2,0\n3,4,1\n", target="2")
+    assert read("1,2,0\n3,4,1\n", target="2", header=False).y.tolist() == [2, 4]
+    assert read("1,2,0\n3,4,1\n", target="0", header=True).y.tolist() == [1]
     with pytest.raises(CsvError, match="which 2 columns are called"):
         read("a,a,b\n1,2,3\n", target="a")
 

@@ -91,6 +91,8 @@ def get_backend(device: str | Any = "cpu", **options: Any) -> Backend:
     target = BACKENDS.resolve(name)
     if index and not index.isdecimal():
         raise ValueError(f"unknown device {device!r}; after the colon comes a number, as in 'cuda:0'")
+    if index and name in ("cpu", "reference"):
+        raise ValueError(f"unknown device {device!r}; there is one {name}: device={name!r}")
     if name == "cuda":
         index = index or "0"
         if problem := cuda_problem(int(index)):
