@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import llvmlite
@@ -64,7 +63,7 @@ def maximum(typingctx: Any, a: Any, b: Any) -> Any:
     return a(a, a), codegen
 
 
-_KERNELS = ("cpu", "cpu_blas", "cpu_compile", "cpu_math", "cpu_product", "cpu_step", "cpu_threads", "cpu_vector")
+_KERNELS = ("cpu", "cpu_compile", "cpu_math", "cpu_product", "cpu_step", "cpu_threads", "cpu_vector")
 _SOURCES = (*(f"gpubackprop.kernels.{name}" for name in _KERNELS), "gpubackprop.philox")
 
 # the compiler neither reorders nor contracts arithmetic: every rounding is written down, so bits depend on no machine
@@ -113,7 +112,6 @@ class Kernel:
 
     def __init__(self, function: Callable[..., Any], digest: str) -> None:
         self.function, self.digest = function, digest
-        self.around: AbstractContextManager[None] | None = None  # what it must be run in
         self._body = inlined(function)
         self.entries: dict[
             tuple[Kind, ...], tuple[Any, int]
@@ -123,8 +121,7 @@ class Kernel:
     def __call__(self, *arguments: Any) -> None:
         """Run it once, in one thread."""
         entry, _, block = self.bind(arguments)
-        with self.around or nullcontext():
-            entry(block.ctypes.data, 0, 1)
+        entry(block.ctypes.data, 0, 1)
 
     def bind(self, arguments: tuple[Any, ...]) -> tuple[Any, int, Any]:
         """Return the compiled function for such arguments, its address, and the block of words that holds the arguments."""

@@ -2,9 +2,12 @@
 
 The scheme is that of Goto and van de Geijn (2008): panels of b that fit in the first cache are copied side by side, rows of a that
 fit in the second likewise where they are read often enough, and a tile of the result stays in registers while it is summed.
-Most is copied by the first tile that reads it, so that copying costs hardly any time of its own. An element of the result is
-summed over k in one order, whatever its place and the share it is computed in, so the result does not depend on the number of
-threads.
+Most is copied by the first tile that reads it, so that copying costs hardly any time of its own.
+
+The order of a sum is a definition, kept from release to release, so that a product has the same bits on every machine, in any
+tiles and any number of threads: k is cut into ceil(k / DEPTH) nearly equal parts, the p-th from floor(p k / parts) on. Within a
+part, the products are added in their order to +0, each in one rounding (x y + z). The sums of PARTS parts are added in their order
+in the arrays' dtype, and those sums, where there are more than one, in their order in float64.
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ from gpubackprop.kernels.cpu_vector import (
 )
 
 DEPTH = 320  # of k that is summed at a time: a panel of b and a tile's rows of a fit in a first cache of 32 KiB
+PARTS = (
+    16  # such sums that are added in the arrays' dtype: a sum over millions of rows is as exact as one over thousands
+)
 HEIGHT = 144  # rows of a that are taken at a time, whole tiles of 6 or 8: with DEPTH, 180 KiB of a second cache
 BREADTH = 1024  # columns of b that are copied at a time
 IN_PLACE = 8192  # numbers of b that fit in the first cache and need no copy
@@ -38,6 +44,11 @@ def scratch_for(dtype: np.dtype[Any], threads: int) -> Array:
     """Return memory for the copies of each thread; pages that a product does not use are never touched."""
     shape = shape_for(dtype)
     return aligned_zeros((threads, DEPTH * (BREADTH + HEIGHT) + 2 * shape.rows * shape.columns), dtype)
+
+
+def total_for(out: Array, depth: int) -> Array:
+    """Return memory for the sum in float64 that a product over so large a depth needs, or none."""
+    return np.empty(out.shape if depth > DEPTH * PARTS else (0, 0))
 
 
 @cache
@@ -118,7 +129,10 @@ def _define_copies(dtype: np.dtype[Any]) -> tuple[Any, Any]:
 
 @cache
 def compile_product(dtype: np.dtype[Any]) -> Any:
-    """Return kernel(a, b, out, a_transposed, b_transposed, scratch): out = a b, where a and b, or their transposes, are given."""
+    """Return kernel(a, b, out, a_transposed, b_transposed, scratch, total): out = a b; a and b, or their transposes, are given.
+
+    ``scratch`` comes from :func:`scratch_for`, ``total`` from :func:`total_for`.
+    """
     shape, size = shape_for(dtype), dtype.itemsize
     (tile, tile_copying_a, tile_copying_b), (pack_b, pack_a) = _define_tiles(dtype), _define_copies(dtype)
     add, move = (_function_of("source, destination", one) for one in (define_add(dtype), define_move(1, dtype)))
@@ -163,20 +177,20 @@ def compile_product(dtype: np.dtype[Any]) -> Any:
                             move(edge + (r * C + j) * size, to + (r * n + j) * size)
 
     @helper
-    def rectangle(a, lda, at, b, ldb, bt, out, n, m, width, depth, memory):  # type: ignore[no-untyped-def]
-        """Compute m rows and ``width`` columns of the result, which has n columns."""
+    def rectangle(a, lda, at, b, ldb, bt, out, n, m, width, depth, begin, end, parts, memory):  # type: ignore[no-untyped-def]
+        """Compute m rows and ``width`` columns of the result, which has n columns, from parts begin to end of the depth."""
         panels = memory
         rows_copy = memory + DEPTH * BREADTH * size
         edge = rows_copy + DEPTH * HEIGHT * size + R * C * size
         a_row, a_step = (1, lda) if at else (lda, 1)
         b_row, b_column = (1, ldb) if bt else (ldb, 1)
-        parts, tiles = (depth + DEPTH - 1) // DEPTH, (m + R - 1) // R
+        tiles = (m + R - 1) // R
         blocks = (tiles + HEIGHT // R - 1) // (HEIGHT // R)
         pack = m >= R and width >= (WIDE_TRANSPOSED if at else WIDE)
         in_place = not bt and (m <= 2 * R or depth * width <= IN_PLACE)
         for j0 in range(0, width, BREADTH):
             j1 = min(width, j0 + BREADTH)
-            for part in range(parts):
+            for part in range(begin, end):
                 p0 = part * depth // parts
                 k = (part + 1) * depth // parts - p0
                 for q in range(blocks):
@@ -192,10 +206,10 @@ def compile_product(dtype: np.dtype[Any]) -> Any:
                                 b_here, step, panel = panel, C, 0
                         block(
                             a + (i0 * a_row + p0 * a_step) * size, lda, at, pack, j == j0, rows_copy, b_here, step, panel,
-                            out + (i0 * n + j) * size, n, i1 - i0, columns, k, part, edge,
+                            out + (i0 * n + j) * size, n, i1 - i0, columns, k, part - begin, edge,
                         )  # fmt: skip
 
-    def product(a, b, out, a_transposed, b_transposed, scratch, thread, threads):  # type: ignore[no-untyped-def]
+    def product(a, b, out, a_transposed, b_transposed, scratch, total, thread, threads):  # type: ignore[no-untyped-def]
         m, n = out.shape
         depth = a.shape[0] if a_transposed else a.shape[1]
         i0, i1, j0, j1 = 0, m, 0, n
@@ -204,12 +218,23 @@ def compile_product(dtype: np.dtype[Any]) -> Any:
             i0, i1 = share(m, R, thread, threads)
         else:
             j0, j1 = share(n, C, thread, threads)
-        if i0 < i1 and j0 < j1:
+        if i0 >= i1 or j0 >= j1:
+            return
+        parts = (depth + DEPTH - 1) // DEPTH
+        for begin in range(0, parts, PARTS):
+            end = min(begin + PARTS, parts)
             rectangle(
                 a.ctypes.data + i0 * (1 if a_transposed else depth) * size, a.shape[1], a_transposed,
                 b.ctypes.data + j0 * (depth if b_transposed else 1) * size, b.shape[1], b_transposed,
-                out.ctypes.data + (i0 * n + j0) * size, n, i1 - i0, j1 - j0, depth,
+                out.ctypes.data + (i0 * n + j0) * size, n, i1 - i0, j1 - j0, depth, begin, end, parts,
                 scratch.ctypes.data + thread * scratch.shape[1] * size,
             )  # fmt: skip
+            if parts > PARTS:
+                for i in range(i0, i1):
+                    for j in range(j0, j1):
+                        so_far = out[i, j] + total[i, j] if begin else np.float64(out[i, j])
+                        total[i, j] = so_far
+                        if end == parts:
+                            out[i, j] = so_far
 
     return compiled(product, dtype.name, shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -67,20 +66,14 @@ class Program:
         self._blocks = [block for _, _, block in bound]
         self._entries = np.array([(address, block.ctypes.data) for _, address, block in bound], np.int64)
         self._run = partial(_runner(), self._entries.ctypes.data, len(calls))
-        self._around = next((kernel.around for kernel, _ in calls if kernel.around is not None), None)
-        self.alone: Callable[[int], None] = partial(self._run, 0, 1, 0) if self._around is None else self._alone_within
+        self.alone: Callable[[int], None] = partial(self._run, 0, 1, 0)
 
     def __call__(self, times: int = 1, threads: int = 1) -> None:
         """Run all calls ``times`` times over; between two of them all threads meet."""
         if threads == 1:
             self.alone(times)
         else:
-            with self._around or nullcontext():
-                team().run(self.run_share, times, threads)
-
-    def _alone_within(self, times: int) -> None:
-        with self._around or nullcontext():
-            self._run(0, 1, 0, times)
+            team().run(self.run_share, times, threads)
 
     def run_share(self, thread: int, threads: int, meeting: int = 0, times: int = 1) -> None:
         """Do the share of one thread of so many, in this thread; without a meeting point for a single call only.

@@ -28,14 +28,11 @@ class Shape(NamedTuple):
         Numbers in a vector register.
     rows, columns : int
         Of the largest tile; ``columns`` is two registers, and all sums with what they are made of fit in the registers there are.
-    fma : bool
-        There is an instruction for x y + z with one rounding.
     """
 
     width: int
     rows: int
     columns: int
-    fma: bool
 
 
 @cache
@@ -45,7 +42,7 @@ def shape_for(dtype: np.dtype[Any]) -> Shape:
     arm = platform.machine().lower() in ("arm64", "aarch64")
     bits = 512 if features.get("avx512f") else 256 if features.get("avx") else 128
     width = bits // (8 * dtype.itemsize)
-    return Shape(width, 8 if arm or bits == 512 else 6, 2 * width, arm or bool(features.get("fma")))
+    return Shape(width, 8 if arm or bits == 512 else 6, 2 * width)
 
 
 def _emitter(arguments: int, emit: Callable[[Any, Any], None]) -> Any:
@@ -177,7 +174,8 @@ def define_tile(rows: int, dtype: np.dtype[Any], copies: str = "") -> Any:
     """Return tile(a, a_row, a_step, b, b_step, out, out_row, k, more): out = a b, or out += a b where ``more`` is not 0.
 
     a[i, p] lies at a + i a_row + p a_step, b[p, j] at b + p b_step + j, out[i, j] at out + i out_row + j (addresses in bytes,
-    distances in numbers), for i < rows, j < columns and p < k, k >= 1. Every sum runs over p in order.
+    distances in numbers), for i < rows, j < columns and p < k, k >= 1. Every sum runs over p in order, from +0, and each product is
+    added to it in one rounding; without an instruction for that the C library's function does it, slowly.
 
     With ``copies`` of "a" or "b" there is one more address: what is read of a or b is also written there, where other tiles
     find a[i, p] at i + p rows, or b[p, j] at p columns + j. A copy of a needs a_row = 1; it may read and write two numbers
@@ -189,8 +187,6 @@ def define_tile(rows: int, dtype: np.dtype[Any], copies: str = "") -> Any:
     parts = range(shape.columns // shape.width)
 
     def multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
-        if not shape.fma:
-            return builder.fadd(builder.fmul(x, y), z)
         name = f"llvm.fma.v{shape.width}f{8 * size}"
         return builder.call(_function(builder, name, vector, [vector] * 3), [x, y, z])
 

@@ -1,4 +1,4 @@
-"""The CPU backend: products in register tiles or by BLAS, everything else by fused Numba kernels, steps in one call."""
+"""The CPU backend: products in register tiles, everything else by fused Numba kernels, steps in one call."""
 
 from __future__ import annotations
 
@@ -56,9 +56,13 @@ class CpuBackend(ReferenceBackend):
         return out
 
     def _bind_matmul(self, a: Array, b: Array, out: Array) -> Call:
-        from gpubackprop.kernels.cpu_blas import chooser
+        from gpubackprop.kernels.cpu_product import compile_product, total_for
 
-        return chooser().call(a, b, out, self._scratch.of(a.dtype))
+        a_transposed, b_transposed = not a.flags.c_contiguous, not b.flags.c_contiguous
+        a, b = a.T if a_transposed else a, b.T if b_transposed else b
+        total = total_for(out, a.shape[0] if a_transposed else a.shape[1])
+        scratch = self._scratch.of(a.dtype)
+        return compile_product(a.dtype), (a, b, out, int(a_transposed), int(b_transposed), scratch, total)
 
     @checked
     def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
