@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpubackprop.activations import ACTIVATIONS
+from gpubackprop.backends.current import active
 from gpubackprop.definitions import Definition
 from gpubackprop.losses import LOSSES
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
@@ -109,8 +110,9 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[MLP, History]:
         model.load_state_dict(tensors)
         if "optimizer" in metadata:
             state = model.state_of(_optimizer(json.loads(metadata["optimizer"])))
-            for name, array in saved.items():
-                getattr(state, name)[...] = model.backend.asarray(array)
+            with active(model.backend):
+                for name, array in saved.items():
+                    getattr(state, name)[...] = model.backend.asarray(array)
         return model, History(json.loads(metadata.get("history", "{}")))
     except (LookupError, TypeError, AttributeError, RecursionError, OverflowError, json.JSONDecodeError) as error:
         raise ValueError(f"{str(path)!r} has a damaged description: {type(error).__name__} {error}") from None

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.backends.base import Backend
+from gpubackprop.backends.current import device_of
 from gpubackprop.definitions import Array, check_dtype
 
 ON_GPU = (2, 13)  # kDLCUDA, kDLCUDAManaged
@@ -126,7 +127,8 @@ def like(backend: Backend, result: Array, given: Any) -> Any:
     if kind == here:
         return result
     if kind == "cupy":
-        return sys.modules["cupy"].asarray(backend.to_numpy(result))
+        with device_of(as_cupy(given)):
+            return sys.modules["cupy"].asarray(backend.to_numpy(result))
     stays = here == "cupy" and on_gpu(given)
     if kind == "torch":
         return sys.modules["torch"].from_dlpack(result if stays else backend.to_numpy(result)).to(given.device)

@@ -298,7 +298,7 @@ class MLP(Network):
         n = min(EVALUATION_BATCH, 1 << (len(X) - 1).bit_length())
         if n not in self._predictors:
             self._predictors[n] = Predictor(self, n)
-        return self._predictors[n].in_batches(X)
+        yield from self._predictors[n].in_batches(X)
 
     def warmup(self, batch_size: int = 128, optimizer: str | Optimizer = "adam", class_indices: bool = True) -> None:
         """Compile what ``fit``, ``predict`` and ``evaluate`` need, or load it from disk; this network does not change.

@@ -13,6 +13,7 @@ import numpy as np
 
 from gpubackprop.activations import Activation, identity
 from gpubackprop.backends.base import FACTOR, FIRST_SCALE, SCALE, Backend
+from gpubackprop.backends.current import OnDevice
 from gpubackprop.definitions import Array, real_of
 from gpubackprop.losses import Loss
 from gpubackprop.memory import bytes_of, check_fixed, fit_into_memory, fits, step_parts
@@ -47,7 +48,7 @@ class Data:
     order: Array
 
 
-class Network(SetOnce):
+class Network(SetOnce, OnDevice):
     """Parameters, gradients and layers on a backend; what :class:`gpubackprop.mlp.MLP` gives a public face."""
 
     layer_sizes: tuple[int, ...]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpubackprop.backends.base import Backend
+from gpubackprop.backends.current import device_of
 from gpubackprop.definitions import Array
 
 ALIGNMENT = 32  # elements; each W and b starts at a multiple: 64 bytes or more, whatever the dtype
@@ -90,7 +91,8 @@ class Parameters(SetOnce):
 
     def copy(self) -> Parameters:
         """Return a copy that later passes leave alone."""
-        return Parameters(self.layer_sizes, self.flat.copy())
+        with device_of(self.flat):
+            return Parameters(self.layer_sizes, self.flat.copy())
 
     advice = "write into the arrays: model.parameters.W[l][...] = value"
 

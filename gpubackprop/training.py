@@ -13,6 +13,7 @@ import numpy as np
 
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.base import CURSOR, RATE, STEPS, Run
+from gpubackprop.backends.current import active
 from gpubackprop.callbacks import as_callbacks, call
 from gpubackprop.definitions import Array, check_flag, check_number
 from gpubackprop.evaluation import evaluate
@@ -58,13 +59,15 @@ class Training:
     def learning_rate(self) -> float:
         """The base learning rate; a schedule multiplies it."""
         state = self.model.optimizer_state
-        return float(state.rate[0]) if state is not None else 1.0
+        with active(self.model.backend):
+            return float(state.rate[0]) if state is not None else 1.0
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
         value = check_number("learning_rate", value, lambda x: 0 <= x < math.inf, "a number >= 0")
         if self.model.optimizer_state is not None:
-            self.model.optimizer_state.rate[0] = value
+            with active(self.model.backend):
+                self.model.optimizer_state.rate[0] = value
 
 
 def fit(

@@ -239,3 +239,139 @@ def test_without_nvmath_products_are_float32_whatever_the_environment_says(monke
         cupy._core.set_compute_type(np.float32, before)
     np.testing.assert_array_equal(product, np.float32(128 + 128 * 2.0**-12))
     np.testing.assert_array_equal(predicted, product)
+
+
+class Watch:
+    """Counts what is put on the device, and how much of it while a backend's context is entered."""
+
+    def __init__(self, record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        from gpubackprop.backends import cuda
+
+        self.record, self.within, self.depth, self.started = record, 0, 0, 0
+        enter, leave = cuda.Device.__enter__, cuda.Device.__exit__
+
+        def entered(device: Any) -> Any:
+            self.depth += 1
+            if self.depth == 1:
+                self.started = self.count()
+            return enter(device)
+
+        def left(device: Any, *error: Any) -> Any:
+            self.depth -= 1
+            if not self.depth:
+                self.within += self.count() - self.started
+            return leave(device, *error)
+
+        monkeypatch.setattr(cuda.Device, "__enter__", entered)
+        monkeypatch.setattr(cuda.Device, "__exit__", left)
+
+    def count(self) -> int:
+        r = self.record
+        return int(
+            r.launches
+            + r.graph_launches
+            + r.gemms
+            + r.memsets
+            + r.copies_h2d
+            + r.copies_d2h
+            + r.copies_d2d
+            + r.allocations
+        )
+
+
+def test_everything_runs_with_the_networks_device_current(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, tmp_path: Any
+) -> None:
+    ledger = pytest.importorskip("ledger", reason="counts need an emulated device")
+    if not ledger.available():
+        pytest.skip("counts need an emulated device")
+    import os
+
+    import cupy
+
+    from gpubackprop.checkpoint import load_training, save
+    from gpubackprop.training import Training
+
+    if os.environ.get("EMULATOR_LAZY", "0") != "0":
+        pytest.skip("work is counted where it is done, which is later")
+    X, y = data(rng)
+    weight = np.ones(8)
+    C = cupy.asarray(X)
+    with ledger.record(level=1) as record:
+        watch = Watch(record, monkeypatch)
+
+        def check(what: str, call: Any) -> Any:
+            before, within = watch.count(), watch.within
+            result = call()
+            assert watch.count() - before == watch.within - within, what
+            return result
+
+        dtype = "bfloat16" if installed("nvmath-python") else "float32"
+        model = check("MLP", lambda: gb.MLP([3, 4, 2], device="cuda", dtype=dtype, dropout=0.5))
+        monitors = [gb.EarlyStopping(patience=1), gb.ReduceOnPlateau(patience=1)]
+        options: Any = {"progress": False, "validation_data": (X, y), "callbacks": monitors}
+        history = check("fit", lambda: model.fit(X, y, 2, 3, sample_weight=weight, **options))
+        check("fit in parts", lambda: model.fit(X, y, 1, 4, micro_batch_size=2, progress=False))
+        check("fit from the host", lambda: model.fit(X, y, 1, 4, stream_data=True, progress=False))
+        C16 = C.astype(model.dtype)
+        calls: dict[str, Any] = {
+            "forward": lambda: model.forward(X),
+            "forward of its own": lambda: model.forward(C),
+            "backward": lambda: model.backward(np.ones((8, 2), np.float32)),
+            "loss_and_gradients": lambda: model.loss_and_gradients(X, y, weight)[1].copy(),
+            "trace": lambda: model.trace(X, y),
+            "predict": lambda: model.predict(X),
+            "predict_proba": lambda: model.predict_proba(C),
+            "evaluate": lambda: model.evaluate(X, y, weight),
+            "outputs_in_batches": lambda: list(model.outputs_in_batches(C16)),
+            "warmup": lambda: model.warmup(8),
+            "to": lambda: model.to("cuda"),
+            "load_state_dict": lambda: model.load_state_dict(model.state_dict()),
+            "save": lambda: save(model, tmp_path / "m", history),
+            "load": lambda: load_training(tmp_path / "m", "cuda"),
+            "parity": lambda: gb.parity(model, X, y, ["cuda"]),
+            "check_gradients": lambda: gb.check_gradients(model, X, y),
+            "explain": lambda: gb.explain(model, X, y),
+            "step": lambda: model.step(4, "sgd").compile()(2),
+            "refresh": lambda: model.refresh(),
+        }
+        for name, call in calls.items():
+            check(name, call)
+        training = Training(model, gb.History(), 1)
+        check("learning_rate", lambda: setattr(training, "learning_rate", training.learning_rate / 2))
+        other = gb.MLP([3, 4, 1], loss="mean_squared_error", device="cuda")
+        target = rng.normal(size=(8, 1))
+        check("LBFGS", lambda: other.fit(X, target, 2, optimizer=gb.LBFGS(), progress=False))
+        check("regression", lambda: other.evaluate(X, target))
+        public = {n for n in dir(gb.MLP) if not n.startswith("_") and callable(getattr(gb.MLP, n))}
+    covered = {*calls, "fit", "state_dict", "predictor"}
+    behind = {"forward_pass", "loss_pass", "backward_pass", "update_pass", "forward_step", "takes_indices", "make_room",
+              "inputs", "workspace", "new_sums", "new_state", "state_of", "held", "check_not_held"}  # fmt: skip
+    assert public <= covered | behind, "a new public method is to be called here"
+
+
+def test_an_iterators_caller_has_his_own_device_between_two_items() -> None:
+    import cupy
+
+    from gpubackprop.backends import cuda
+
+    depth: list[int] = []
+    model = gb.MLP([3, 4, 2], device="cuda")
+    X = cupy.zeros((2100, 3), np.float32)
+    entered = [0]
+
+    class Counting(cuda.Device):
+        def __enter__(self) -> Any:
+            entered[0] += 1
+            return super().__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            entered[0] -= 1
+            super().__exit__(*error)
+
+    model.backend._device = Counting(0)
+    try:
+        depth += [entered[0] for _ in model.outputs_in_batches(X)]
+    finally:
+        model.backend._device = cuda.Device(0)
+    assert depth == [0, 0, 0]

@@ -146,6 +146,10 @@ class CudaBackend:
     def synchronize(self) -> None:
         self._device.synchronize()
 
+    def active(self) -> Device:
+        """Return a context in which this device is the current one; see :mod:`gpubackprop.backends.current`."""
+        return self._device
+
     def memory(self, wanted: int = 0) -> tuple[int, int] | None:
         return self._device.memory(wanted)
 
