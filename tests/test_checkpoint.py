@@ -159,7 +159,7 @@ def test_an_activation_of_ones_own_must_be_registered_before_loading(tmp_path: P
         return (lambda z: z), (lambda z, h: one)
 
     gb.MLP([4, 5, 3], "for_a_checkpoint", device="reference").save(tmp_path / "net")
-    assert gb.load(tmp_path / "net", "reference").activations == [for_a_checkpoint]
+    assert gb.load(tmp_path / "net", "reference").activations == (for_a_checkpoint,)
     del ACTIVATIONS["for_a_checkpoint"]
     with pytest.raises(ValueError, match="unknown activation 'for_a_checkpoint'"):
         gb.load(tmp_path / "net", "reference")
