@@ -68,7 +68,7 @@ def train(
     from gpubackprop.losses import LOSSES
     from gpubackprop.mlp import MLP
     from gpubackprop.training import History
-    from gpubackprop.validation import check_count
+    from gpubackprop.validation import check_count, check_features, check_targets
 
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
@@ -104,6 +104,12 @@ def train(
     else:
         per_layer = activation.split(",") if "," in activation else activation
         model = MLP(sizes, per_layer, definition, backend, dtype, seed, dropout=dropout)
+    try:
+        for X_part, y_part in ((d.X, y), (d.X_test, y_test)):
+            check_features(model.backend, X_part, sizes[0], model.dtype)
+            check_targets(model.backend, y_part, len(X_part), sizes[-1], definition, model.real)
+    except ValueError as error:
+        raise ValueError(f"{data!r}: {error}") from None
     print(f"{d.name}: {len(d.X):,} training and {len(d.X_test):,} test samples, {d.X.shape[1]} features")
     print(f"{model}, {model.parameters.count:,} parameters")
     if resume and model.optimizer_state is not None:

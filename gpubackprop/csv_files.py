@@ -148,7 +148,7 @@ class _Reader:
         self.is_target = [j >= width - self.targets for j in range(width)]
         below = [column.slice(1, SAMPLE).to_pylist() for column in columns]
         if self.target is not None:
-            self._choose_target(below)
+            self._choose_target(self.target)
         if self.header is None:
             labels = columns[self.is_target.index(True)].slice(1).to_pylist()
             self.header = self._is_header(below, labels)
@@ -156,11 +156,11 @@ class _Reader:
             return [column.slice(1) for column in columns], numbers[1:]
         return columns, numbers
 
-    def _choose_target(self, below: list[list[str]]) -> None:
+    def _choose_target(self, target: str) -> None:
         if self.targets != 1:
             raise CsvError(f"target names one column; targets is {self.targets}")
-        named = [j for j, name in enumerate(self.first) if name == self.target]
-        number = int(self.target) if self.target.isascii() and self.target.isdecimal() else 0  # type: ignore[union-attr]
+        named = [j for j, name in enumerate(self.first) if name == target]
+        number = int(target) if target.isascii() and target.isdecimal() else 0
         numbered = [number - 1] if 1 <= number <= len(self.first) else []
         if named and numbered and self.header is None:
             raise self._cannot_tell()
@@ -172,7 +172,7 @@ class _Reader:
         else:
             names = _shorten(", ".join(map(repr, self.first)), 200)
             raise CsvError(
-                f"target is {self.target!r}, which {len(found) or 'no'} column{'s are' if len(found) > 1 else ' is'} called; "
+                f"target is {target!r}, which {len(found) or 'no'} column{'s are' if len(found) > 1 else ' is'} called; "
                 f"row 1 holds {names}: give a name, or a number from 1 to {len(self.first)}"
             )
         self.is_target = [j == found[0] for j in range(len(self.first))]
@@ -219,6 +219,8 @@ class _Reader:
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        if not block.isascii():
+            _check_utf8(block, line)
         if b'"' in block:
             block = self._quoted(block, line)
         # the first row of the file says how many columns there are
@@ -262,13 +264,9 @@ class _Reader:
     def _unreadable(self, block: bytes, line: int, ragged: list[Any], error: Exception) -> CsvError:
         """Return the error for a block that cannot be split into cells."""
         for number, row in enumerate(block.split(b"\n"), line):
-            if ragged and row.decode(errors="replace") == ragged[0].text:
+            if ragged and row.decode() == ragged[0].text:
                 have, want = ragged[0].actual_columns, ragged[0].expected_columns
                 return CsvError(f"row {number} has {have} column{'s' * (have > 1)}, the first has {want}")
-            try:
-                row.decode()
-            except UnicodeDecodeError as reason:
-                return CsvError(f"row {number} is not UTF-8 (byte 0x{row[reason.start]:02x}); save the file as UTF-8")
         return CsvError(" ".join(str(error).split()))
 
     def _split(self, row: bytes) -> list[str]:
@@ -297,7 +295,7 @@ class _Reader:
     def _unclosed(self, block: bytes, line: int) -> int:
         for number, row in enumerate(block.split(b"\n"), line):
             try:
-                list(csv.reader([row.decode(errors="replace")], delimiter=self.delimiter, strict=True))
+                list(csv.reader([row.decode()], delimiter=self.delimiter, strict=True))
             except csv.Error:
                 return number
         return line
@@ -415,6 +413,14 @@ class _Reader:
             f"{' (with decimal commas)' * bool(self.comma)}, {'a header in row 1' if self.header else 'no header'}; "
             f"target: {', '.join(chosen)}"
         )
+
+
+def _check_utf8(block: bytes, line: int) -> None:
+    try:
+        block.decode()
+    except UnicodeDecodeError as error:
+        row, byte = line + block.count(b"\n", 0, error.start), block[error.start]
+        raise CsvError(f"row {row} is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from None
 
 
 def _to_float(column: Any) -> np.ndarray | None:

@@ -19,7 +19,12 @@ from gpubackprop.definitions import check_count, check_seed
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 FEW = 5  # samples of a class, on average, below which numbers are no classes: a fifth of fewer is less than one test sample
 MANY = 100  # classes; with gaps between so many numbers they are no classes either
-NPZ_NAMES = ("x", "y", "x_train", "y_train", "x_test", "y_test")
+NPZ_NAMES = (
+    ("X", "y"),
+    ("x", "y"),
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("X_train", "y_train", "X_test", "y_test"),
+)
 FORMATS = "a .npz file with X and y, a .csv file with the target in its last column, or an IDX file, each also with .gz"
 
 
@@ -104,6 +109,8 @@ def load_dataset(
         path = files("gpubackprop") / "data" / "digits.npz"
         with path.open("rb") as file, np.load(file) as arrays:
             X, y = arrays["X"] / 16.0, arrays["y"].astype(np.int64)
+        if not (target is None and header is None):
+            raise ValueError("target and header are options of a CSV file, which 'digits' is not")
         return _split(_Part(X, y), None, "digits", "8 x 8 pixels, 10 classes", test_fraction, seed)
     path = Path(source)
     if path.is_dir():
@@ -132,7 +139,8 @@ def _split(part: _Part, classes: list[str] | None, name: str, found: str, test_f
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 300 else f"{text[:300]}..."
 
 
 # ---------------------------------------------------------------------- what may be in the arrays
@@ -167,6 +175,8 @@ def _check(parts: list[_Part], classification: bool, found: str) -> str:
     if len({part.X.shape[1:] for part in parts}) > 1 or len({part.y.shape[1:] for part in parts}) > 1:
         shapes = " and ".join(f"{part.X.shape} with targets {part.y.shape}" for part in parts)
         raise ValueError(f"training and test set have different shapes: {shapes}")
+    if len({part.y.dtype.kind in "UO" for part in parts}) > 1:
+        raise ValueError("the targets are text in one of training and test set, and numbers in the other")
     bytes_ = all(part.X.dtype == np.uint8 for part in parts)
     scaled = bytes_ and (parts[0].X.ndim > 2 or max(int(part.X.max()) for part in parts) > 1)
     for part in parts:
@@ -224,19 +234,17 @@ def _read(
     path: Path, classification: bool, targets: int, target: str | None, header: bool | None
 ) -> tuple[list[_Part], str]:
     content = _content(path)
-    if content[:2] == b"PK":
-        return _of_csv_only(target, header) or _read_npz(content)
-    if content[:2] == b"\0\0" and len(content) > 4 and content[2] in IDX_TYPES:
-        return _of_csv_only(target, header) or _read_idx_set(path, content)
+    is_zip, is_idx = content[:2] == b"PK", content[:2] == b"\0\0" and len(content) > 4 and content[2] in IDX_TYPES
+    if (is_zip or is_idx) and not (target is None and header is None):
+        raise ValueError("target and header are options of a CSV file, which this is not")
+    if is_zip:
+        return _read_npz(content)
+    if is_idx:
+        return _read_idx_set(path, content)
     if b"\0" in content[:4096] and content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(f"it is binary, but neither .npz nor IDX; expected {FORMATS}")
     table = read_csv(content, classification=classification, targets=targets, target=target, header=header)
     return [_Part(table.X, table.y)], table.found
-
-
-def _of_csv_only(target: str | None, header: bool | None) -> None:
-    if target is not None or header is not None:
-        raise ValueError("target and header are options of a CSV file, which this is not")
 
 
 def _content(path: Path) -> bytes:
@@ -253,7 +261,7 @@ def _content(path: Path) -> bytes:
 def _read_npz(content: bytes) -> tuple[list[_Part], str]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name.lower() in NPZ_NAMES}
+            arrays = {name: file[name] for name in file.files if any(name in names for names in NPZ_NAMES)}
             names = file.files
     except MemoryError:
         raise
@@ -261,7 +269,7 @@ def _read_npz(content: bytes) -> tuple[list[_Part], str]:
         if "allow_pickle" in str(error):
             raise ValueError("it holds Python objects, which are not loaded: a pickle may run any code") from None
         raise ValueError(f"it is truncated or no whole .npz file ({_one_line(error)}); expected {FORMATS}") from None
-    for X, y, *test in (("X", "y"), ("x", "y"), ("x_train", "y_train", "x_test", "y_test")):
+    for X, y, *test in NPZ_NAMES:
         if all(name in arrays for name in (X, y, *test)):
             break
     else:

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def check_features(backend: Backend, X: Any, d: int, dtype: np.dtype[Any], *, fi
     ValueError
         For another shape, no samples, values that are not numbers, or (``finite``) NaN and infinity.
     """
-    X = _numbers(backend, "X", X, dtype)
+    X = _numbers(backend, "X", X, dtype, overflow="ignore" if finite else "warn")
     if X.ndim != 2 or X.shape[1] != d:
         raise ValueError(f"X has shape {_shape(X)}; the network takes (samples, {d})")
     if X.shape[0] == 0:
@@ -139,13 +139,17 @@ def _check_labels(backend: Backend, y: Any, n: int, classes: int) -> Array:
     return backend.asarray(labels, np.int64)
 
 
-def _numbers(backend: Backend, name: str, a: Any, dtype: Any) -> Array:
+def _numbers(
+    backend: Backend, name: str, a: Any, dtype: Any, *, overflow: Literal["ignore", "warn"] = "ignore"
+) -> Array:
+    """Return an array of real numbers; what overflows the dtype is infinite, which the caller looks for unless it warns."""
     given = as_array(a, name)
     try:
         array = to_backend(backend, given)
         if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":  # which is of NumPy's kind "V"
             raise TypeError
-        return backend.asarray(array, dtype)
+        with np.errstate(over=overflow):
+            return backend.asarray(array, dtype)
     except (TypeError, ValueError) as error:
         kind = getattr(a, "dtype", type(a).__name__)
         raise ValueError(f"{name} is not an array of real numbers: {kind}") from error

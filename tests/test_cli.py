@@ -117,6 +117,7 @@ def test_a_mistake_is_named_without_a_traceback_and_exits_2(run, arguments, mess
         ("1,2,0\n3,4,0\n4,5,0\n", "d.csv': all targets are of one class only"),
         ("1,2,0\n", "at least 2 are needed"),
         ("a,b,y\n1,2,0\n3,,1\n", "d.csv': row 3, column 'b' is missing"),
+        ("1,2,0\n3,1e39,1\n4,5,0\n", "d.csv': X holds NaN or infinity"),  # in float32
         ("1,2,0\n3,4,0.5\n", "d.csv': the targets are not classes, but real numbers such as 0.5"),
     ],
 )
@@ -184,6 +185,13 @@ def test_python_m_gpubackprop_is_the_command_line():
     result = subprocess.run([sys.executable, "-m", "gpubackprop", "explain", "--layers", "2-2"], capture_output=True)
     assert result.returncode == 0
     assert b"BACKWARD PHASE" in result.stdout
+
+
+def test_targets_that_a_loss_does_not_take_are_named_with_the_file(run, tmp_path):
+    (tmp_path / "d.csv").write_text("1,2,0\n3,4,1\n4,5,1\n")
+    status, _, err = run("train", "--data", str(tmp_path / "d.csv"), "--loss", "hinge", "--quiet")
+    assert status == 2
+    assert "d.csv': y holds" in err
 
 
 def test_what_was_found_in_a_file_is_printed(run, tmp_path):

@@ -1,5 +1,9 @@
 """CSV files: what a header, a delimiter and a number are, and a line for everything else; rows in are rows out."""
 
+import csv
+import random
+import re
+import subprocess
 import sys
 
 import numpy as np
@@ -169,7 +173,48 @@ def test_digits_are_read_as_python_reads_them(rng):
 
 
 def test_pyarrow_is_imported_only_where_a_csv_file_is_read():
-    import subprocess
-
     code = "import sys, gpubackprop, gpubackprop.datasets, gpubackprop.cli; sys.exit('pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+SEPARATORS = {"tabs": "\t", "semicolons": ";", "bars": "|", "commas": ","}
+PIECES = [*',;\t|" \n\r\0\xa0é.-_', '""', "\r\n", "\ufeff", "e9", "0x", "nan", "inf", "a", "\n \n"]
+
+
+def damaged(random):
+    """Return a small CSV file with a few accidents."""
+    separator, newline = random.choice(",;\t|"), random.choice(["\n", "\r\n", "\r"])
+    kinds = random.choice([["0", "1"], ["rose", "iris"]])
+    rows = [[f"{random.uniform(-9, 9):.3g}", f"{i}", random.choice(kinds)] for i in range(random.randint(1, 9))]
+    header = [["a", "b", "y"]] * random.randint(0, 1)
+    content = newline.join(separator.join(row) for row in header + rows).encode()
+    for _ in range(random.randint(0, 3)):
+        i = random.randint(0, len(content))
+        piece = random.choice([random.choice(PIECES).encode(), random.randbytes(1), content[i : i + 20]])
+        content = content[:i] + piece + content[i + random.choice([0, 0, 1, 5]) :]
+    return content
+
+
+def read_plainly(content, separator, header):
+    """Return the features as Python's csv module reads them, line by line."""
+    text = content.removeprefix(b"\xef\xbb\xbf").decode()
+    lines = [line for line in re.split("\r\n|\r|\n", text) if line.strip(" \t\v\f")]
+    blanks = re.compile(rf'(^|{re.escape(separator)})[ ]+(?=")')  # before an opening quotation mark
+    rows = [next(csv.reader([blanks.sub(r"\1", line)], delimiter=separator)) for line in lines]
+    return [[float(cell.strip().replace(",", ".")) for cell in row[:-1]] for row in rows[header:]]
+
+
+def test_a_damaged_file_is_read_as_it_stands_or_refused():
+    read_whole, refused = 0, []
+    for seed in range(400):
+        content = damaged(random.Random(seed))
+        try:
+            table = read(content)
+        except CsvError as error:
+            refused.append(str(error))
+            continue
+        separator = SEPARATORS[re.search(r"separated by (\w+)", table.found).group(1)]
+        assert table.X.tolist() == read_plainly(content, separator, "a header in row 1" in table.found), content
+        read_whole += 1
+    assert min(read_whole, len(refused)) > 50
+    assert not any("\n" in message for message in refused)

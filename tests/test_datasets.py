@@ -218,3 +218,28 @@ def test_a_regression_is_no_classification(tmp_path, rng):
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(IsADirectoryError, match="is a folder"):
         load_dataset(str(tmp_path))
+
+
+def test_a_damaged_binary_file_is_read_whole_or_refused_with_its_name(tmp_path, images):
+    read_whole, refused = 0, []
+    X, y = images
+    np.savez(tmp_path / "whole.npz", X=X, y=y)
+    whole = {"a.npz": (tmp_path / "whole.npz").read_bytes(), "a-images-idx3": idx(X), "a-labels-idx1": idx(y)}
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        for name, content in whole.items():
+            damaged = bytearray(content)
+            for _ in range(random.integers(0, 3)):
+                i = int(random.integers(0, 200 if name == "a.npz" else 16))
+                damaged[i : i + random.integers(0, 3)] = random.bytes(random.integers(0, 3))
+            (tmp_path / name).write_bytes(damaged[: random.integers(0, len(damaged))] if seed % 10 == 0 else damaged)
+        for name in ("a.npz", "a-images-idx3"):
+            try:
+                d = load_dataset(str(tmp_path / name))
+            except ValueError as error:
+                refused.append((name, str(error)))
+            else:
+                assert len(d.X) + len(d.X_test) == len(d.y) + len(d.y_test) == 20
+                read_whole += 1
+    assert min(read_whole, len(refused)) > 15
+    assert all(name in message and "\n" not in message for name, message in refused)
