@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 import platformdirs
 
 from gpubackprop._version import __version__
-from gpubackprop.definitions import fingerprint
+from gpubackprop.fingerprint import fingerprint
 
 _MAGIC = b"gpubackprop cache entry 1\n"
 
@@ -125,13 +125,9 @@ def _writable_by_others(mode: int) -> bool:
 
 
 @cache
-def source_digest(*modules: str) -> str:
-    """Return a digest of the source text of modules of this package and of its version."""
-    import importlib.util
+def source_digest() -> str:
+    """Return a digest of the source text of all kernels of this package, and of its version."""
+    from gpubackprop import kernels
 
-    texts = [__version__]
-    for module in modules:
-        spec = importlib.util.find_spec(module)
-        if spec is not None and spec.origin is not None:
-            texts.append(Path(spec.origin).read_text(encoding="utf-8"))
-    return fingerprint(texts)
+    texts = sorted((path.name, path.read_bytes()) for folder in kernels.__path__ for path in Path(folder).glob("*.py"))
+    return fingerprint(__version__, texts)

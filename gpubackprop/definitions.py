@@ -12,14 +12,16 @@ Comparisons are turned so that NaN stays NaN.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self, TypeAlias
+from functools import wraps
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from gpubackprop.fingerprint import Digest, Watch, fingerprint
 
 Array: TypeAlias = Any
 """A NumPy or CuPy array; the docstring gives its shape."""
@@ -242,49 +244,43 @@ class Definition:
         values = ", ".join(f"{name}={value}" for name, value in self.parameters)
         return f"{self.name}({values})" if values else self.name
 
+    def made_of(self, dtype: np.dtype[Any], m: Math) -> tuple[Any, ...]:
+        """Return all that kernels for a dtype read of this definition."""
+        return self.name, self.scalars(real_of(dtype), m)
+
     @property
-    def fingerprint(self) -> str:
-        """A digest of the formula's code and parameters: the same in every process, changed by any edit."""
-        return fingerprint(self.define, self.parameters)
+    def fingerprint(self) -> Digest:
+        """A digest of the formula with its parameters: the same in every process, changed by any edit of what it reads."""
+        return fingerprint(self.made_of(np.dtype(np.float64), NUMPY))
 
 
-def fingerprint(*items: Any) -> str:
-    """Return a digest of functions (their code, defaults and closures) and of plain values.
+Made = TypeVar("Made")
 
-    Kernels on disk are filed under it, so it must not depend on addresses or on the order of sets.
+
+def per_definition(math: Callable[[np.dtype[Any]], Math]) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
+    """Cache ``make(definition, dtype, ...)`` by what the definition is when it is asked for, not by which object it is.
+
+    A definition may read a global, a module's constant or an attribute that has been changed since. ``math`` returns the functions
+    that definitions are given for a dtype.
     """
-    digest = hashlib.sha256()
-    _feed(digest, items, set())
-    return digest.hexdigest()[:24]
 
+    def decorate(make: Callable[..., Made]) -> Callable[..., Made]:
+        watches: dict[Any, Watch] = {}
+        made: dict[Any, Made] = {}
 
-def _feed(digest: Any, item: Any, seen: set[int]) -> None:
-    item = getattr(item, "py_func", item)  # what Numba has wrapped
-    code = getattr(item, "__code__", None)
-    if code is not None:
-        if id(item) in seen:
-            return
-        seen.add(id(item))
-        _feed(digest, code, seen)
-        _feed(digest, item.__defaults__, seen)
-        _feed(digest, item.__kwdefaults__, seen)
-        _feed(digest, [cell.cell_contents for cell in item.__closure__ or ()], seen)
-        for name in code.co_names:  # helpers defined beside it in the same module
-            helper = item.__globals__.get(name)
-            if getattr(helper, "__module__", None) == item.__module__ and hasattr(helper, "__code__"):
-                _feed(digest, helper, seen)
-    elif inspect.iscode(item):
-        digest.update(item.co_code)
-        _feed(digest, [item.co_names, item.co_varnames, item.co_consts], seen)
-    elif isinstance(item, Mapping):
-        _feed(digest, sorted(item.items(), key=repr), seen)
-    elif isinstance(item, list | tuple):
-        digest.update(f"[{len(item)}".encode())
-        for part in item:
-            _feed(digest, part, seen)
-    elif isinstance(item, set | frozenset):
-        _feed(digest, sorted(item, key=repr), seen)
-    elif callable(item) or inspect.ismodule(item):
-        digest.update(getattr(item, "__name__", type(item).__name__).encode())
-    else:
-        digest.update(f"{type(item).__name__}:{item!r};".encode())
+        @wraps(make)
+        def get(definition: Any, dtype: np.dtype[Any], *rest: Any, **options: Any) -> Made:
+            m = math(dtype)
+            parts = definition.made_of(dtype, m)
+            watch = watches.get((definition, dtype))
+            if watch is None or not watch.holds_for(parts):
+                known = {id(function): name for name, function in m._asdict().items()}
+                watch = watches[definition, dtype] = Watch(parts, known)
+            key = watch.digest, dtype, rest, tuple(sorted(options.items()))
+            if key not in made:
+                made[key] = make(definition, dtype, *rest, **options)
+            return made[key]
+
+        return get
+
+    return decorate

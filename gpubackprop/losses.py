@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from gpubackprop.definitions import NUMPY, Array, Definition, check_number, constant
+from gpubackprop.definitions import NUMPY, Array, Definition, Math, check_number, constant
 from gpubackprop.registry import Registry
 
 REDUCTIONS = ("mean", "sum")
@@ -55,6 +55,9 @@ class Loss(Definition):
             raise ValueError(f"unknown reduction {reduction!r}; choose from {', '.join(REDUCTIONS)}")
         result = super().__call__(**parameters)
         return result if reduction is None else replace(result, reduction=reduction)
+
+    def made_of(self, dtype: np.dtype[Any], m: Math) -> tuple[Any, ...]:
+        return self.family, *super().made_of(dtype, m)
 
     def scale(self, n: int, d: int, weighted: bool) -> float:
         """Return the factor of every element: loss = scale * sum_i w_i sum_j ell_ij, w_i = 1 where there are no weights.

@@ -27,7 +27,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpubackprop.definitions import check_count, check_flag, check_number, constant, fingerprint, plain
+from gpubackprop.definitions import NUMPY, Math, check_count, check_flag, check_number, constant, plain
+from gpubackprop.fingerprint import Digest, fingerprint
 from gpubackprop.registry import Registry
 from gpubackprop.schedules import Schedule
 
@@ -83,11 +84,18 @@ class Optimizer:
         """Return (constants, update), see the module's docstring."""
         raise NotImplementedError(f"{type(self).__name__} has no step-wise update")
 
+    def made_of(self, dtype: np.dtype[Any], m: Math) -> tuple[Any, ...]:
+        """Return all that kernels for a dtype read of this optimizer; the base learning rate is data."""
+        schedule, clipped = self.schedule, self.clipping[1]
+        constants, _ = self.define(np.float64, m)
+        _, update = self.define(dtype.type, m)
+        kind = type(self).__name__, type(schedule).__name__, self.n_states
+        return kind, clipped, constants, update, schedule.define(m)
+
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> Digest:
         """A digest of the formulas and hyperparameters, without the base learning rate, which is data."""
-        values = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "learning_rate"]
-        return fingerprint(type(self).define, values, self.schedule.fingerprint)
+        return fingerprint(self.made_of(np.dtype(np.float64), NUMPY))
 
 
 def _at_least_zero(**values: float) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.definitions import NUMPY, Math, check_count, check_number, fingerprint, plain
+from gpubackprop.definitions import NUMPY, Math, check_count, check_number, plain
 from gpubackprop.registry import Registry
 
 SCHEDULES: Registry[type[Schedule]] = Registry("schedule")
@@ -58,12 +58,6 @@ class Schedule:
     def at(self, t: float) -> float:
         """Return eta(t)."""
         return self.learning_rate * float(self.define(NUMPY)(float(t)))
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the formula and of all parameters but the base rate, which is data."""
-        values = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "learning_rate"]
-        return fingerprint(type(self).define, values)
 
 
 SCHEDULES["constant"] = Schedule

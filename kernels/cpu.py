@@ -17,6 +17,7 @@ import numpy as np
 
 from gpubackprop.activations import Activation
 from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
+from gpubackprop.definitions import per_definition
 from gpubackprop.kernels.cpu_compile import Kernel, add, compiled, inlined, maximum, share, where
 from gpubackprop.kernels.cpu_math import vector_math
 from gpubackprop.kernels.cpu_threads import is_last
@@ -50,7 +51,7 @@ def add_shares(sums, total):  # type: ignore[no-untyped-def]
             total[j] += sums[k, j]
 
 
-@cache
+@per_definition(vector_math)
 def compile_bias_activation_forward(activation: Activation, dtype: np.dtype[Any], in_place: bool) -> Kernel:
     """Return kernel(z, b, h): z <- z + b, h = phi(z); in place, h is z: z <- phi(z + b)."""
     phi = inlined(activation.scalars(dtype, vector_math(dtype))[0])
@@ -66,10 +67,10 @@ def compile_bias_activation_forward(activation: Activation, dtype: np.dtype[Any]
                     z[i, j] = z_ij
                     h[i, j] = phi(z_ij)
 
-    return compiled(forward, activation.fingerprint, dtype.name)
+    return compiled(forward)
 
 
-@cache
+@per_definition(vector_math)
 def compile_bias_activation_backward(activation: Activation, dtype: np.dtype[Any], in_place: bool) -> Kernel:
     """Return kernel(dh, s, delta, db, sums, arrived), s = h or z as phi' needs; in place, delta is dh.
 
@@ -94,10 +95,10 @@ def compile_bias_activation_backward(activation: Activation, dtype: np.dtype[Any
         if is_last(arrived, threads):
             add_shares(sums, db)
 
-    return compiled(backward, activation.fingerprint, dtype.name)
+    return compiled(backward)
 
 
-@cache
+@per_definition(vector_math)
 def compile_bias_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Kernel:
     """Return kernel(z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived).
 
@@ -106,7 +107,7 @@ def compile_bias_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
     ``out`` is ``z``.
     """
     make = _elementwise_loss if loss.family == "elementwise" else _softmax_loss
-    return compiled(make(loss, dtype, indices, weighted, in_place), loss.fingerprint, dtype.name)
+    return compiled(make(loss, dtype, indices, weighted, in_place))
 
 
 @inlined
@@ -240,7 +241,7 @@ def compile_normalize_weights(dtype: np.dtype[Any]) -> Kernel:
         for i in range(weight.size):
             out[i] = weight[i] / top / shares
 
-    return compiled(normalize_weights, dtype.name)
+    return compiled(normalize_weights)
 
 
 @cache
@@ -267,7 +268,7 @@ def compile_dropout(dtype: np.dtype[Any]) -> Kernel:
             for k in range(part.size):
                 to[k] = where(flat[k] < limit, part[k] * scale, zero)
 
-    return compiled(dropout, dtype.name)
+    return compiled(dropout)
 
 
 @cache
@@ -290,7 +291,7 @@ def compile_gather(dtype: np.dtype[Any], ndim: int) -> Kernel:
         for i in range(out.shape[0]):
             out[i] = source[min(max(order[min(first + i, last)], 0), last_row)]
 
-    return compiled(gather_rows if ndim == 2 else gather_values, dtype.name)
+    return compiled(gather_rows if ndim == 2 else gather_values)
 
 
 @cache
@@ -307,7 +308,7 @@ def compile_accumulate(dtype: np.dtype[Any], first: bool) -> Kernel:
         for i in range(term.size):
             out[i] = total[i] + term[i]
 
-    return compiled(copy if first else accumulate, dtype.name)
+    return compiled(copy if first else accumulate)
 
 
 @cache
@@ -329,10 +330,10 @@ def compile_clip(dtype: np.dtype[Any]) -> Kernel:
         factor = max_norm / (norm + 1e-6)
         scalars[FACTOR] = 1.0 if factor > 1.0 else factor
 
-    return compiled(clip, dtype.name)
+    return compiled(clip)
 
 
-@cache
+@per_definition(lambda dtype: vector_math(np.dtype(np.float64)))
 def compile_advance(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(rate, batch, counters, scalars)."""
     m = vector_math(np.dtype(np.float64))
@@ -347,10 +348,10 @@ def compile_advance(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
         counters[STEPS] += 1
         counters[CURSOR] += batch
 
-    return compiled(advance, optimizer.fingerprint, dtype.name)
+    return compiled(advance)
 
 
-@cache
+@per_definition(vector_math)
 def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(parameters, gradients, states, scalars)."""
     update = inlined(optimizer.define(dtype.type, vector_math(dtype))[1])
@@ -381,4 +382,4 @@ def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
             if has2:
                 state2[i] = s2
 
-    return compiled(update_all, optimizer.fingerprint, dtype.name)
+    return compiled(update_all)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import llvmlite
@@ -27,7 +28,7 @@ from numba.extending import intrinsic
 
 from gpubackprop import cache
 from gpubackprop.cache import source_digest
-from gpubackprop.definitions import fingerprint
+from gpubackprop.fingerprint import Digest, fingerprint
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -62,9 +63,6 @@ def maximum(typingctx: Any, a: Any, b: Any) -> Any:
 
     return a(a, a), codegen
 
-
-_KERNELS = ("cpu", "cpu_compile", "cpu_math", "cpu_product", "cpu_step", "cpu_threads", "cpu_vector")
-_SOURCES = (*(f"gpubackprop.kernels.{name}" for name in _KERNELS), "gpubackprop.philox")
 
 # the compiler neither reorders nor contracts arithmetic: every rounding is written down, so bits depend on no machine
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True}
@@ -110,7 +108,7 @@ class Kernel:
     of words in memory, so that a step calls any kernel in one way, and no step has to be compiled.
     """
 
-    def __init__(self, function: Callable[..., Any], digest: str) -> None:
+    def __init__(self, function: Callable[..., Any], digest: Digest) -> None:
         self.function, self.digest = function, digest
         self._body = inlined(function)
         self.entries: dict[
@@ -176,9 +174,9 @@ def _words(argument: Any) -> tuple[int, ...]:
     return (int(argument),)
 
 
-def compiled(function: Callable[..., Any], *key: Any) -> Kernel:
-    """Return a kernel; ``key`` is what shapes it beside its own code and constants: fingerprints of definitions, dtype."""
-    return Kernel(function, fingerprint(function, *key))
+def compiled(function: Callable[..., Any]) -> Kernel:
+    """Return a kernel; it is known by the function and all that it refers to."""
+    return Kernel(function, fingerprint(function))
 
 
 class Machine(NamedTuple):
@@ -200,16 +198,31 @@ class Machine(NamedTuple):
 
 
 def on_disk(function: Callable[..., Any], count: int, *key: Any) -> Machine:
-    """Compile a function of ``count`` whole numbers; its code is kept on disk, filed under ``key``, the sources and versions."""
-    digest = fingerprint(source_digest(*_SOURCES), numba.__version__, llvmlite.__version__, _target(), *key)
-    name = f"cpu/{function.__name__}-{digest}.nbc"
+    """Compile a function of ``count`` whole numbers; its code is kept on disk, filed under ``key`` and the compiler."""
+    digest = fingerprint(_compiler(), *key)
+    name = f"cpu/{function.__name__}-{digest}.nbc" if digest.lasting else None
     with global_compiler_lock:
-        code = cache.read(name)
+        code = None if name is None else cache.read(name)
         found = code is not None
         if code is None:
-            code = _object_code(function, (types.intp,) * count)
-            cache.write(name, code)
+            code, lasting = _object_code(function, (types.intp,) * count)
+            if name is not None and lasting:
+                cache.write(name, code)
         return Machine(*_load(function.__name__, code), found)
+
+
+@lru_cache(maxsize=1)
+def _compiler() -> Digest:
+    """Return a digest of what compiles, with its settings, and of the machine that it compiles for."""
+    settings = {name: repr(value) for name, value in vars(config).items() if name.isupper() and not _elsewhere(name)}
+    machine = cpu_target.target_context.codegen().magic_tuple()
+    versions = sys.version, numba.__version__, llvmlite.__version__, llvm.llvm_version_info, np.__version__
+    return fingerprint(source_digest(), versions, machine, settings, _OPTIONS)
+
+
+def _elsewhere(setting: str) -> bool:
+    """Whether a setting of Numba's is about threads, folders or messages, not code."""
+    return any(word in setting for word in ("THREAD", "CACHE", "DIR", "DUMP", "WARN", "COLOR", "CUDA", "HOME"))
 
 
 # Numba's names of functions hold a number that counts up in a process: in another process other code has the same name. So code is
@@ -231,8 +244,8 @@ class _ObjectLibrary(CPUCodeLibrary):  # type: ignore[misc]
         self._finalized = True
 
 
-def _object_code(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
-    """Return the object file of a function."""
+def _object_code(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bytes, bool]:
+    """Return the object file of a function, and whether another process can use it: it holds no address of this one."""
     dispatcher, flags = numba.njit(**_OPTIONS)(function), Flags()
     dispatcher.targetdescr.options.parse_as_flags(flags, dispatcher.targetoptions)
     flags.no_compile = True  # no machine code in Numba's own engine
@@ -253,7 +266,7 @@ def _object_code(function: Callable[..., Any], arguments: tuple[Any, ...]) -> by
             value.name = names[value.name]
         elif not value.is_declaration:
             value.linkage = "internal"
-    return bytes(target.codegen()._tm.emit_object(module))
+    return bytes(target.codegen()._tm.emit_object(module)), not library.has_dynamic_globals
 
 
 def _load(name: str, code: bytes) -> tuple[Any, int]:

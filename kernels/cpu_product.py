@@ -237,4 +237,4 @@ def compile_product(dtype: np.dtype[Any]) -> Any:
                         if end == parts:
                             out[i, j] = so_far
 
-    return compiled(product, dtype.name, shape)
+    return compiled(product)

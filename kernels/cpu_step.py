@@ -11,6 +11,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
+from gpubackprop.fingerprint import fingerprint
 from gpubackprop.kernels.cpu_compile import Kernel, on_disk, pointer
 from gpubackprop.kernels.cpu_threads import meet, team
 
@@ -44,7 +45,7 @@ def _runner() -> Any:
                     if not meet(meeting, goal):
                         return
 
-    return on_disk(run, 6).call
+    return on_disk(run, 6, fingerprint(run)).call
 
 
 class Program:

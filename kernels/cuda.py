@@ -22,7 +22,7 @@ import numba
 import numpy as np
 
 from gpubackprop.activations import Activation
-from gpubackprop.definitions import real_of
+from gpubackprop.definitions import per_definition, real_of
 from gpubackprop.kernels.cuda_launch import THREADS, Source, occupancy_of
 from gpubackprop.kernels.cuda_numba import cuda
 from gpubackprop.kernels.cuda_unroll import static_range, unrolled
@@ -147,7 +147,7 @@ def define_dropout(dtype: np.dtype[Any], width: int) -> Any:
     return inlined(drop)
 
 
-@cache
+@per_definition(lambda dtype: MATH)
 def bias_activation_forward(
     activation: Activation,
     dtype: np.dtype[Any],
@@ -219,10 +219,10 @@ def bias_activation_forward(
     flags = ["keep" * keep, "dropout" * dropout, "only" * (not output)]
     name = label("bias_activation_forward", activation.name, storage, f"v{width}", *flags)
     types = "s* s* s* s* i8* i8 r i8 i8 i8 i8 i8 i8 i8"
-    return Source(name, kernel, signature(dtype, types), activation.fingerprint, threads, occupancy_of(dtype))
+    return Source(name, kernel, signature(dtype, types), threads, occupancy_of(dtype))
 
 
-@cache
+@per_definition(lambda dtype: MATH)
 def bias_activation_backward(
     activation: Activation,
     dtype: np.dtype[Any],
@@ -296,7 +296,7 @@ def bias_activation_backward(
     flags = ["dropout" * dropout, "finish" * finish]
     name = label("bias_activation_backward", activation.name, storage, f"v{width}", *flags)
     types = "s* s* s* r* r* i8* i8* i8 r i8 i8 i8 i8 i8 i8"
-    return Source(name, kernel, signature(dtype, types), activation.fingerprint, threads, occupancy_of(dtype))
+    return Source(name, kernel, signature(dtype, types), threads, occupancy_of(dtype))
 
 
 @cache
@@ -410,4 +410,4 @@ def column_sum(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
         shared = cuda.shared.array(threads, real)
         body(a, out, n, d, shared)
 
-    return Source(label("column_sum", storage_of(dtype)), kernel, signature(dtype, "s* r* i8 i8"), "", threads)
+    return Source(label("column_sum", storage_of(dtype)), kernel, signature(dtype, "s* r* i8 i8"), threads)

@@ -8,33 +8,20 @@ where PTX would need one as new as the toolkit.
 from __future__ import annotations
 
 import re
+import sys
 from functools import cache, lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from numba import config
 
 from gpubackprop import cache as disk
-from gpubackprop.definitions import fingerprint
+from gpubackprop.fingerprint import Digest, fingerprint
 from gpubackprop.kernels.cuda_numba import cuda
 from gpubackprop.kernels.cuda_vector import STORAGE
-
-_MODULES = (
-    "gpubackprop.definitions",
-    "gpubackprop.philox",
-    "gpubackprop.kernels.cuda",
-    "gpubackprop.kernels.cuda_launch",
-    "gpubackprop.kernels.cuda_loss",
-    "gpubackprop.kernels.cuda_numba",
-    "gpubackprop.kernels.cuda_softmax",
-    "gpubackprop.kernels.cuda_softmax_rows",
-    "gpubackprop.kernels.cuda_training",
-    "gpubackprop.kernels.cuda_unroll",
-    "gpubackprop.kernels.cuda_vector",
-)
-_PACKAGES = ("numba", "numba-cuda", "llvmlite", "nvidia-cuda-nvcc-cu12", "nvidia-nvvm", "nvidia-cuda-nvcc")
-
 
 THREADS = 256
 """Threads of a block."""
@@ -62,8 +49,6 @@ class Source(NamedTuple):
         Plain Python over raw pointers; in the simulator over flat arrays.
     signature : str
         The types of its arguments, as in ``"f4* f4* i8"``; a pointer ends in ``*``.
-    fingerprint : str
-        A digest of the definition that is compiled into it, "" where there is none.
     threads : int
         Threads of a block, at most.
     occupancy : float
@@ -73,7 +58,6 @@ class Source(NamedTuple):
     name: str
     function: Any
     signature: str
-    fingerprint: str = ""
     threads: int = THREADS
     occupancy: float = OCCUPANCY
 
@@ -107,32 +91,44 @@ def link(ptx: str, capability: tuple[int, int]) -> bytes:
     return bytes(Linker(ObjectCode.from_ptx(ptx.encode()), options=options).link("cubin").code)
 
 
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
 @cache
-def _versions() -> str:
+def _compiler() -> Digest:
+    """Return a digest of what compiles and links: of the packages, and of the libraries that are found, whoever installed them."""
+    from cuda import pathfinder
     from cuda.bindings import nvjitlink, nvvm
 
+    names = ("numba", "llvmlite", "cuda_", "nvidia_", "numpy")
+    packages = sorted(
+        f"{found.name} {found.version}"
+        for found in distributions()
+        if found.name and found.name.lower().replace("-", "_").startswith(names)
+    )
+    libraries = []
+    for name in ("nvvm", "nvJitLink"):
+        path = Path(pathfinder.load_nvidia_dynamic_lib(name).abs_path or "")
+        libraries.append((path.name, path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None)
+    settings = {name: repr(value) for name, value in vars(config).items() if name.isupper() and "CUDA" in name}
     return fingerprint(
-        [_installed(package) for package in _PACKAGES], nvvm.version(), nvvm.ir_version(), nvjitlink.version()
+        disk.source_digest(),
+        sys.version,
+        packages,
+        libraries,
+        settings,
+        nvvm.version(),
+        nvvm.ir_version(),
+        nvjitlink.version(),
     )
 
 
 def cubin(source: Source, capability: tuple[int, int]) -> bytes:
     """Return the cubin of a kernel, from disk where it was compiled before."""
-    digest = fingerprint(
-        source.name, source.signature, source.fingerprint, capability, _versions(), disk.source_digest(*_MODULES)
-    )  # fmt: skip
+    digest = fingerprint(_compiler(), source, capability, resident(source, capability))
     name = "{}-sm_{}{}-{}.cubin".format(source.name, *capability, digest)
-    content = disk.read(name)
+    content = disk.read(name) if digest.lasting else None
     if content is None:
         content = link(compile_ptx(source, capability), capability)
-        disk.write(name, content)
+        if digest.lasting:
+            disk.write(name, content)
     return content
 
 

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from gpubackprop.backends.base import SCALE
-from gpubackprop.definitions import real_of
+from gpubackprop.definitions import per_definition, real_of
 from gpubackprop.kernels.cuda import WIDEST, fold_rows, label, signature, stage_bias, sum_columns
 from gpubackprop.kernels.cuda_launch import THREADS, Source, occupancy_of
 from gpubackprop.kernels.cuda_numba import cuda
@@ -49,7 +49,7 @@ class Variant(NamedTuple):
         return label("bias_loss", loss.name, storage_of(dtype), *style, *flags)
 
 
-@cache
+@per_definition(lambda dtype: MATH)
 def elementwise_loss(loss: Loss, dtype: np.dtype[Any], width: int, variant: Variant, threads: int = THREADS) -> Source:
     """kernel(z, b, y, weight, out, partial, losses, scalars, scale, size, line, d), cut like ``bias_activation_backward``.
 
@@ -111,7 +111,7 @@ def elementwise_loss(loss: Loss, dtype: np.dtype[Any], width: int, variant: Vari
             losses[cuda.blockIdx.y * cuda.gridDim.x + cuda.blockIdx.x] = total
 
     types = signature(dtype, "s* s* r* r* s* r* r* r* r i8 i8 i8")
-    return Source(variant.name(loss, dtype, f"v{width}"), kernel, types, loss.fingerprint, threads, occupancy_of(dtype))
+    return Source(variant.name(loss, dtype, f"v{width}"), kernel, types, threads, occupancy_of(dtype))
 
 
 @cache
@@ -148,4 +148,4 @@ def finish_loss(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
                 value[1] = value[1] + growth * value[0]
 
     types = signature(dtype, "r* r* r* f8* f8* f8 f8 i8 i8 i8")
-    return Source(label("finish_loss", storage_of(dtype)), kernel, types, "", threads)
+    return Source(label("finish_loss", storage_of(dtype)), kernel, types, threads)

@@ -9,14 +9,13 @@ a time; longer rows are the matter of :mod:`gpubackprop.kernels.cuda_softmax_row
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 
 from gpubackprop.backends.base import SCALE
-from gpubackprop.definitions import real_of
+from gpubackprop.definitions import per_definition, real_of
 from gpubackprop.kernels.cuda import fold_rows, signature
 from gpubackprop.kernels.cuda_launch import THREADS, Source, occupancy_of
 from gpubackprop.kernels.cuda_loss import Variant
@@ -60,7 +59,6 @@ def _place(e: Any) -> Any:
     return e + (e >> 5)
 
 
-@cache
 def softmax_loss_tile(
     loss: Loss, dtype: np.dtype[Any], width: int, d: int, variant: Variant, threads: int = THREADS
 ) -> Source:
@@ -73,7 +71,7 @@ def softmax_loss_tile(
     return _softmax_loss_tile(loss, dtype, width, lanes_of(d), slots, variant, threads)
 
 
-@cache
+@per_definition(lambda dtype: MATH)
 def _softmax_loss_tile(
     loss: Loss, dtype: np.dtype[Any], width: int, lanes: int, slots: int, variant: Variant, threads: int
 ) -> Source:
@@ -238,4 +236,4 @@ def _softmax_loss_tile(
 
     types = signature(dtype, f"s* s* {'i8*' if indices else 'r*'} r* s* r* r* r* r r i8 i8 i8")
     name = variant.name(loss, dtype, "tile", f"{lanes}x{slots}", f"v{width}")
-    return Source(name, kernel, types, loss.fingerprint, threads, occupancy_of(dtype))
+    return Source(name, kernel, types, threads, occupancy_of(dtype))

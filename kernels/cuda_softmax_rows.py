@@ -5,14 +5,13 @@ A block holds its rows in registers, where :func:`row_shape` finds room; beyond,
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 
 from gpubackprop.backends.base import SCALE
-from gpubackprop.definitions import real_of
+from gpubackprop.definitions import per_definition, real_of
 from gpubackprop.kernels.cuda import signature
 from gpubackprop.kernels.cuda_launch import THREADS, Source, occupancy_of
 from gpubackprop.kernels.cuda_loss import Variant
@@ -39,7 +38,7 @@ def row_shape(dtype: np.dtype[Any], width: int, d: int, dense: bool) -> tuple[in
     return threads, slots, 2 if dense or size == 8 else 4
 
 
-@cache
+@per_definition(lambda dtype: MATH)
 def softmax_loss_row(
     loss: Loss, dtype: np.dtype[Any], width: int, shape: tuple[int, int, int], variant: Variant
 ) -> Source:
@@ -160,10 +159,10 @@ def softmax_loss_row(
 
     types = signature(dtype, f"s* s* {'i8*' if indices else 'r*'} r* s* r* r* r* r r i8 i8")
     name = variant.name(loss, dtype, "row", f"{threads}x{slots}", f"v{width}")
-    return Source(name, kernel, types, loss.fingerprint, threads, occupancy_of(dtype))
+    return Source(name, kernel, types, threads, occupancy_of(dtype))
 
 
-@cache
+@per_definition(lambda dtype: MATH)
 def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Variant, threads: int = THREADS) -> Source:
     """kernel(z, b, y, weight, out, losses, scalars, scale, u, n, d): a block per row, of any length.
 
@@ -266,4 +265,4 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
 
     types = signature(dtype, f"s* s* {'i8*' if indices else 'r*'} r* s* r* r* r r i8 i8")
     name = variant.name(loss, dtype, "long", f"v{width}")
-    return Source(name, kernel, types, loss.fingerprint, threads, occupancy_of(dtype))
+    return Source(name, kernel, types, threads, occupancy_of(dtype))

@@ -29,7 +29,7 @@ from gpubackprop.backends.base import (
     SKIP,
     STEPS,
 )  # fmt: skip
-from gpubackprop.definitions import real_of
+from gpubackprop.definitions import per_definition, real_of
 from gpubackprop.kernels.cuda import define_dropout, label, signature
 from gpubackprop.kernels.cuda_launch import THREADS, Source
 from gpubackprop.kernels.cuda_numba import cuda
@@ -113,7 +113,7 @@ def dropout(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
             e += cuda.gridDim.x * cuda.blockDim.x * width
 
     types = signature(dtype, "s* s* i8* i8 r i8 i8 i8 i8 i8")
-    return Source(label("dropout", storage, f"v{width}"), kernel, types, "", threads)
+    return Source(label("dropout", storage, f"v{width}"), kernel, types, threads)
 
 
 @cache
@@ -180,7 +180,7 @@ def gather(storage: str, width: int, threads: int = THREADS) -> Source:
             first += cuda.gridDim.y * by * ROWS
 
     types = f"{storage}* i8* i8* {storage}* i8 i8 i8 i8"
-    return Source(label("gather", storage, f"v{width}"), kernel, types, "", threads)
+    return Source(label("gather", storage, f"v{width}"), kernel, types, threads)
 
 
 def large(dtype: np.dtype[Any]) -> tuple[Any, Any]:
@@ -290,10 +290,10 @@ def clip(dtype: np.dtype[Any], loss_scaling: bool, threads: int = THREADS) -> So
             scalars[FACTOR] = where(factor > one, one, factor) / scale  # NaN stays NaN
 
     name = label("clip", storage, "scaled" if loss_scaling else "")
-    return Source(name, kernel, signature(dtype, "r* r* r i8"), "", threads)
+    return Source(name, kernel, signature(dtype, "r* r* r i8"), threads)
 
 
-@cache
+@per_definition(lambda dtype: MATH)
 def advance(optimizer: Optimizer, dtype: np.dtype[Any], loss_scaling: bool) -> Source:
     """kernel(rate, counters, scalars, batch): one thread, in float64: the schedule and the constants of the next step.
 
@@ -330,10 +330,10 @@ def advance(optimizer: Optimizer, dtype: np.dtype[Any], loss_scaling: bool) -> S
 
     names = (type(optimizer).__name__.lower(), type(optimizer.schedule).__name__.lower())
     name = label("advance", *names, storage_of(dtype), "scaled" if loss_scaling else "")
-    return Source(name, kernel, signature(dtype, "f8* i8* r* i8"), optimizer.fingerprint)
+    return Source(name, kernel, signature(dtype, "f8* i8* r* i8"))
 
 
-@cache
+@per_definition(lambda dtype: MATH)
 def update(
     optimizer: Optimizer, dtype: np.dtype[Any], width: int, weights: np.dtype[Any] | None = None, threads: int = THREADS
 ) -> Source:
@@ -423,7 +423,7 @@ def update(
 
     name = label("update", type(optimizer).__name__.lower(), storage, f"v{width}", copy_storage if mixed else "")
     types = f"{storage}* {storage}* {storage}* {storage}* {copy_storage}* i8"
-    return Source(name, kernel, types, optimizer.fingerprint, threads)
+    return Source(name, kernel, types, threads)
 
 
 def update_width(optimizer: Optimizer, dtype: np.dtype[Any], size: int, *addresses: int) -> int:

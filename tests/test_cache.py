@@ -165,7 +165,7 @@ def define(factor):
     def kernel(x, thread, threads):
         for i in range(x.size):
             x[i] = function(function(x[i]))
-    return compiled(kernel, factor)
+    return compiled(kernel)
 
 for text in sys.argv[1:]:
     kernel, x = define(float(text)), np.array([0.25])

@@ -43,6 +43,6 @@ def _stored() -> dict[str, float]:
 
 def _file() -> str:
     """Return the name of the file: another machine, or another driver, has another one."""
-    from gpubackprop.definitions import fingerprint
+    from gpubackprop.fingerprint import fingerprint
 
     return f"crossover-{fingerprint(platform.node(), platform.processor(), os.cpu_count(), cuda_version())}.json"
