@@ -28,7 +28,7 @@ _LIBRARIES = frozenset({"builtins", "numpy", "scipy", "numba", "llvmlite", "numb
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 _LOADS_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _MISSING = object()
-_C_FUNCTION = ctypes.CFUNCTYPE(None).__mro__[1]
+_C_FUNCTION: Any = ctypes.CFUNCTYPE(None).__mro__[1]
 _number = itertools.count()
 
 
