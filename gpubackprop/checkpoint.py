@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpubackprop.activations import ACTIVATIONS
+from gpubackprop.architecture import architecture_of, build
 from gpubackprop.backends.current import active
 from gpubackprop.definitions import Definition
+from gpubackprop.initializers import INITIALIZERS
 from gpubackprop.losses import LOSSES
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
@@ -36,15 +39,18 @@ def save(model: MLP, path: str | Path, history: dict[str, list[float]] | None = 
     """
     from safetensors.numpy import save as to_bytes
 
-    description = {
-        "layer_sizes": model.layer_sizes,
+    description = architecture_of(model) | {
         "activation": [_describe(a) for a in model.activations],
         "loss": _describe(model.loss) | {"reduction": model.loss.reduction},
         "dtype": model.dtype.name,
-        "seed": model.seed,
-        "dropout": model.dropout,
-        "target_shape": model.target_shape,
+        "initializer": next((name for name, one in INITIALIZERS.items() if one is model.initializer), None),
     }
+    if description["initializer"] is None:
+        warnings.warn(
+            "the network's initializer is not registered, so the file cannot name it; a network from the file has the saved "
+            "parameters, and 'he_normal' for new ones. Decorate the function with gpubackprop.initializers.initializer",
+            stacklevel=3,
+        )  # fmt: skip
     metadata = {"format": FORMAT, "mlp": json.dumps(description)}
     tensors = model.state_dict()
     state = model.optimizer_state
@@ -64,7 +70,7 @@ def load(path: str | Path, device: str = "cpu") -> MLP:
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is truncated, of another format, or names an activation or loss that is not registered.
+        The file is truncated, of another format, or names an activation, loss or initializer that is not registered.
     """
     return load_training(path, device)[0]
 
@@ -79,7 +85,6 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[MLP, History]:
     """
     from safetensors import SafetensorError, safe_open
 
-    from gpubackprop.mlp import MLP
     from gpubackprop.training import History
 
     path = Path(path)
@@ -97,16 +102,14 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[MLP, History]:
     try:
         description = json.loads(metadata["mlp"])
         loss = description["loss"]
-        model = MLP(
-            description["layer_sizes"],
-            [_definition(ACTIVATIONS, a) for a in description["activation"]],
-            _definition(LOSSES, loss)(reduction=loss["reduction"]),
-            device,
-            description["dtype"],
-            description["seed"],
-            dropout=description["dropout"],
-        )
-        model.target_shape = description.get("target_shape")  # not there in older files
+        architecture = {name: description[name] for name in ("layer_sizes", "dtype", "seed", "dropout")} | {
+            "activation": [_definition(ACTIVATIONS, a) for a in description["activation"]],
+            "loss": _definition(LOSSES, loss)(reduction=loss["reduction"]),
+            "initializer": description.get("initializer") or "he_normal",  # these are not there in older files
+            "matmul_precision": description.get("matmul_precision", "float32"),
+            "target_shape": description.get("target_shape"),
+        }
+        model = build(architecture, device)
         model.load_state_dict(tensors)
         if "optimizer" in metadata:
             state = model.state_of(_optimizer(json.loads(metadata["optimizer"])))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpubackprop.architecture import architecture_of, build
 from gpubackprop.definitions import Array
 from gpubackprop.step import Step
 
@@ -95,9 +96,7 @@ def check_gradients(
 
 def gradient_step(model: MLP, X: Any, y: Any, sample_weight: Any = None) -> tuple[Step, Any]:
     """Return (step, run): the fed step of a float64 copy on the reference backend, and a function that runs one operation."""
-    from gpubackprop.mlp import MLP
-
-    copy = MLP(model.layer_sizes, model.activations, model.loss, "reference", "float64", model.seed)
+    copy = build(architecture_of(model) | {"dtype": "float64", "dropout": 0.0}, "reference")
     copy.load_state_dict(model.state_dict())
     ws = copy._prepare(X, y, sample_weight)
     step = copy.step(ws.n, class_indices=ws.y.ndim == 1, weighted=ws.weight is not None, keep=True)

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.activations import ACTIVATIONS, Activation, identity
+from gpubackprop.architecture import DEVICE_OPTIONS, architecture_of, build, takes
 from gpubackprop.backends import choose_device, get_backend
 from gpubackprop.backends.base import Backend
+from gpubackprop.backends.current import active
 from gpubackprop.definitions import DTYPES, Array, check_dtype, check_number, check_precision, check_seed, real_of
 from gpubackprop.initializers import INITIALIZERS, Initializer
 from gpubackprop.interop import as_array, like
@@ -129,6 +131,7 @@ class MLP(Network):
             device = choose_device(self.layer_sizes)
         self.backend: Backend = get_backend(device, **_options(device, matmul_precision))
         self.device = self.backend.device
+        self._matmul_precision: str = getattr(self.backend, "matmul_precision", "float32")
         allowed = getattr(self.backend, "dtypes", DTYPES[:2])
         if self.dtype.name not in allowed:
             raise ValueError(f"device {self.device!r} computes in {', '.join(allowed)}; dtype is {self.dtype.name!r}")
@@ -224,6 +227,11 @@ class MLP(Network):
         return ws
 
     # ------------------------------------------------------------------ training and use
+
+    @property
+    def matmul_precision(self) -> str:
+        """How float32 matrices are multiplied on a GPU; kept by ``to``, ``save`` and ``load``, also by way of the CPU."""
+        return self._matmul_precision
 
     @property
     def target_shape(self) -> tuple[int, ...] | None:
@@ -330,11 +338,10 @@ class MLP(Network):
 
     def to(self, device: str) -> MLP:
         """Return this network on another device: the same parameters, the state of the optimizer starts anew."""
-        other = MLP(
-            self.layer_sizes, self.activations, self.loss, device, self.dtype, self.seed, self.initializer, self.dropout
-        )
-        other.parameters.flat[...] = other.backend.asarray(self.backend.to_numpy(self.parameters.flat))
-        other.target_shape = self.target_shape
+        name = {"gpu": "cuda:0", "cuda": "cuda:0"}.get(device, device)
+        other = build(architecture_of(self), self.backend if name == self.device else device)
+        with active(other.backend):
+            other.parameters.flat[...] = other.backend.asarray(self.backend.to_numpy(self.parameters.flat))
         return other
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -444,7 +451,7 @@ def _feed(ws: Workspace, X: Array, y: Array | None = None, weight: Array | None 
 def _options(device: str | Backend, matmul_precision: str) -> dict[str, Any]:
     if matmul_precision == "float32":
         return {}
-    if not isinstance(device, str) or device.partition(":")[0] not in ("cuda", "gpu"):
+    if not takes(device, DEVICE_OPTIONS["matmul_precision"]):
         raise ValueError(f"matmul_precision is {matmul_precision!r}, which needs device='cuda'; device is {device!r}")
     return {"matmul_precision": matmul_precision}
 

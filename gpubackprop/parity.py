@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpubackprop.architecture import architecture_of, build
 from gpubackprop.definitions import eps_of
 
 if TYPE_CHECKING:
@@ -60,9 +61,8 @@ def parity(model: MLP, X: Any, y: Any, devices: Sequence[str] | None = None) -> 
         error = max |a - reference| / max |reference|; ulps = error / eps of the network's dtype.
     """
     from gpubackprop.backends import available_devices
-    from gpubackprop.mlp import MLP
 
-    reference = MLP(model.layer_sizes, model.activations, model.loss, "reference", "float64", model.seed)
+    reference = build(architecture_of(model) | {"dtype": "float64"}, "reference")
     reference.load_state_dict(model.state_dict())
     X, y = np.asarray(X), np.asarray(y)
     expected = reference.trace(X, y)
