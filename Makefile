@@ -1,15 +1,26 @@
 # make demo: train on handwritten digits. make test: run the tests. Both need Python (3.11 to 3.13), pip and make alone.
+# make test-all: the long tests and those of the CUDA kernels' code, too.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# setuptools warns of every editable installation
+PIP_INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-all lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/gpubackprop train --data digits --epochs 40 --out demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	@echo "make test: about 4 minutes on two cores, less once the kernels are compiled"
+	@start=$$(date +%s); $(BIN)/python -m pytest -m "not slow"; status=$$?; \
+	echo "make test: $$(($$(date +%s) - start)) s"; exit $$status
+
+test-all: test
+	@echo "make test-all: about 15 minutes more on two cores"
+	@start=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/.installed-dev-cuda && \
+	$(BIN)/python -m pytest -m "slow or compilers"; status=$$?; \
+	echo "make test-all: $$(($$(date +%s) - start)) s more"; exit $$status
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -23,15 +34,19 @@ bench: $(VENV)/.installed-dev
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
+	$(PIP_INSTALL) --upgrade pip
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --editable .
+	$(PIP_INSTALL) --editable .
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --editable ".[sklearn]" --group dev
+	$(PIP_INSTALL) --editable ".[sklearn]" --group dev
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev-cuda: pyproject.toml | $(VENV)/bin/pip
+	$(PIP_INSTALL) --editable ".[sklearn]" --group dev-cuda
+	touch $@ $(VENV)/.installed-dev $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed; make test-all installs it")
+
+pytestmark = pytest.mark.compilers
 
 
 def test_a_kernel_compiles_without_row_stack_and_without_a_warning() -> None:

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
-pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed; make test-all installs it")
+pytest.importorskip("cuda.core", reason="cuda-core is not installed; make test-all installs it")
 
 import cuda_compile
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.compilers]
 
 
 @pytest.fixture(scope="module")

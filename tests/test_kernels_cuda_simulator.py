@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed; make test-all installs it")
+
+pytestmark = pytest.mark.compilers
 
 
 @pytest.mark.parametrize("check", ["passes", "short_lines", "losses", "softmax", "training", "update", "storage"])
