@@ -34,7 +34,6 @@ class Slot:
     copied: Any
     read: Any
     runs: dict[int, Run]
-    used: bool = False
 
 
 class Prefetcher:
@@ -82,6 +81,8 @@ class Prefetcher:
                         workspace=workspace, micro_batch_size=micro_batch_size,
                     )  # fmt: skip
                     self.slots[-1].runs[size] = step.compile()
+            for slot in self.slots:  # the first copy comes after the zeros that the buffers began with
+                slot.read.record(self._current())
         assert workspace is not None
         self.value: Array = workspace.value
         self._next = 0
@@ -90,14 +91,13 @@ class Prefetcher:
         """Queue a training step on these rows of the data set."""
         slot, n = self.slots[self._next], len(rows)
         self._next = 1 - self._next
-        if slot.used and not slot.copied.done:
+        if not slot.copied.done:  # True before the first copy
             slot.copied.synchronize()
         for source, pinned in zip(self.sources, slot.pinned, strict=True):
             np.take(source, rows, axis=0, out=pinned[:n], mode="clip")  # "raise" would go through a buffer
         with self._device:
             compute = self._current()
-            if slot.used:
-                self.stream.wait_event(slot.read)
+            self.stream.wait_event(slot.read)
             for target, pinned in zip(slot.targets, slot.pinned, strict=True):
                 nbytes = n * (pinned.nbytes // len(pinned))
                 target.data.copy_from_host_async(pinned.ctypes.data, nbytes, self.stream)
@@ -105,4 +105,7 @@ class Prefetcher:
             compute.wait_event(slot.copied)
             slot.runs[n]()
             slot.read.record(compute)
-        slot.used = True
+
+    def close(self) -> None:
+        """Wait for the copies; after an interruption one may go on, into memory that would be given to others."""
+        self.stream.synchronize()

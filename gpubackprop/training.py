@@ -312,20 +312,23 @@ def _descend_from_host(
     batches = Prefetcher(model, data, batch_size, state.optimizer, micro_batch_size)
     training.history.compile_seconds = time.perf_counter() - started
     order = data.order
-    for epoch in range(training.epochs):
-        training.epoch = epoch
-        report.epoch_begins()
-        if shuffle:
-            order = _order(model.seed, int(state.counters[STEPS]), N)
-        state.counters[CURSOR] = 0
-        batches.value[...] = 0
-        for first in range(0, N, batch_size):
-            rows = order[first : first + batch_size]
-            batches.step(rows)
-            report.batches_done(1, len(rows), batches.value)
-        total = float(batches.value[1])
-        if not end_epoch(total / terms):
-            return
+    try:
+        for epoch in range(training.epochs):
+            training.epoch = epoch
+            report.epoch_begins()
+            if shuffle:
+                order = _order(model.seed, int(state.counters[STEPS]), N)
+            state.counters[CURSOR] = 0
+            batches.value[...] = 0
+            for first in range(0, N, batch_size):
+                rows = order[first : first + batch_size]
+                batches.step(rows)
+                report.batches_done(1, len(rows), batches.value)
+            total = float(batches.value[1])
+            if not end_epoch(total / terms):
+                return
+    finally:
+        batches.close()
 
 
 def _terms(model: MLP, data: Data) -> float:

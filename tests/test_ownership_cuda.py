@@ -375,3 +375,24 @@ def test_an_iterators_caller_has_his_own_device_between_two_items() -> None:
     finally:
         model.backend._device = cuda.Device(0)
     assert depth == [0, 0, 0]
+
+
+def test_a_queue_is_a_stream_or_a_thread_with_its_own() -> None:
+    import cupy
+
+    backend: Any = gb.get_backend("cuda")
+    queues: list[Any] = []
+
+    def look(stream: Any) -> None:
+        with stream:
+            queues.append(backend.queue())
+            assert backend.queue() == queues[-1]
+
+    streams = [cupy.cuda.Stream.null, cupy.cuda.Stream.ptds, cupy.cuda.Stream(non_blocking=True)]
+    for stream in streams:
+        for run in (look, lambda s: (t := threading.Thread(target=look, args=(s,))).start() or t.join()):
+            run(stream)
+    null, null_2, own, own_2, other, other_2 = queues
+    assert null == null_2
+    assert other == other_2
+    assert len({null, own, own_2, other}) == 4

@@ -77,9 +77,12 @@ def test_a_warm_streamed_step_copies_its_batch_launches_one_graph_and_waits_for_
     model = gb.MLP([6, 8, 3], device=device)
     batches = Prefetcher(model, Data(X, y, None, np.arange(64)), 16, model.state_of("adam").optimizer)
     rows = [np.arange(i, i + 16) for i in range(0, 64, 16)]
-    for r in rows[:2]:
-        batches.step(r)
-    model.backend.synchronize()
+    with ledger.record(level=1) as record:
+        for r in rows[:2]:
+            batches.step(r)
+        model.backend.synchronize()
+    # the first copies too wait: for the zeros that their buffers began with
+    assert record.event_waits == 4
     with ledger.record(level=1) as record:
         for r in rows:
             batches.step(r)
@@ -97,6 +100,39 @@ def test_a_warm_streamed_step_copies_its_batch_launches_one_graph_and_waits_for_
     for name in ("sync_stream", "sync_context", "sync_implicit"):
         assert waits.get(name, 0) == 0, name
     assert waits.get("sync_event", 0) <= 4
+
+
+@GPU
+def test_without_graphs_streamed_data_gives_the_same_bits(
+    device: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    from gpubackprop.backends import cuda
+
+    X, y = rng.normal(size=(29, 6)).astype(np.float32), np.arange(29) % 3
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, "installed", lambda package: None)
+        backend: Any = cuda.CudaBackend(0)
+    streamed, resident = (train(backend, X, y, stream_data=stream) for stream in (True, False))
+    np.testing.assert_array_equal(streamed[0], resident[0])
+
+
+@GPU
+def test_an_interrupted_fit_leaves_no_copy_behind(
+    device: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    from gpubackprop.streaming import Prefetcher
+
+    closed: list[bool] = []
+    close = Prefetcher.close
+
+    def interrupt(self: Any, rows: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Prefetcher, "step", interrupt)
+    monkeypatch.setattr(Prefetcher, "close", lambda self: closed.append(close(self) is None))
+    X, y = rng.normal(size=(20, 6)).astype(np.float32), np.arange(20) % 3
+    assert gb.MLP([6, 8, 3], device=device).fit(X, y, epochs=1, stream_data=True, progress=False).interrupted
+    assert closed == [True]
 
 
 def test_on_the_cpu_data_is_used_where_it_is(rng: np.random.Generator) -> None:

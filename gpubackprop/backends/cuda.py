@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gpubackprop.step import Operation, Step
 
 LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the same stream as handle 0, which cuda.core takes for no stream
+PER_THREAD_STREAM = 2  # CU_STREAM_PER_THREAD: one handle for a stream of each thread
 STREAMS = 8  # whose wrapper for cuda.core is kept
 
 OPERATIONS = [name for name in vars(Recorder) if not name.startswith("_")]
@@ -149,6 +150,15 @@ class CudaBackend:
     def active(self) -> Device:
         """Return a context in which this device is the current one; see :mod:`gpubackprop.backends.current`."""
         return self._device
+
+    def queue(self) -> Any:
+        """Return what orders the work that is put on this device now: CuPy's stream, and the thread where each has its own."""
+        handle = cupy.cuda.get_current_stream(self._device.id).ptr
+        if handle != PER_THREAD_STREAM:
+            return handle
+        if not hasattr(self._thread, "queue"):
+            self._thread.queue = object()  # a later thread may get this one's number
+        return self._thread.queue
 
     def memory(self, wanted: int = 0) -> tuple[int, int] | None:
         return self._device.memory(wanted)
