@@ -1,26 +1,26 @@
 """CSV files as arrays: the delimiter and the header are found, and every cell that cannot be used is named by its row and column.
 
-Apache Arrow splits the lines into cells and turns cells into numbers, a few megabytes at a time. Nothing is guessed in
+Apache Arrow splits the lines into cells and turns cells into numbers, some megabytes at a time. Nothing is guessed in
 silence: where two readings of a file are possible the error says so, and :attr:`Table.found` tells what was found.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-BLOCK = 1 << 22  # bytes parsed at a time
+FIRST_BLOCK, BLOCK = 1 << 20, 1 << 22  # bytes looked at at a time
+AT_ONCE = 1 << 20  # bytes parsed at once: they stay in the caches
 SAMPLE = 100  # rows by which the delimiter and the header are judged
 DELIMITERS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
 MISSING = {"", "nan", "na", "n/a", "#n/a", "null", "none", "?", "-", "."}  # in a column of numbers
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-BLANK_LINE = re.compile(rb"^[ \t\v\f]+$", re.MULTILINE)
 
 
 class CsvError(ValueError):
@@ -84,19 +84,45 @@ def _normal(content: bytes) -> bytes:
     return content if b"\n" in content else content.replace(b"\r", b"\n")
 
 
-def _blocks(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (number of the first line, lines): with newlines alone, lines of blanks emptied."""
-    start, line = 0, 1
+class _Block:
+    """Some whole lines of a file. Which of them are rows is looked up only where a message or a careful look needs it.
+
+    Attributes
+    ----------
+    content : bytes
+    line, newlines : int
+        The number of its first line, and how many end in it.
+    skipped : int
+        Rows before the samples: 1 for a header.
+    """
+
+    def __init__(self, content: bytes, line: int) -> None:
+        self.content, self.line, self.skipped = content, line, 0
+        self.newlines = content.count(b"\n")
+
+    @cached_property
+    def rows(self) -> list[tuple[int, bytes]]:
+        """The lines that are not blank, with their numbers."""
+        lines = enumerate(self.content.split(b"\n"), self.line)
+        return [(number, row) for number, row in lines if row and not row.isspace()]
+
+    def number(self, i: int) -> int:
+        """Return the number of the line of sample i."""
+        return self.rows[i + self.skipped][0]
+
+
+def _blocks(content: bytes) -> Iterator[_Block]:
+    """Yield a file in blocks of lines, which end with newlines alone; the first block is small, by it all is judged."""
+    start, line, size = 0, 1, FIRST_BLOCK
     while start < len(content):
-        end = content.find(b"\n", start + BLOCK) + 1 or len(content)
+        end = content.find(b"\n", start + size) + 1 or len(content)
         block = content[start:end]
-        start = end
+        start, size = end, BLOCK
         if b"\r" in block:
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if b" \n" in block or b"\t\n" in block or block[-1:] in b" \t":
-            block = BLANK_LINE.sub(b"", block)
-        yield line, block
-        line += block.count(b"\n")
+        found = _Block(block, line)
+        yield found
+        line += found.newlines
 
 
 class _Reader:
@@ -106,6 +132,7 @@ class _Reader:
         self.classification, self.targets, self.target, self.header = classification, targets, target, header
         self.delimiter = ","
         self.first: list[str] = []  # the cells of the first row
+        self.row_bytes = 0  # of the first row
         self.is_target: list[bool] = []
         self.comma: str = ""  # where a number has a decimal comma, and where a decimal point
         self.point: str = ""
@@ -115,18 +142,18 @@ class _Reader:
     def read(self, content: bytes) -> Table:
         features: list[np.ndarray] = []
         labels: list[Any] = []
-        for line, block in _blocks(content):
-            rows = block.split(b"\n")
-            numbers = [number for number, row in enumerate(rows, line) if row]
-            if not numbers:
-                continue
+        for block in _blocks(content):
             if not self.first:
-                self.delimiter = _delimiter([rows[number - line] for number in numbers[:SAMPLE]])
-            columns = self._cells(block, line, len(numbers))
-            if not self.first:
-                columns, numbers = self._begin(columns, numbers)
-            features.append(self._features(columns, numbers))
-            labels.append(self._targets(columns, numbers))
+                if not block.rows:
+                    continue
+                self.row_bytes = len(block.rows[0][1])
+                self.delimiter = _delimiter([row for _, row in block.rows[:SAMPLE]])
+                columns = self._begin(self._text(block), block)
+            else:
+                columns = self._plain(block) or self._text(block)
+            if columns:
+                features.append(self._features(columns, block))
+                labels.append(self._targets(columns, block))
         if not self.first:
             raise CsvError("it is empty")
         X = np.concatenate(features)
@@ -136,7 +163,7 @@ class _Reader:
         self._check(y)
         return Table(X, y, self._found(len(X)))
 
-    def _begin(self, columns: list[Any], numbers: list[int]) -> tuple[list[Any], list[int]]:
+    def _begin(self, columns: list[Any], block: _Block) -> list[Any]:
         """Find header and target by the first rows; return the rows of the first block that are samples."""
         width = len(columns)
         if width <= self.targets:
@@ -152,9 +179,8 @@ class _Reader:
         if self.header is None:
             labels = columns[self.is_target.index(True)].slice(1).to_pylist()
             self.header = self._is_header(below, labels)
-        if self.header:
-            return [column.slice(1) for column in columns], numbers[1:]
-        return columns, numbers
+        block.skipped = int(self.header)
+        return [column.slice(block.skipped) for column in columns]
 
     def _choose_target(self, target: str) -> None:
         if self.targets != 1:
@@ -214,112 +240,120 @@ class _Reader:
 
     # ------------------------------------------------------------------ cells
 
-    def _cells(self, block: bytes, line: int, rows: int) -> list[Any]:
-        """Return the columns of a block: features as numbers if all of them are, otherwise as text without blanks around it."""
+    def _plain(self, block: _Block) -> list[Any] | None:
+        """Return the columns of a block in which nothing is amiss, features as numbers; or None."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        if not block.isascii():
-            _check_utf8(block, line)
-        if b'"' in block:
-            block = self._quoted(block, line)
-        # the first row of the file says how many columns there are
-        width = len(self.first) or len(self._split(next(row for row in block.split(b"\n") if row)))
-        text = [pa.string()] * width
-        table = None
-        if self.first and self.delimiter != ";":  # which may come with decimal commas
-            numbers = [pa.string() if target and self.classification else pa.float64() for target in self.is_target]
-            with contextlib.suppress(pa.ArrowInvalid):
-                table = self._parse(block, numbers, lambda row: "error")
-                if not all(pc.all(pc.is_finite(c)).as_py() for c in table.columns if c.type == pa.float64()):
-                    table = None
-        if table is None:
-            ragged: list[Any] = []
-
-            def refuse(row: Any) -> str:
-                ragged.append(row)
-                return "error"
-
-            try:
-                table = self._parse(block, text, refuse)
-            except pa.ArrowInvalid as error:
-                raise self._unreadable(block, line, ragged, error) from None
-        if len(table) != rows:
-            raise CsvError(f"row {self._unclosed(block, line)} has a quotation mark that is not closed")
+        content = block.content
+        if b'"' in content or self.delimiter == ";":  # semicolons may come with decimal commas
+            return None
+        types = [pa.string() if target and self.classification else pa.float64() for target in self.is_target]
+        try:
+            table = self._parse(content, types, at_once=max(AT_ONCE, 4 * self.row_bytes))
+        except pa.ArrowInvalid:
+            return None
+        if len(table) != block.newlines + (content[-1:] != b"\n"):  # blank lines
+            return None
         columns = [column.combine_chunks() for column in table.columns]
+        if not all(pc.all(pc.is_finite(column)).as_py() for column in columns if column.type == pa.float64()):
+            return None
         return [pc.utf8_trim_whitespace(column) if column.type == pa.string() else column for column in columns]
 
-    def _parse(self, block: bytes, types: list[Any], refuse: Callable[[Any], str]) -> Any:
+    def _text(self, block: _Block) -> list[Any]:
+        """Return the columns of a block as text without blanks around it: of no columns if it has no rows."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if not block.rows:
+            return []
+        for number, row in block.rows if not block.content.isascii() else ():
+            try:
+                row.decode()
+            except UnicodeDecodeError as error:
+                byte = row[error.start]
+                raise CsvError(f"row {number} is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from None
+        content = b"\n".join(row for _, row in block.rows)
+        if b'"' in content:
+            content = self._quoted(content, block)
+        # the first row of the file says how many columns there are
+        width = len(self.first) or len(self._parse(content.partition(b"\n")[0] + b"\n").column_names)
+        ragged: list[Any] = []
+
+        def refuse(row: Any) -> str:
+            ragged.append(row)
+            return "error"
+
+        try:
+            table = self._parse(content, [pa.string()] * width, refuse)
+        except pa.ArrowInvalid as error:
+            for number, row in block.rows if ragged else ():
+                if row.decode() == ragged[0].text:
+                    have, want = ragged[0].actual_columns, ragged[0].expected_columns
+                    raise CsvError(f"row {number} has {have} column{'s' * (have > 1)}, the first has {want}") from None
+            raise CsvError(" ".join(str(error).split())) from None
+        if len(table) != len(block.rows):
+            raise CsvError(f"row {self._unclosed(block)} has a quotation mark that is not closed")
+        return [pc.utf8_trim_whitespace(column.combine_chunks()) for column in table.columns]
+
+    def _parse(
+        self,
+        content: bytes,
+        types: list[Any] | None = None,
+        refuse: Callable[[Any], str] | None = None,
+        at_once: int | None = None,
+    ) -> Any:
+        """Return a table of Arrow, parsed so many bytes at once; without types, its columns are those of the first row."""
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
 
-        names = [f"f{j}" for j in range(len(types))]
+        names = [f"f{j}" for j in range(len(types or ()))]
         return arrow_csv.read_csv(
-            pa.py_buffer(block),
-            arrow_csv.ReadOptions(block_size=len(block) + 1, column_names=names),
+            pa.py_buffer(content),
+            arrow_csv.ReadOptions(
+                block_size=at_once or len(content) + 1, column_names=names, autogenerate_column_names=not types
+            ),
             arrow_csv.ParseOptions(delimiter=self.delimiter, invalid_row_handler=refuse),
-            arrow_csv.ConvertOptions(column_types=dict(zip(names, types, strict=True)), null_values=[]),
+            arrow_csv.ConvertOptions(column_types=dict(zip(names, types or (), strict=True)), null_values=[]),
         )
 
-    def _unreadable(self, block: bytes, line: int, ragged: list[Any], error: Exception) -> CsvError:
-        """Return the error for a block that cannot be split into cells."""
-        for number, row in enumerate(block.split(b"\n"), line):
-            if ragged and row.decode() == ragged[0].text:
-                have, want = ragged[0].actual_columns, ragged[0].expected_columns
-                return CsvError(f"row {number} has {have} column{'s' * (have > 1)}, the first has {want}")
-        return CsvError(" ".join(str(error).split()))
-
-    def _split(self, row: bytes) -> list[str]:
-        """Return the cells of one row."""
-        import pyarrow as pa
-        from pyarrow import csv as arrow_csv
-
-        table = arrow_csv.read_csv(
-            pa.py_buffer(row + b"\n"),
-            arrow_csv.ReadOptions(use_threads=False, block_size=len(row) + 1, autogenerate_column_names=True),
-            arrow_csv.ParseOptions(delimiter=self.delimiter),
-            arrow_csv.ConvertOptions(check_utf8=False),
-        )
-        return list(table.column_names)
-
-    def _quoted(self, block: bytes, line: int) -> bytes:
-        """Return a block without blanks before opening quotation marks; each mark must be closed in its own line."""
-        for number, row in enumerate(block.split(b"\n"), line):
+    def _quoted(self, content: bytes, block: _Block) -> bytes:
+        """Return rows without blanks before opening quotation marks; each mark must be closed in its own row."""
+        for number, row in block.rows:
             if row.count(b'"') % 2:
                 raise CsvError(f"row {number} has a quotation mark that is not closed")
         blanks = rb" +" if self.delimiter == "\t" else rb"[ \t]+"
-        return re.sub(
-            rb"(^|" + re.escape(self.delimiter.encode()) + rb")" + blanks + rb'(?="(?!"))', rb"\1", block, flags=re.M
-        )
+        before = rb"(^|" + re.escape(self.delimiter.encode()) + rb")" + blanks + rb'(?="(?!"))'
+        return re.sub(before, rb"\1", content, flags=re.MULTILINE)
 
-    def _unclosed(self, block: bytes, line: int) -> int:
-        for number, row in enumerate(block.split(b"\n"), line):
+    def _unclosed(self, block: _Block) -> int:
+        for number, row in block.rows:
             try:
                 list(csv.reader([row.decode()], delimiter=self.delimiter, strict=True))
             except csv.Error:
                 return number
-        return line
+        return block.line
 
     # ------------------------------------------------------------------ numbers and labels
 
-    def _features(self, columns: list[Any], numbers: Sequence[int]) -> np.ndarray:
-        return self._matrix([j for j, target in enumerate(self.is_target) if not target], columns, numbers)
+    def _features(self, columns: list[Any], block: _Block) -> np.ndarray:
+        return self._matrix([j for j, target in enumerate(self.is_target) if not target], columns, block)
 
-    def _matrix(self, chosen: list[int], columns: list[Any], numbers: Sequence[int]) -> np.ndarray:
+    def _matrix(self, chosen: list[int], columns: list[Any], block: _Block) -> np.ndarray:
         """Return the chosen columns as numbers, all finite."""
-        result = np.empty((len(numbers), len(chosen)))
+        result = np.empty((len(columns[0]), len(chosen)))
         whole = True
         for k, j in enumerate(chosen):
-            values = self._numbers(columns[j], j, numbers)
+            values = self._numbers(columns[j], j, block)
             if values is None:
                 whole = False
                 break
             result[:, k] = values
         if not whole or not np.isfinite(result).all():
-            raise self._bad_cell(chosen, columns, numbers)
+            raise self._bad_cell(chosen, columns, block)
         return result
 
-    def _numbers(self, column: Any, j: int, numbers: Sequence[int]) -> np.ndarray | None:
+    def _numbers(self, column: Any, j: int, block: _Block) -> np.ndarray | None:
         """Return a column as numbers, or None if some cell is no number."""
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -331,14 +365,14 @@ class _Reader:
                 where = pc.match_substring(column, "," if mark == "comma" else ".")
                 if not getattr(self, mark) and pc.any(where).as_py():
                     i = pc.index(where, True).as_py()
-                    setattr(self, mark, f"{self._place(numbers[i], j)} is {column[i].as_py()!r}")
+                    setattr(self, mark, f"{self._place(block.number(i), j)} is {column[i].as_py()!r}")
             if self.comma and self.point:
                 raise CsvError(f"decimal commas and decimal points in one file: {self.comma}, {self.point}")
             if self.comma:
                 column = pc.replace_substring(column, ",", ".")
         return _to_float(column)
 
-    def _bad_cell(self, chosen: list[int], columns: list[Any], numbers: Sequence[int]) -> CsvError:
+    def _bad_cell(self, chosen: list[int], columns: list[Any], block: _Block) -> CsvError:
         """Return the error for the first cell that is not a finite number."""
         worst: tuple[int, int, str] | None = None
         for j in chosen:
@@ -347,9 +381,11 @@ class _Reader:
                     worst = (i, j, cell)
                     break
         if worst is None:
-            return CsvError(f"rows {numbers[0]} to {numbers[-1]} hold a cell that is no number")
-        i, j, cell = worst
-        place = self._place(numbers[i], j)
+            return CsvError(f"the rows from {block.number(0)} on hold a cell that is no number")
+        return self._cell_error(*worst, block)
+
+    def _cell_error(self, i: int, j: int, cell: str, block: _Block) -> CsvError:
+        place = self._place(block.number(i), j)
         if cell.lower() in MISSING:
             return CsvError(
                 f"{place} is missing{f' ({cell!r})' if cell else ''}; fill it in, or leave out the row or the column"
@@ -358,10 +394,10 @@ class _Reader:
             return CsvError(f"{place} is {_shorten(cell)!r}, which is no finite number")
         return CsvError(f"{place} is {_shorten(cell)!r}, which is no number")
 
-    def _targets(self, columns: list[Any], numbers: Sequence[int]) -> np.ndarray:
+    def _targets(self, columns: list[Any], block: _Block) -> np.ndarray:
         chosen = [j for j, target in enumerate(self.is_target) if target]
         if not self.classification:
-            return self._matrix(chosen, columns, numbers)
+            return self._matrix(chosen, columns, block)
         import pyarrow.compute as pc
 
         j = chosen[0]
@@ -370,18 +406,18 @@ class _Reader:
         missing = next((cell for cell in kinds if cell.lower() in ("", "nan", "?")), None)
         if missing is not None:
             i = cells.index(missing)
-            raise self._bad_cell([j], [*columns[:j], columns[j].slice(i, 1)], numbers[i : i + 1])
+            raise self._cell_error(i, j, missing, block)
         for cell, kind in kinds.items():
             if kind not in self.labels:
-                self.labels[kind] = f"{self._place(numbers[cells.index(cell)], j)} is {_shorten(cell)!r}"
+                self.labels[kind] = f"{self._place(block.number(cells.index(cell)), j)} is {_shorten(cell)!r}"
         if not all(kinds.values()):
             return np.array(cells, object)
-        result = self._matrix([j], columns, numbers)[:, 0]
+        result = self._matrix([j], columns, block)[:, 0]
         large = np.abs(result) >= 2**53
         if large.any():
             i = int(np.argmax(large))
             raise CsvError(
-                f"{self._place(numbers[i], j)} is {_shorten(cells[i])!r}: too large for the label of a class"
+                f"{self._place(block.number(i), j)} is {_shorten(cells[i])!r}: too large for the label of a class"
             )
         return result
 
@@ -413,14 +449,6 @@ class _Reader:
             f"{' (with decimal commas)' * bool(self.comma)}, {'a header in row 1' if self.header else 'no header'}; "
             f"target: {', '.join(chosen)}"
         )
-
-
-def _check_utf8(block: bytes, line: int) -> None:
-    try:
-        block.decode()
-    except UnicodeDecodeError as error:
-        row, byte = line + block.count(b"\n", 0, error.start), block[error.start]
-        raise CsvError(f"row {row} is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from None
 
 
 def _to_float(column: Any) -> np.ndarray | None:

@@ -181,7 +181,7 @@ def _check(parts: list[_Part], classification: bool, found: str) -> str:
     scaled = bytes_ and (parts[0].X.ndim > 2 or max(int(part.X.max()) for part in parts) > 1)
     for part in parts:
         X = part.X.reshape(len(part.X), -1)
-        part.X = X / 255.0 if scaled else X.astype(np.float64)
+        part.X = X / 255.0 if scaled else X.astype(np.float64, copy=False)
         if part.y.ndim == 2 and part.y.shape[1] == 1 and (classification or part.y.dtype.kind in "iu"):
             part.y = part.y[:, 0]
         if not classification and part.y.dtype.kind in "biu":
