@@ -13,13 +13,13 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@echo "make test: about 4 minutes on two cores, less once the kernels are compiled"
-	@start=$$(date +%s); $(BIN)/python -m pytest -m "not slow"; status=$$?; \
+	@start=$$(date +%s); $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"; status=$$?; \
 	echo "make test: $$(($$(date +%s) - start)) s"; exit $$status
 
 test-all: test
 	@echo "make test-all: about 15 minutes more on two cores"
 	@start=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/.installed-dev-cuda && \
-	$(BIN)/python -m pytest -m "slow or compilers"; status=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or compilers"; status=$$?; \
 	echo "make test-all: $$(($$(date +%s) - start)) s more"; exit $$status
 
 lint: $(VENV)/.installed-dev

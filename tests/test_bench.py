@@ -266,6 +266,7 @@ def tiny(tmp_path_factory):
     return out, result.stdout
 
 
+@pytest.mark.slow
 def test_a_run_measures_every_suite_and_names_what_is_missing(tiny):
     out, printed = tiny
     found = report.read_report(out)
@@ -288,6 +289,7 @@ def test_a_run_measures_every_suite_and_names_what_is_missing(tiny):
             assert {"gpubackprop", "copy of as many bytes", "plain NumPy"} == set(row["contestants"])
 
 
+@pytest.mark.slow
 def test_the_report_has_the_shape_that_is_documented(tiny):
     found = report.read_report(tiny[0])
     jsonschema.validate(found, SCHEMA)
@@ -296,11 +298,13 @@ def test_the_report_has_the_shape_that_is_documented(tiny):
         jsonschema.validate({**found, "rows": [{}]}, SCHEMA)
 
 
+@pytest.mark.slow
 def test_the_tables_fit_80_columns(tiny):
     lines = [line for line in tiny[1].splitlines() if not line.startswith("wrote ")]  # a path is as long as it is
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else(tiny):
     page_text = (tiny[0] / "report.html").read_text(encoding="utf-8")
     assert page_text.count("<svg") >= 3
@@ -309,6 +313,7 @@ def test_the_page_needs_nothing_else(tiny):
     assert "A dry run" in page_text
 
 
+@pytest.mark.slow
 def test_show_prints_a_report_again(tiny):
     result = bench("show", str(tiny[0]))
     assert "64" in result.stdout
@@ -318,6 +323,7 @@ def test_show_prints_a_report_again(tiny):
     assert markdown.splitlines()[2].startswith("| 12-16-8-3, batch 16 |")
 
 
+@pytest.mark.slow
 def test_a_report_is_not_overwritten_and_not_mixed(tiny, tmp_path):
     again = bench("--dry", "--device", "cpu", "--out", str(tiny[0]))
     assert again.returncode == 2
@@ -354,18 +360,19 @@ def test_an_interrupted_run_keeps_what_it_has_and_is_resumed(tmp_path):
         "--rounds",
         "3",
         "--suite",
-        "bandwidth,gemm,kernels,step",
+        "bandwidth,gemm,kernels",
     ]
     command = [sys.executable, "-m", "gpubackprop", "bench", *arguments, "--out", str(out)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what a shell starts in the background ignores it
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (out / "report.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    deadline = time.monotonic() + 600  # a busy machine imports and compiles for minutes before the first row is written
+    while not (out / "report.json").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (out / "report.json").exists(), "nothing was measured"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     assert f"--resume --out {out}" in errors
     before = report.read_report(out)
@@ -381,7 +388,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_is_resumed(tmp_path):
     assert after["rows"][: len(before["rows"])] == before["rows"]
     found = [cases.key_of(row) for row in after["rows"]]
     assert len(found) == len(set(found))
-    assert {row["suite"] for row in after["rows"]} == {"bandwidth", "gemm", "kernels", "step"}
+    assert {row["suite"] for row in after["rows"]} == {"bandwidth", "gemm", "kernels"}
 
 
 def test_a_case_that_breaks_is_an_error_and_one_too_large_is_not(tmp_path, monkeypatch):
@@ -409,6 +416,7 @@ def test_a_quick_run_begins_nothing_when_its_time_is_over(suite, seconds, tmp_pa
     assert made["left_out"][0]["reason"] == "no time left in a quick run"
 
 
+@pytest.mark.slow
 def test_developers_have_the_cases_under_pytest_benchmark():
     root = Path(__file__).parents[1]
     command = [
@@ -490,6 +498,7 @@ def test_noise_is_rarely_called_a_regression():
     assert slower <= 15
 
 
+@pytest.mark.slow
 def test_compare_tells_the_shell(tmp_path):
     paths = []
     for i, ours in enumerate((1.0, 1.01, 1.5)):
