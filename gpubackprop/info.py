@@ -8,7 +8,7 @@ import platform
 import sys
 
 from gpubackprop._version import __version__
-from gpubackprop.backends import BACKENDS, available_devices
+from gpubackprop.backends import BACKENDS, available_devices, meaning_of_auto
 from gpubackprop.backends.diagnosis import (
     compute_capability,
     cuda_problem,
@@ -29,6 +29,7 @@ def info() -> dict[str, str]:
     facts = {
         "gpubackprop": __version__,
         "devices": ", ".join(available_devices()),
+        "device='auto'": meaning_of_auto(),
         "CUDA": cuda_problem() or f"driver for CUDA {cuda_version()}",
         "Python": f"{sys.version.split()[0]} on {platform.platform()}",
         "processors": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} usable",

@@ -235,11 +235,13 @@ def test_auto_reads_the_crossover(monkeypatch, tmp_path):
     assert backends.choose_device((10, 10)) in ("cpu", "cuda:0")
     monkeypatch.setattr(backends, "available_devices", lambda: ["cpu", "cuda:0"])
     assert backends.choose_device((10, 10)) == "cuda:0"  # not measured
+    assert "until 'gpubackprop bench --suite crossover'" in backends.meaning_of_auto()
     crossover.remember("cuda:0", crossover.step_flops((64, 64)))
     assert crossover.recall("cuda:0") == 6 * 128 * 64 * 64
     assert crossover.recall("cuda:1") is None
     assert backends.choose_device((64, 63)) == "cpu"
     assert backends.choose_device((64, 64)) == "cuda:0"
+    assert "less than 3.15e+06 FLOP" in backends.meaning_of_auto()
     assert gb.MLP((64, 63), device="auto").device == "cpu"
     crossover.remember("cuda:0", float("inf"))
     assert backends.choose_device((10_000, 10_000)) == "cpu"

@@ -61,6 +61,17 @@ def choose_device(layer_sizes: Sequence[int]) -> str:
     return gpu if least is None or crossover.step_flops(layer_sizes) >= least else "cpu"
 
 
+def meaning_of_auto() -> str:
+    """Return in words how :func:`choose_device` decides here; ``model.device`` says what it chose for a network."""
+    gpu = next((d for d in available_devices() if d.startswith("cuda")), None)
+    if gpu is None:
+        return "cpu"
+    least = crossover.recall(gpu)
+    if least is None:
+        return f"{gpu}, until 'gpubackprop bench --suite crossover' has measured which networks the CPU trains faster"
+    return f"cpu where a step of 128 samples has less than {least:.3g} FLOP, as 'bench --suite crossover' measured, else {gpu}"
+
+
 def get_backend(device: str | Any = "cpu", **options: Any) -> Backend:
     """Return the backend of a device.
 

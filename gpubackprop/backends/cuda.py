@@ -171,15 +171,16 @@ class CudaBackend:
         with self._device:
             out = cupy.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out
             a, b = (x if x.flags.forc else cupy.ascontiguousarray(x) for x in (a, b))
-            self._multiply(a, b, out)
+            plan = self._plan(a, b, out)
+            if plan is None:
+                self._cublas(a, b, out)
+            else:
+                self._products.matmul(a, b, out, plan)
         return out
 
-    def _multiply(self, a: Array, b: Array, out: Array) -> None:
-        """out = a b, eagerly; operands are C-contiguous or transposes of such."""
-        plan = self._plan(a, b, out)
-        if plan is not None:
-            self._products.matmul(a, b, out)
-        elif a.dtype.itemsize == 2:
+    def _cublas(self, a: Array, b: Array, out: Array) -> None:
+        """out = a b without a plan, which no capture allows."""
+        if a.dtype.itemsize == 2:
             cupy.matmul(a, b, out=out)
         else:  # cupy.matmul would round to TF32 where the environment variable CUPY_TF32 is set
             cupy.cublas.gemm("N", "N", a, b, out=out)
@@ -195,7 +196,7 @@ class CudaBackend:
         except UnsupportedProductError as error:
             if a.dtype.itemsize == 2 and out.dtype != a.dtype:
                 raise  # which cuBLAS by itself cannot either
-            warnings.warn(f"{error}; it is left to cuBLAS, in float32, outside of CUDA graphs", RuntimeWarning, 3)
+            warnings.warn(f"{error}; it is left to cuBLAS, without TF32 and outside of CUDA graphs", RuntimeWarning, 3)
             return None
 
     def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
@@ -308,7 +309,7 @@ class CudaBackend:
             return self._ranged(operation.name, self._run), (getattr(launches, operation.name)(**arguments),)
         a, b, out = arguments["a"], arguments["b"], arguments["out"]
         if self._plan(a, b, out) is None:
-            return self._ranged("matmul", self._multiply), (a, b, out)
+            return self._ranged("matmul", self._cublas), (a, b, out)
         product = self._products.bind(a, b, out, launches.room)
         self._products.load(product)
         return self._ranged("matmul", product), ()

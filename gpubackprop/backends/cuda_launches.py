@@ -315,6 +315,9 @@ class Launches:
         kernel = self._kernels.get(source)
         if kernel is None:
             kernel = load(source, self.capability)
+            cupy.cuda.runtime.setDevice(
+                self.device.id
+            )  # a new thread has no context, which the driver's functions need
             error, function = driver.cuKernelGetFunction(kernel.handle)
             if not error:  # a driver that loads lazily does it to answer such a question
                 error, _ = driver.cuFuncGetAttribute(driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS, function)
