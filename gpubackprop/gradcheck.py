@@ -98,12 +98,12 @@ def gradient_step(model: MLP, X: Any, y: Any, sample_weight: Any = None) -> tupl
     """Return (step, run): the fed step of a float64 copy on the reference backend, and a function that runs one operation."""
     copy = build(architecture_of(model) | {"dtype": "float64", "dropout": 0.0}, "reference")
     copy.load_state_dict(model.state_dict())
-    ws = copy._prepare(X, y, sample_weight)
-    step = copy.step(ws.n, class_indices=ws.y.ndim == 1, weighted=ws.weight is not None, keep=True)
-    step.names.array("X")[...] = ws.X
-    step.names.array("y")[...] = ws.y
-    if ws.weight is not None:
-        step.names.array("w")[...] = ws.weight
+    with copy._prepared(X, y, sample_weight) as ws:
+        step = copy.step(ws.n, class_indices=ws.y.ndim == 1, weighted=ws.weight is not None, keep=True)
+        step.names.array("X")[...] = ws.X
+        step.names.array("y")[...] = ws.y
+        if ws.weight is not None:
+            step.names.array("w")[...] = ws.weight
 
     def run(operation: Any) -> None:
         getattr(copy.backend, operation.name)(**operation.arguments)

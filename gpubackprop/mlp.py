@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ from gpubackprop.network import Data, Network
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.parameters import Parameters
 from gpubackprop.prediction import Predictor
+from gpubackprop.step import Names
 from gpubackprop.validation import (
     check_count,
     check_features,
@@ -32,7 +35,7 @@ from gpubackprop.validation import (
     check_targets,
     check_weight,
 )
-from gpubackprop.workspace import Workspace
+from gpubackprop.workspace import Workspace, make_layers
 
 EVALUATION_BATCH = 1024  # rows of a pass without an update: large enough for the products, small enough for the caches
 
@@ -135,8 +138,8 @@ class MLP(Network):
         allowed = getattr(self.backend, "dtypes", DTYPES[:2])
         if self.dtype.name not in allowed:
             raise ValueError(f"device {self.device!r} computes in {', '.join(allowed)}; dtype is {self.dtype.name!r}")
-        self._last: Workspace | None = None
-        self._predictors: dict[int, Predictor] = {}
+        self._predictors: dict[int, Predictor] = {}  # by the samples of a call
+        self._thread = _OfThread()
         self._target_shape: tuple[int, ...] | None = None
         super().__init__(self._initial_parameters())
 
@@ -157,16 +160,21 @@ class MLP(Network):
         X : (n, d_0); returns (n, d_o)
         """
         X = as_array(X, "X")
+        last, self._thread.last = self._thread.last, None
+        if last is not None:
+            self._workspaces.give(last.key, last.workspace)
         self._check_room("forward", X)
         X_here = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
-        self._last = ws = self._workspace("forward", len(X_here))
-        _feed(ws, X_here)
-        self.forward_pass(self.backend, ws)
-        self.backend.bias_activation_forward(ws.o, self.layers[-1].b, identity, out=ws.o)
-        return like(self.backend, ws.o.astype(self.real), X)
+        key, ws = self._take("forward", len(X_here))
+        ws.X[...] = X_here  # a copy, which backward reads after the caller may have filled X anew
+        self.forward_pass(self._ops, ws)
+        self._ops.bias_activation_forward(ws.o, ws.parameters[-1].b, identity, out=ws.o)
+        o = like(self.backend, ws.o.astype(self.real), X)
+        self._thread.last = _Last(key, ws, self._version)
+        return o
 
     def backward(self, do: Any) -> Parameters:
-        """Return the gradients dW_l, db_l given do = d loss / d o of one's own loss, for the X of the last ``forward``.
+        """Return the gradients dW_l, db_l given do = d loss / d o of one's own loss, for the last ``forward`` of this thread.
 
         Shapes
         ------
@@ -175,17 +183,23 @@ class MLP(Network):
         Raises
         ------
         ValueError
-            ``forward`` has not been called, or for another number of samples.
+            ``forward`` has not been called in this thread, or for another number of samples, or there was a ``fit`` or a
+            ``load_state_dict`` since.
         """
-        if self._last is None:
-            raise ValueError("backward needs the intermediates of a forward pass; call forward(X) first")
-        ws, output = self._last, self.layers[-1]
+        last = self._thread.last
+        if last is None:
+            raise ValueError(
+                "backward needs the intermediates of a forward pass; call forward(X) first, in this thread"
+            )
+        if last.version != self._version:
+            raise ValueError("the parameters have changed since forward(X), by fit or load_state_dict; call it again")
+        ws, output = last.workspace, last.workspace.parameters[-1]
         given = check_features(self.backend, do, self.layer_sizes[-1], self.dtype, finite=False)
         if len(given) != ws.n:
             raise ValueError(f"do has {len(given)} rows; the last forward(X) had {ws.n}")
-        self.backend.bias_activation_backward(given, None, given, identity, out=ws.do, db=output.db)
-        self.backward_pass(self.backend, ws)
-        return self._gradients_like(do)
+        self._ops.bias_activation_backward(given, None, given, identity, out=ws.do, db=output.db)
+        self.backward_pass(self._ops, ws)
+        return self._gradients_like(ws, do)
 
     def loss_and_gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[Array, Parameters]:
         """Return the loss and d loss / d W_l, d loss / d b_l, without dropout.
@@ -197,34 +211,38 @@ class MLP(Network):
         gradients : Parameters
             ``gradients.W[l]``, ``gradients.b[l]``, l = 0 the first layer; a copy, of the kind of array that X is.
         """
-        ws = self._prepare(X, y, sample_weight)
-        self._loss_and_gradients(ws)
-        return ws.value[0].copy(), self._gradients_like(X)
+        with self._prepared(X, y, sample_weight) as ws:
+            self._loss_and_gradients(ws)
+            return ws.value[0].copy(), self._gradients_like(ws, X)
 
     def trace(self, X: Any, y: Any, sample_weight: Any = None) -> Trace:
         """Return every intermediate of a forward and a backward pass, as arrays of their own.
 
         The kernels are those of a step; only the memory is not shared.
         """
-        ws = self._prepare(X, y, sample_weight, keep=True)
-        self._loss_and_gradients(ws)
-        layers = []
-        for layer, a in zip(self.layers, ws.layers, strict=True):
-            arrays = (a.h_in, a.z, a.h, a.dh if layer.name != "o" else a.delta, a.delta, layer.dW, layer.db)
-            layers.append(TracedLayer(*(like(self.backend, array.copy(), X) for array in arrays)))
-        last = layers[-1]
-        return Trace(layers, layers[0].h_in, last.h, last.delta, ws.value[0].copy())
+        with self._prepared(X, y, sample_weight, keep=True) as ws:
+            self._loss_and_gradients(ws)
+            layers = []
+            for layer, a in zip(ws.parameters, ws.layers, strict=True):
+                arrays = (a.h_in, a.z, a.h, a.dh if layer.name != "o" else a.delta, a.delta, layer.dW, layer.db)
+                layers.append(TracedLayer(*(like(self.backend, array.copy(), X) for array in arrays)))
+            last = layers[-1]
+            return Trace(layers, layers[0].h_in, last.h, last.delta, ws.value[0].copy())
 
-    def _prepare(self, X: Any, y: Any, sample_weight: Any = None, *, keep: bool = False) -> Workspace:
+    @contextmanager
+    def _prepared(self, X: Any, y: Any, sample_weight: Any = None, *, keep: bool = False) -> Iterator[Workspace]:
+        """A workspace of this call alone that reads the data where they are, and forgets them afterwards."""
         X, y = as_array(X, "X"), as_array(y, "y")
         weight = None if sample_weight is None else as_array(sample_weight, "sample_weight")
         self._check_room("gradients", X, y, weight, keep=keep)
         X = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
         y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
         weight = check_weight(self.backend, weight, len(X), self.real, self.loss)
-        ws = self._workspace("gradients", len(X), y, weighted=weight is not None, keep=keep)
-        _feed(ws, X, y, weight)
-        return ws
+        key, ws = self._take("gradients", len(X), y, weighted=weight is not None, keep=keep)
+        ws.feed(X, y, weight)
+        yield ws
+        ws.feed(None)
+        self._workspaces.give(key, ws)  # not after an exception: something may still write to it
 
     # ------------------------------------------------------------------ training and use
 
@@ -243,12 +261,20 @@ class MLP(Network):
         self._target_shape = None if shape is None else tuple(check_count("target_shape", size) for size in shape)
 
     def fit(self, X: Any, y: Any, epochs: int = 10, batch_size: int | str = 128, **options: Any) -> Any:
-        """Train; see :func:`gpubackprop.training.fit` for all options. Returns the history."""
+        """Train; see :func:`gpubackprop.training.fit` for all options. Returns the history.
+
+        Raises
+        ------
+        RuntimeError
+            Another ``fit`` trains this network, in another thread or around this callback. While it runs, callbacks may
+            predict, evaluate, save and load parameters, other threads only what leaves the network as it is.
+        """
         from gpubackprop.training import fit
 
         check_options(fit, options)
-        self._last = None  # its intermediates are those of other parameters, and take memory
-        return fit(self, X, y, epochs=epochs, batch_size=batch_size, **options)
+        self._thread.last = None  # its intermediates are those of other parameters, and take memory
+        with self.held():
+            return fit(self, X, y, epochs=epochs, batch_size=batch_size, **options)
 
     def predict(self, X: Any) -> Any:
         """Return what the loss makes of the outputs: class indices (n,); 0 or 1; -1 or +1; the rate e^o; or o itself.
@@ -301,12 +327,18 @@ class MLP(Network):
         return Predictor(self, check_count("batch_size", batch_size))
 
     def outputs_in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
-        """Yield (rows, o) for consecutive batches of X; o is overwritten by the next."""
-        self.refresh()
+        """Yield (rows, o) for consecutive batches of X, an array on the device."""
+        X = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
+        for rows, o in self._in_batches(X):
+            yield rows, o.copy()
+
+    def _in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
+        """As :meth:`outputs_in_batches`; o is overwritten by the next."""
         n = min(EVALUATION_BATCH, 1 << (len(X) - 1).bit_length())
-        if n not in self._predictors:
-            self._predictors[n] = Predictor(self, n)
-        yield from self._predictors[n].in_batches(X)
+        predictor = self._predictors.get(n)
+        if predictor is None:
+            predictor = self._predictors[n] = Predictor(self, n)
+        yield from predictor.in_batches(X)
 
     def warmup(self, batch_size: int = 128, optimizer: str | Optimizer = "adam", class_indices: bool = True) -> None:
         """Compile what ``fit``, ``predict`` and ``evaluate`` need, or load it from disk; this network does not change.
@@ -330,7 +362,7 @@ class MLP(Network):
     def _outputs(self, X: Any) -> Array:
         here = check_features(self.backend, X, self.layer_sizes[0], self.dtype)
         result = self.backend.zeros((len(here), self.layer_sizes[-1]), self.real)
-        for rows, o in self.outputs_in_batches(here):
+        for rows, o in self._in_batches(here):
             result[rows] = o
         return result
 
@@ -359,7 +391,10 @@ class MLP(Network):
         ------
         ValueError
             A name is missing or too many, a shape differs, or a value is no real number that is finite in this network's dtype.
+        RuntimeError
+            A ``fit`` in another thread trains this network.
         """
+        self.check_not_held("load_state_dict")
         shapes = {}
         for i, (W, b) in enumerate(zip(self.parameters.W, self.parameters.b, strict=True)):
             shapes[f"layers.{i}.weight"], shapes[f"layers.{i}.bias"] = W.shape[::-1], b.shape
@@ -374,6 +409,7 @@ class MLP(Network):
         for i, (W, b) in enumerate(zip(self.parameters.W, self.parameters.b, strict=True)):
             W[...] = arrays[f"layers.{i}.weight"].T
             b[...] = arrays[f"layers.{i}.bias"]
+        self._version += 1
         self.refresh()
 
     def save(self, path: Any) -> None:
@@ -390,42 +426,47 @@ class MLP(Network):
             W[...] = self.initializer(rng, W.shape[0], W.shape[1], gain)
         return host
 
-    def _workspace(
+    def _key(self, purpose: str, n: int, y_shape: tuple[int, ...], weighted: bool, keep: bool) -> tuple[Any, ...]:
+        """Return for what a workspace is, and for which queue of the device: nothing orders the work of two queues."""
+        queue = getattr(self.backend, "queue", None)
+        return purpose, n, y_shape, weighted, keep, None if queue is None else queue()
+
+    def _take(
         self, purpose: str, n: int, y: Array | None = None, *, weighted: bool = False, keep: bool = False
-    ) -> Workspace:
-        """Return the workspace of an eager pass; the last few are kept."""
+    ) -> tuple[tuple[Any, ...], Workspace]:
+        """Return the key and the workspace of an eager pass, for the caller alone; those of the last few passes are kept."""
         self.refresh()
-        shape = (n,) if y is None else y.shape
-        key = (purpose, n, shape, weighted, keep)
-        ws = self._workspaces.pop(key, None)
+        key = self._key(purpose, n, (n,) if y is None else y.shape, weighted, keep)
+        ws = self._workspaces.take(key)
         if ws is None:
             self._check_memory(key)
             ws = self._new_workspace(self.backend, key)
-        self._workspaces[key] = ws
-        if len(self._workspaces) > 6:
-            del self._workspaces[next(iter(self._workspaces))]
-        return ws
+        return key, ws
 
     def _new_workspace(self, backend: Any, key: tuple[Any, ...]) -> Workspace:
-        """Return a workspace without memory for its inputs: :func:`_feed` puts the caller's arrays there."""
-        _, n, y_shape, weighted, keep = key
-        inputs = self.inputs(n, len(y_shape) == 1, weighted, Tally())
+        """Return a workspace with gradients of its own; for gradients it has no memory for X and y, and reads the caller's."""
+        purpose, n, y_shape, weighted, keep, *_ = key
+        inputs = self.inputs(n, len(y_shape) == 1, weighted, backend if purpose == "forward" else Tally())
         if weighted:
             inputs.normalized, inputs.total = backend.zeros((n,), self.real), backend.zeros((1,), np.dtype(np.float64))
-        return Workspace(backend, self.layers, inputs, keep=keep)
+        gradients = Parameters.zeros(backend, self.layer_sizes, self.real)
+        layers = make_layers(self.weights, gradients, [*self.activations, identity], Names())
+        ws = Workspace(backend, layers, inputs, keep=keep)
+        ws.gradients = gradients
+        return ws
 
     def _check_room(self, purpose: str, X: Array, y: Any = None, weight: Any = None, *, keep: bool = False) -> None:
         """Raise DeviceMemoryError if a pass, its data included, does not fit; for shapes met before nothing is asked."""
         if X.ndim:
             n = X.shape[0]
             shape = (n,) if y is None or self.takes_indices(y) else (n, self.layer_sizes[-1])
-            key = (purpose, n, shape, weight is not None, keep)
+            key = self._key(purpose, n, shape, weight is not None, keep)
             if n and key not in self._workspaces:
                 self._check_memory(key, data_bytes(self, X, y, weight))
 
     def _check_memory(self, key: tuple[Any, ...], data: int = 0) -> None:
         """Raise DeviceMemoryError if a new workspace does not fit beside so many bytes of data, even without the older ones."""
-        purpose, n, (_, *rest), *flags = key
+        purpose, n, (_, *rest), *flags, _ = key
 
         def parts(k: int) -> dict[str, int]:
             workspace = bytes_of(lambda backend: self._new_workspace(backend, (purpose, k, (k, *rest), *flags)))
@@ -434,18 +475,23 @@ class MLP(Network):
         self.make_room(sum(parts(n).values()))
         check_memory(self.backend, f"{purpose} over {n} samples", n, parts)
 
-    def _gradients_like(self, given: Any) -> Parameters:
-        return Parameters(self.layer_sizes, like(self.backend, self.gradients.flat.copy(), given))
+    def _gradients_like(self, ws: Workspace, given: Any) -> Parameters:
+        assert ws.gradients is not None
+        return Parameters(self.layer_sizes, like(self.backend, ws.gradients.flat.copy(), given))
 
 
-def _feed(ws: Workspace, X: Array, y: Array | None = None, weight: Array | None = None) -> None:
-    """Let a workspace read the caller's arrays, without a copy."""
-    ws.X = ws.layers[0].h_in = X
-    ws.layers[0].h_in_T = X.T
-    if y is not None:
-        ws.y = y
-    if weight is not None:
-        ws.weight = weight
+class _Last(NamedTuple):
+    """The last forward pass of a thread, and how often the parameters had been changed by then."""
+
+    key: tuple[Any, ...]
+    workspace: Workspace
+    version: int
+
+
+class _OfThread(threading.local):
+    """What each thread has of a network for itself."""
+
+    last: _Last | None = None
 
 
 def _options(device: str | Backend, matmul_precision: str) -> dict[str, Any]:

@@ -6,6 +6,10 @@ The passes are written once, against the methods of a backend. ``ops`` is the ba
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +17,7 @@ import numpy as np
 
 from gpubackprop.activations import Activation, identity
 from gpubackprop.backends.base import FACTOR, FIRST_SCALE, SCALE, Backend
+from gpubackprop.backends.checks import unchecked
 from gpubackprop.backends.current import OnDevice
 from gpubackprop.definitions import Array, real_of
 from gpubackprop.losses import Loss
@@ -21,7 +26,7 @@ from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.parameters import Parameters, SetOnce
 from gpubackprop.step import Names, Recorder, Step
 from gpubackprop.validation import check_count
-from gpubackprop.workspace import Inputs, Layer, Workspace, make_layers
+from gpubackprop.workspace import Inputs, Layer, Pool, Workspace, make_layers
 
 
 @dataclass
@@ -48,6 +53,21 @@ class Data:
     order: Array
 
 
+@dataclass
+class Hold:
+    """A fit that trains a network, by its process and thread."""
+
+    pid: int
+    thread: int
+    has_state: bool = False
+    """It has chosen the state of its optimizer."""
+
+    @property
+    def is_mine(self) -> bool:
+        """True for the thread that trains."""
+        return (self.pid, self.thread) == (os.getpid(), threading.get_ident())
+
+
 class Network(SetOnce, OnDevice):
     """Parameters, gradients and layers on a backend; what :class:`gpubackprop.mlp.MLP` gives a public face."""
 
@@ -62,9 +82,12 @@ class Network(SetOnce, OnDevice):
     def __init__(self, host: Parameters) -> None:
         """Put the parameters on the device, and make the layers, which are views."""
         zeros = self.backend.zeros
+        self._ops = unchecked(self.backend)  # for workspaces, whose arrays fit
         self.real = real_of(self.dtype)
         self.loss_scaling = self.dtype.name == "float16"
-        self._workspaces: dict[tuple[Any, ...], Workspace] = {}  # of eager passes
+        self._workspaces = Pool(6)  # of eager passes
+        self._holds: dict[str, Hold] = {}  # a fit that trains this network
+        self._version = 0  # counts what changed the parameters
         self._sums: tuple[Array, Array] | None = None  # of gradients and losses over micro-batches
         # what the products read: the parameters themselves, or a copy of them in 16 bits
         mixed = self.dtype != self.real
@@ -105,13 +128,53 @@ class Network(SetOnce, OnDevice):
     def refresh(self) -> None:
         """Round the parameters to the 16-bit weights again, where there are such, after they were changed from outside."""
         if self.weights is not self.parameters:
-            self.weights.flat[...] = self.parameters.flat
+            hold = self._hold
+            if hold is None or hold.is_mine:  # a step rounds them itself, perhaps at this moment
+                self.weights.flat[...] = self.parameters.flat
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep this network for one fit.
+
+        Raises
+        ------
+        RuntimeError
+            Another fit trains it.
+        """
+        hold = Hold(os.getpid(), threading.get_ident())
+        try:
+            other = self._holds.setdefault("fit", hold)  # in one: there may be threads
+            if other.pid != hold.pid:  # of the process that this one was forked from, where its fit goes on
+                self._holds["fit"] = other = hold
+            if other is not hold:
+                where = "this thread, from a callback" if other.is_mine else "another thread"
+                raise RuntimeError(
+                    f"the network is in a fit of {where}; wait until that is over, or train a copy: copy.deepcopy(model).fit(...)"
+                )
+            self._version += 1
+            yield
+        finally:
+            if self._holds.get("fit") is hold:
+                del self._holds["fit"]
+
+    @property
+    def _hold(self) -> Hold | None:
+        hold = self._holds.get("fit")
+        return hold if hold is not None and hold.pid == os.getpid() else None
+
+    def check_not_held(self, what: str) -> None:
+        """Raise RuntimeError if a fit in another thread trains this network."""
+        hold = self._hold
+        if hold is not None and not hold.is_mine:
+            raise RuntimeError(
+                f"{what} would change the network under a fit of another thread; wait until that is over"
+            )
 
     # ------------------------------------------------------------------ the passes
 
     def forward_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
         """h_l = phi_l(h_{l-1} W_l + b_l) for l = 1 ... L, then h_L W_o; b_o is added where o is next read."""
-        *hidden, output = self.layers
+        *hidden, output = ws.parameters
         for number, (layer, a) in enumerate(zip(hidden, ws.layers, strict=False)):
             # z_l = h_{l-1} W_l
             ops.matmul(a.h_in, layer.W, out=a.z)
@@ -132,7 +195,7 @@ class Network(SetOnce, OnDevice):
             weight, total = ws.normalized, ws.total
             if ws.samples is None:  # else it is one part of a mini-batch, and the mean is over all of it
                 ops.normalize_weights(ws.weight, out=weight, total=total)
-        output = self.layers[-1]
+        output = ws.parameters[-1]
         scalars = self._scalars if training and self.loss_scaling else None  # do in float16 is scaled against underflow
         ops.bias_loss(
             ws.o, output.b, ws.y, self.loss, weight, out=ws.do, db=output.db, value=ws.value, scalars=scalars,
@@ -141,13 +204,13 @@ class Network(SetOnce, OnDevice):
 
     def backward_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
         """dW_o, then for l = L ... 1: dh_l, delta_l, db_l, dW_l; do and db_o are there already."""
-        for i in reversed(range(len(self.layers))):
-            layer, a = self.layers[i], ws.layers[i]
+        for i in reversed(range(len(ws.layers))):
+            layer, a = ws.parameters[i], ws.layers[i]
             # dW_l = h_{l-1}^T delta_l        (delta_o = do)
             ops.matmul(a.h_in_T, a.delta, out=layer.dW)
             if i == 0:
                 return  # l = 1: terminate; nobody needs dh_0
-            below, b = self.layers[i - 1], ws.layers[i - 1]
+            below, b = ws.parameters[i - 1], ws.layers[i - 1]
             # dh_{l-1} = delta_l W_l^T
             ops.matmul(a.delta, layer.W_T, out=b.ddropped)
             if training and self.dropout:
@@ -168,9 +231,9 @@ class Network(SetOnce, OnDevice):
         ops.update(state.optimizer, theta, gradient, state.states, state.scalars, self._named_weights)
 
     def _loss_and_gradients(self, ws: Workspace) -> None:
-        self.forward_pass(self.backend, ws)
-        self.loss_pass(self.backend, ws)
-        self.backward_pass(self.backend, ws)
+        self.forward_pass(self._ops, ws)
+        self.loss_pass(self._ops, ws)
+        self.backward_pass(self._ops, ws)
 
     # ------------------------------------------------------------------ the step as data
 
@@ -220,6 +283,7 @@ class Network(SetOnce, OnDevice):
             The step does not fit; nothing has changed, and a smaller batch may be tried.
         """
         n = check_count("batch_size", batch_size)
+        self.check_not_held("step")  # it writes to the gradients
         indices = self.loss.targets == "classes" and (data.y.ndim == 1 if data else class_indices)
         weighted = weighted if data is None else data.weight is not None
         optimizer = None if optimizer is None else optimizer_of(optimizer)
@@ -271,7 +335,7 @@ class Network(SetOnce, OnDevice):
             names.update(some)
         recorder = Recorder(names)
         self.forward_pass(recorder, ws)
-        recorder.bias_activation_forward(ws.o, self.layers[-1].b, identity, out=ws.o)
+        recorder.bias_activation_forward(ws.o, ws.parameters[-1].b, identity, out=ws.o)
         return Step(self.backend, recorder.operations, names)
 
     def _record(self, recorder: Recorder, ws: Workspace, state: OptimizerState | None) -> None:
@@ -312,7 +376,7 @@ class Network(SetOnce, OnDevice):
     def make_room(self, wanted: int) -> None:
         """Let go of the workspaces of eager passes, the oldest first, until so many bytes may be allocated."""
         while self._workspaces and not fits(self.backend, wanted):
-            del self._workspaces[next(iter(self._workspaces))]
+            self._workspaces.forget_oldest()
 
     # Each of these allocates from the network's backend, or, to be counted, from another.
 
@@ -341,9 +405,14 @@ class Network(SetOnce, OnDevice):
 
     def state_of(self, optimizer: str | Optimizer) -> OptimizerState:
         """Return the optimizer's arrays: those of the last ``fit`` if it had an equal optimizer, else new ones."""
-        optimizer = optimizer_of(optimizer)
+        optimizer, hold = optimizer_of(optimizer), self._hold
+        self.check_not_held("state_of")
         new = self.new_state(optimizer, self.backend)  # first, since there may be no memory for it
         if new is not None:
+            if hold is not None and hold.has_state:
+                raise RuntimeError(
+                    "another optimizer would forget the state of the fit that runs; wait until that is over"
+                )
             states, rate = new
             rate[0] = optimizer.schedule.learning_rate
             self._counters[...] = 0
@@ -352,6 +421,8 @@ class Network(SetOnce, OnDevice):
             scalars[FACTOR] = 1
             scalars[SCALE] = FIRST_SCALE if self.loss_scaling else 1
             self._optimizer_state = OptimizerState(optimizer, states, self._counters, rate, scalars)
+        if hold is not None:
+            hold.has_state = True
         assert self._optimizer_state is not None
         return self._optimizer_state
 

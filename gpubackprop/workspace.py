@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,8 @@ class Workspace:
     ----------
     inputs : Inputs
         Where the mini-batch lies.
+    layers : sequence of Layer
+        Their gradients are where the passes over this workspace leave them.
     keep : bool
         Give z, h, dh, delta, o and do memory of their own (for ``trace`` and the gradient check) instead of sharing it
         where the mathematics allows.
@@ -140,6 +142,8 @@ class Workspace:
         keep: bool = False,
     ) -> None:
         self.n = n = inputs.n
+        self.parameters = layers  # what the passes read, and the gradients that they write
+        self.gradients: Parameters | None = None  # all of those in one, where they belong to this workspace
         self.samples: int | None = None  # of the mini-batch that these n are a part of
         self.first = 0  # the place of the first of them
         self.names = names = Names()
@@ -174,7 +178,7 @@ class Workspace:
         With ``samples``, they are the rows from ``first`` on of a mini-batch of so many.
         """
         part = object.__new__(Workspace)
-        part.n, part.samples, part.first = inputs.n, samples, first
+        part.n, part.samples, part.first, part.parameters = inputs.n, samples, first, self.parameters
         part.names = names = Names()
         names.update(inputs.names)
         part.X, part.y, part.weight, part.normalized = inputs.X, inputs.y, inputs.weight, inputs.normalized
@@ -207,3 +211,54 @@ class Workspace:
     def do(self) -> Array:
         """d loss / d o, shape (n, d_o)."""
         return self.layers[-1].delta
+
+    def feed(self, X: Array, y: Array | None = None, weight: Array | None = None) -> None:
+        """Read these arrays, without a copy."""
+        self.X = self.layers[0].h_in = X
+        self.layers[0].h_in_T = None if X is None else X.T
+        self.y, self.weight = y, weight
+
+
+class Pool:
+    """Workspaces that nobody uses. A pass takes one for itself, so that threads that share a network share no memory.
+
+    It has no lock, since single operations on lists and dicts are atomic, and a lock may be taken for ever in a forked process.
+
+    Parameters
+    ----------
+    keys : int
+        How many kinds are kept; the kind that was not used for the longest time goes first.
+    """
+
+    MOST = 16  # of a kind: no more threads than that find theirs ready
+
+    def __init__(self, keys: int) -> None:
+        self._keys = keys
+        self._free: dict[tuple[Any, ...], list[Workspace]] = {}
+
+    def take(self, key: tuple[Any, ...]) -> Workspace | None:
+        """Return one of a kind, which is then the caller's alone, or None where there is none."""
+        try:
+            return self._free[key].pop()
+        except (KeyError, IndexError):
+            return None
+
+    def give(self, key: tuple[Any, ...], workspace: Workspace) -> None:
+        """Take one back."""
+        free = self._free.pop(key, [])  # and in again, as the one that was used last
+        if len(free) < self.MOST:
+            free.append(workspace)
+        self._free[key] = free
+        for old in list(self._free)[: -self._keys]:
+            self._free.pop(old, None)
+
+    def forget_oldest(self) -> None:
+        """Let the memory of one kind go."""
+        for old in list(self._free)[:1]:
+            self._free.pop(old, None)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return iter([key for key, free in list(self._free.items()) if free])
+
+    def __bool__(self) -> bool:
+        return bool(self._free)

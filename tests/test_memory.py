@@ -107,7 +107,7 @@ def test_the_host_gives_what_was_counted(rng: np.random.Generator) -> None:
 @EVERY_DEVICE
 def test_a_pass_is_counted_as_its_workspace_is(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (X, y) = make(device), batch(100)
-    key = ("gradients", 100, (100,), False, False)
+    key = model._key("gradients", 100, (100,), False, False)
     workspace = bytes_of(lambda backend: model._new_workspace(backend, key))
     data = X.nbytes + y.nbytes if device == "cuda" else 0
     limit(monkeypatch, model, workspace + data)
@@ -216,13 +216,18 @@ def test_predict_takes_its_batches_from_what_is_free(device: str, monkeypatch: p
 
 def test_older_workspaces_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("cpu")
-    one = bytes_of(lambda backend: model._new_workspace(backend, ("forward", 50, (50,), False, False)))
+    one = bytes_of(lambda backend: model._new_workspace(backend, ("forward", 50, (50,), False, False, None)))
     free = [one]
     monkeypatch.setattr(
-        model.backend, "memory", lambda wanted=0: (free[0] - one * len(model._workspaces), free[0]), raising=False
+        model.backend, "memory", lambda wanted=0: (free[0] - one * len(list(model._workspaces)), free[0]), raising=False
     )
     for n in (50, 49, 48):
         model.forward(batch(n)[0])
+        last = model._thread.last
+        assert last is not None
+        assert last.workspace.n == n
+        model._workspaces.give(last.key, last.workspace)  # as the next forward does
+        model._thread.last = None
         assert [key[1] for key in model._workspaces] == [n]
 
 

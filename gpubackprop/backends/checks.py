@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
 from itertools import combinations
-from types import EllipsisType
+from types import EllipsisType, MethodType, SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -128,6 +128,16 @@ def checked(method: Function) -> Function:
 
     call.unchecked = method  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
+
+
+def unchecked(backend: Any) -> Any:
+    """Return the operations of a backend without the checks, for arrays that are known to fit."""
+    operations = SimpleNamespace()
+    for name in ARGUMENTS:
+        method = getattr(backend, name)
+        without = getattr(method, "unchecked", None)
+        setattr(operations, name, method if without is None else MethodType(without, backend))
+    return operations
 
 
 def check_arrays(backend: Any, operation: str, given: Mapping[str, Any], *, bound: bool = False) -> None:

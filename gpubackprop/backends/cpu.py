@@ -282,6 +282,11 @@ class CpuStep:
         else:
             self._try(times)
 
+    @property
+    def once(self) -> Callable[[], None]:
+        """The quickest way to run the step a single time."""
+        return self if self._run is None else partial(self._run, 1)
+
     def _try(self, times: int) -> None:
         threads = min(self._seconds, key=lambda number: len(self._seconds[number]))
         started = time.perf_counter()
