@@ -85,6 +85,10 @@ class EarlyStopping(_Monitor):
         self.restore_best = check_flag("restore_best", restore_best)
         self._parameters: Array | None = None
 
+    def on_train_begin(self, training: Training) -> None:
+        super().on_train_begin(training)
+        self._parameters = None  # those of a training that was broken off are of no use
+
     def on_epoch_end(self, training: Training) -> None:
         if self.improved(training) and self.restore_best:
             self._parameters = training.model.parameters.flat.copy()

@@ -52,7 +52,8 @@ def read_csv(
     Parameters
     ----------
     content : bytes
-        UTF-8, or UTF-16 with a byte-order mark. Values are separated by commas, semicolons, tabs or bars. Blank lines are skipped.
+        UTF-8, or UTF-16 with a byte-order mark. Values are separated by commas, semicolons, tabs or bars, numbers may have decimal
+        commas where commas do not separate, and a value in quotation marks ends in its own line. Blank lines are skipped.
     classification : bool
         There is one target; it may be text.
     targets : int
@@ -167,9 +168,10 @@ class _Reader:
         """Find header and target by the first rows; return the rows of the first block that are samples."""
         width = len(columns)
         if width <= self.targets:
+            parted = f"{width} columns, separated by {DELIMITERS[self.delimiter]}" if width > 1 else "1 column"
             raise CsvError(
-                f"it has {width} column{'s' * (width > 1)}, separated by {DELIMITERS[self.delimiter]}; at least one feature and "
-                f"{self.targets} target column{'s' * (self.targets > 1)} are needed, separated by commas, semicolons, tabs or |"
+                f"it has {parted}; at least one feature and {self.targets} target column{'s' * (self.targets > 1)} are needed, "
+                "separated by commas, semicolons, tabs or |"
             )
         self.first = [column[0].as_py() for column in columns]
         self.is_target = [j >= width - self.targets for j in range(width)]
@@ -217,7 +219,7 @@ class _Reader:
         of_targets = [name for name, target in zip(named, self.is_target, strict=True) if target]
         target = self.is_target.index(True)
         if self.classification and not numeric[target] and len(labels):
-            if self.first[target] in labels:
+            if self.first[target] and self.first[target] in labels:
                 return False
             if sum(of_features) > len(of_features) / 2:
                 return True
@@ -246,8 +248,10 @@ class _Reader:
         import pyarrow.compute as pc
 
         content = block.content
-        if b'"' in content or self.delimiter == ";":  # semicolons may come with decimal commas
+        if b'"' in content:
             return None
+        if self.delimiter != "," and (self.comma or b"," in content or (not self.point and b"." in content)):
+            return None  # there may be decimal commas, or what must not come with them
         types = [pa.string() if target and self.classification else pa.float64() for target in self.is_target]
         try:
             table = self._parse(content, types, at_once=max(AT_ONCE, 4 * self.row_bytes))
@@ -360,7 +364,7 @@ class _Reader:
 
         if pa.types.is_floating(column.type):
             return np.asarray(column.to_numpy())
-        if self.delimiter == ";" and len(column):
+        if self.delimiter != "," and len(column):
             for mark in ("comma", "point"):
                 where = pc.match_substring(column, "," if mark == "comma" else ".")
                 if not getattr(self, mark) and pc.any(where).as_py():
@@ -433,7 +437,7 @@ class _Reader:
                 raise self._cannot_tell()
 
     def _is_number(self, cell: str) -> bool:
-        return bool(NUMBER.fullmatch(cell.replace(",", ".") if self.delimiter == ";" else cell))
+        return bool(NUMBER.fullmatch(cell if self.delimiter == "," else cell.replace(",", ".")))
 
     def _place(self, row: int, j: int) -> str:
         return f"row {row}, {self._name(j)}"
@@ -445,7 +449,7 @@ class _Reader:
     def _found(self, rows: int) -> str:
         chosen = [self._name(j) for j, target in enumerate(self.is_target) if target]
         return (
-            f"{rows:,} rows of {len(self.first)} columns, separated by {DELIMITERS[self.delimiter]}"
+            f"{rows:,} row{'s' * (rows > 1)} of {len(self.first)} columns, separated by {DELIMITERS[self.delimiter]}"
             f"{' (with decimal commas)' * bool(self.comma)}, {'a header in row 1' if self.header else 'no header'}; "
             f"target: {', '.join(chosen)}"
         )
@@ -469,7 +473,7 @@ def _delimiter(rows: list[bytes]) -> str:
 
     def share(delimiter: str) -> float:
         cells = [cell.strip() for row in sample[-20:] for cell in row.split(delimiter)]
-        return sum(bool(NUMBER.fullmatch(c.replace(",", ".") if delimiter == ";" else c)) for c in cells) / len(cells)
+        return sum(bool(NUMBER.fullmatch(c if delimiter == "," else c.replace(",", "."))) for c in cells) / len(cells)
 
     return max(alike or candidates or [","], key=share)
 

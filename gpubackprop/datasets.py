@@ -60,7 +60,7 @@ class _Part:
 
 
 def load_dataset(
-    source: str,
+    source: str | Path,
     *,
     classification: bool = True,
     targets: int = 1,
@@ -73,7 +73,7 @@ def load_dataset(
 
     Parameters
     ----------
-    source : str
+    source : str or Path
         ``"digits"`` or a path. An .npz file has ``X`` and ``y``, or ``x_train``, ``y_train``, ``x_test``, ``y_test``. A .csv file
         has one sample a row, its target last, and may have a header; see :mod:`gpubackprop.csv_files`. Beside an IDX file of
         images lies one of labels, its name with "labels" and "idx1" for "images" and "idx3"; ``t10k-...`` in the same folder
@@ -112,7 +112,7 @@ def load_dataset(
         if not (target is None and header is None):
             raise ValueError("target and header are options of a CSV file, which 'digits' is not")
         return _split(_Part(X, y), None, "digits", "8 x 8 pixels, 10 classes", test_fraction, seed)
-    path = Path(source)
+    path, source = Path(source), str(source)
     if path.is_dir():
         raise IsADirectoryError(f"{source!r} is a folder; --data takes 'digits' or {FORMATS}")
     if not path.is_file():
@@ -171,7 +171,8 @@ def _check(parts: list[_Part], classification: bool, found: str) -> str:
                     f"the {name} {where}hold NaN or infinity ({len(at)} of {a.size} values), first in sample {at[0][0] + 1}"
                 )
     if len(parts[0].X) < (2 if len(parts) == 1 else 1) or not len(parts[-1].X):
-        raise ValueError(f"it has {len(parts[0].X)} samples; at least 2 are needed, one of them for the test")
+        few = len(parts[0].X)
+        raise ValueError(f"it has {few} sample{'s' * (few != 1)}; at least 2 are needed, one of them for the test")
     if len({part.X.shape[1:] for part in parts}) > 1 or len({part.y.shape[1:] for part in parts}) > 1:
         shapes = " and ".join(f"{part.X.shape} with targets {part.y.shape}" for part in parts)
         raise ValueError(f"training and test set have different shapes: {shapes}")
@@ -234,7 +235,10 @@ def _read(
     path: Path, classification: bool, targets: int, target: str | None, header: bool | None
 ) -> tuple[list[_Part], str]:
     content = _content(path)
-    is_zip, is_idx = content[:2] == b"PK", content[:2] == b"\0\0" and len(content) > 4 and content[2] in IDX_TYPES
+    is_zip, is_idx = (
+        content[:4] in (b"PK\3\4", b"PK\5\6"),
+        content[:2] == b"\0\0" and len(content) > 4 and content[2] in IDX_TYPES,
+    )
     if (is_zip or is_idx) and not (target is None and header is None):
         raise ValueError("target and header are options of a CSV file, which this is not")
     if is_zip:

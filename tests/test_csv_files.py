@@ -35,6 +35,7 @@ def read(text, *, classification=True, **options):
         "\n".join(LINES).replace(",", ";"),
         "\n".join(LINES).replace(",", ";").replace(".", ","),
         "\n".join(LINES).replace(",", "\t"),
+        "\n".join(LINES).replace(",", "\t").replace(".", ",").encode("utf-16"),
         "\n".join(LINES).replace(",", "|"),
         "\ufeff" + "\n".join(LINES),
         "\ufeff" + "\r\n".join(LINES[1:]),
@@ -87,7 +88,8 @@ def test_a_header_is_found_by_all_cells_of_the_first_row(header, body, is_header
         ("", "it is empty"),
         ("\n \n\n", "it is empty"),
         ("a,b,y\n", "it has a header and no other row"),
-        ("a\n1\n2\n", "it has 1 column, separated by commas; at least one feature and 1 target column are needed"),
+        ("a\n1\n2\n", "it has 1 column; at least one feature and 1 target column are needed, separated by"),
+        ("a,b,y,\n1,2,0,\n3,4,1,\n", "row 2, column 4 is missing"),
         ("1 2 0\n3 4 1\n", "it has 1 column"),
         ("age,b,y\n1,2,0\n\n3,4,1\n,6,0\n", r"row 5, column 'age' is missing; fill it in"),
         ("age,b,y\n1,2,0\n3,NA,1\n", r"row 3, column 'b' is missing \('NA'\)"),
@@ -103,7 +105,7 @@ def test_a_header_is_found_by_all_cells_of_the_first_row(header, body, is_header
         ('1,2,0\n3,"1,000",1\n', "'1,000', which is no number"),
         ("1,2,0\n3,True,1\n", "'True', which is no number"),
         ("1,2,0\n3,１,1\n", "'１', which is no number"),
-        ("1;2,5;0\n3;1.234;1\n", "commas and decimal points in one file: row 1, column 2 is '2,5', row 2, column 2 is '1.234'"),
+        ("1|2,5|0\n3|1.234|1\n", "commas and decimal points in one file: row 1, column 2 is '2,5', row 2, column 2 is '1.234'"),
         ("1,2,0\n3,4\n", "row 2 has 2 columns, the first has 3"),
         ("1,2,0\n\n3,4,5,6\n", "row 3 has 4 columns, the first has 3"),
         ('1,2,a\n3,4,"b\n5,6,a\n', "row 2 has a quotation mark that is not closed"),
@@ -122,17 +124,23 @@ def test_what_is_wrong_is_said_in_one_line(text, message):
 
 
 def test_a_fault_in_a_later_block_is_named_by_its_row(monkeypatch):
-    monkeypatch.setattr("gpubackprop.csv_files.BLOCK", 16)
+    monkeypatch.setattr("gpubackprop.csv_files.FIRST_BLOCK", 64)
+    monkeypatch.setattr("gpubackprop.csv_files.BLOCK", 64)
     rows = [f"{i},{i / 2},{i % 2}" for i in range(50)]
     table = read("a,b,y\r\n" + "\r\n".join(rows))
     np.testing.assert_array_equal(table.X, [[i, i / 2] for i in range(50)])
     np.testing.assert_array_equal(table.y, np.arange(50) % 2)
+    table = read("a|b|y\n" + "\n".join(rows).replace(",", "|").replace(".", ","))
+    np.testing.assert_array_equal(table.X, [[i, i / 2] for i in range(50)])
     rows[40] = "40,oops,1"
     with pytest.raises(CsvError, match="row 42, column 'b' is 'oops'"):
         read("a,b,y\r\n" + "\r\n".join(rows))
     rows[40] = "40,1"
     with pytest.raises(CsvError, match="row 42 has 2 columns"):
         read("a,b,y\r\n" + "\r\n".join(rows))
+    rows[40] = "40,1,1"
+    with pytest.raises(CsvError, match=r"points in one file: row 42, column 'b' is '1,5', row 2, column 'b' is '0\.0'"):
+        read("a|b|y\n" + "\n".join(rows).replace(",", "|").replace("40|1|1", "40|1,5|1"))
 
 
 def test_labels_may_be_text_and_hold_quotes_and_delimiters():

@@ -87,7 +87,8 @@ def test_csv_of_a_regression_keeps_real_targets(tmp_path):
         ("a.csv", b"1,2\n3\n", "row 2 has 1 column, the first has 2"),
         ("a.csv", b"1,0.5\n2,1\n", r"not classes, but real numbers such as 0\.5; .*--loss mean_squared_error"),
         ("a.csv", b"1,0\n2,0\n", r"of one class only \(0\)"),
-        ("a.csv", b"1,0\n", "it has 1 samples; at least 2 are needed"),
+        ("a.csv", b"PKs,y\n1,0\n2,0\n", r"of one class only \(0\)"),
+        ("a.csv", b"1,0\n", "it has 1 sample; at least 2 are needed"),
         ("a.bin", b"abc\x00def", "neither .npz nor IDX"),
         ("a.gz", b"\x1f\x8b\x08 cut", "truncated or no whole gzip file"),
         (

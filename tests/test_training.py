@@ -470,6 +470,21 @@ def test_a_method_that_is_never_called_is_named(rng: np.random.Generator) -> Non
                 fit(gb.MLP([8, 3]), X, y, callbacks=[mine])
 
 
+def test_parameters_kept_in_a_training_that_was_broken_off_are_not_restored_in_the_next(
+    rng: np.random.Generator,
+) -> None:
+    X, y = clusters(rng)
+    stopping = EarlyStopping("loss")
+
+    def fail(training: Any) -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fit(gb.MLP([8, 3]), X, y, callbacks=[stopping, type("Fails", (), {"on_epoch_end": staticmethod(fail)})()])
+    stopping.on_train_begin(None)
+    stopping.on_train_end(None)  # would write to the network of the first training
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "lbfgs"])
 def test_what_a_callback_raises_reaches_the_caller_and_the_network_stays_usable(
     optimizer: str, rng: np.random.Generator
