@@ -44,9 +44,9 @@ def test_products_of_every_order_are_exact_on_whole_numbers(products, dtype, m, 
         try:
             products.matmul(a, b, out)
         except UnsupportedProductError as error:
-            if not few_bits or m * n * k % 8 == 0:
+            if not few_bits or m % 8 == n % 8 == k % 8 == 0:
                 raise
-            pytest.skip(str(error))  # rows of 16-bit numbers that are no multiple of 4 bytes: a version may have none
+            pytest.skip(str(error))  # a version may have none for rows of 16-bit numbers that are not aligned
         np.testing.assert_array_equal(out.get(), a_host @ b_host)
 
 
