@@ -1,8 +1,12 @@
 """CPU kernels: one pass over memory each, compiled by Numba from the definitions.
 
 They know no activation, loss or optimizer by name. Loops run over rows, the inner one over columns, so that every array is
-read in the order it lies in memory and the inner loop is vectorized; a column sum adds its rows in their order. Where an
-output may be an input there are two variants (``in_place``): the compiler vectorizes only what it knows to be one or two arrays.
+read in the order it lies in memory and the inner loop is vectorized. Where an output may be an input there are two variants
+(``in_place``): the compiler vectorizes only what it knows to be one or two arrays.
+
+The order of every sum is a definition, so that it is the same on every machine. A column sum adds ROWS rows in their order, then
+those sums in pairs, pairs of pairs and so on. A sum along a row is in order where the row is short, and otherwise in lanes
+(:func:`gpubackprop.kernels.cpu_vector.define_sum`), as is the norm of the gradient. The losses of the rows are added in float64.
 
 The last two arguments of each are ``thread`` and ``threads``: threads share rows, columns or elements, never a sum, so that no
 result depends on their number. What is too small to be shared is done by the first.
@@ -18,18 +22,21 @@ import numpy as np
 from gpubackprop.activations import Activation
 from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
 from gpubackprop.definitions import per_definition
-from gpubackprop.kernels.cpu_compile import Kernel, add, compiled, inlined, maximum, share, where
+from gpubackprop.kernels.cpu_compile import Kernel, compiled, inlined, maximum, share, where
 from gpubackprop.kernels.cpu_math import vector_math
 from gpubackprop.kernels.cpu_threads import is_last
+from gpubackprop.kernels.cpu_vector import define_sum
 from gpubackprop.losses import Loss
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.philox import define_philox
 
 BLOCKS = 64  # of four random numbers that are made at a time
 LINE = 16  # elements that a share is a multiple of, so that two threads rarely write to one line of a cache
-PART = 4096  # elements of a long sum that are added in the arrays' dtype; such sums are added in float64
-ROWS = 64  # in a share that has sums of its own; added in order, they are the same for any number of threads
-SHORT = 32  # numbers in a row of a softmax from which its exponentials fill vectors; those of shorter rows are one long loop
+ROWS = 16  # in a share that has sums of its own; so few that these sums lose no digits
+SHORT = (
+    32  # numbers in a row from which a loop over them fills vectors: the exponentials of shorter rows are one long loop
+)
+SMALLER = 2.0**-600  # by which numbers are multiplied whose squares are infinite
 
 
 def shares_of(n: int) -> int:
@@ -38,17 +45,36 @@ def shares_of(n: int) -> int:
 
 
 def loss_scratch(n: int, d: int) -> tuple[int, int, int]:
-    """Return the shape of the memory that a softmax loss of n rows of d numbers needs: two arrays of some rows for each share."""
-    return shares_of(n), 2, d * (min(n, ROWS) if d < SHORT else 1)
+    """Return the shape of the memory that a loss of n rows of d numbers needs: three arrays of some rows for each share."""
+    return shares_of(n), 3, d * (min(n, ROWS) if d < SHORT else 1)
 
 
 @inlined
 def add_shares(sums, total):  # type: ignore[no-untyped-def]
-    """Add the sums of all shares, in order."""
+    """Add the sums of all shares in pairs, pairs of pairs and so on; the shares' own sums are lost."""
+    apart = 1
+    while apart < sums.shape[0]:
+        for k in range(0, sums.shape[0] - apart, 2 * apart):
+            for j in range(sums.shape[1]):
+                sums[k, j] += sums[k + apart, j]
+        apart *= 2
     total[:] = sums[0]
-    for k in range(1, sums.shape[0]):
-        for j in range(total.size):
-            total[j] += sums[k, j]
+
+
+@cache
+def _define_row_sum(dtype: np.dtype[Any]) -> Any:
+    """Return row_sum(x): the sum of the numbers of a row."""
+    in_lanes, real, zero = define_sum(dtype), dtype.type, dtype.type(0)
+
+    def row_sum(x):  # type: ignore[no-untyped-def]
+        if x.size >= SHORT:
+            return real(in_lanes(x.ctypes.data, x.size, 1.0))
+        total = zero
+        for j in range(x.size):
+            total += x[j]
+        return total
+
+    return inlined(row_sum)
 
 
 @per_definition(vector_math)
@@ -122,21 +148,20 @@ def add_losses(losses, scale, count, value):  # type: ignore[no-untyped-def]
 
 def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:
     ell, dell = map(inlined, loss.scalars(dtype, vector_math(dtype)))
-    zero, one = dtype.type(0), dtype.type(1)
+    zero, one, row_sum = dtype.type(0), dtype.type(1), _define_row_sum(dtype)
 
     def elementwise_loss(  # type: ignore[no-untyped-def]
         z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived, thread, threads
     ):
         first, last = share(sums.shape[0], 1, thread, threads)
         for k in range(first, last):
-            sums_k, total = sums[k], 0.0
+            sums_k, terms, total = sums[k], scratch[k, 0, : z.shape[1]], 0.0
             sums_k[:] = zero
             for i in range(k * ROWS, min((k + 1) * ROWS, z.shape[0])):
                 w = weight[i] if weighted else one
-                row = zero
                 for j in range(z.shape[1]):
                     o = z[i, j] + b[j]
-                    row = add(row, ell(o, y[i, j]))
+                    terms[j] = ell(o, y[i, j])
                     do = dell(o, y[i, j]) * (w * scale)
                     if in_place:
                         z[i, j] = do
@@ -145,7 +170,7 @@ def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
                         out[i, j] = do
                 for j in range(z.shape[1]):  # a loop of its own: with less memory in a loop, the compiler vectorizes it
                     sums_k[j] += out[i, j]
-                total += row * w
+                total += row_sum(terms) * w
             losses[k] = total
         if is_last(arrived, threads):
             add_shares(sums, db)
@@ -157,7 +182,7 @@ def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
 def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:
     target, ell, dell = map(inlined, loss.scalars(dtype, vector_math(dtype)))
     zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
-    exp, log = vector_math(dtype).exp, vector_math(dtype).log
+    exp, log, row_sum = vector_math(dtype).exp, vector_math(dtype).log, _define_row_sum(dtype)
 
     def read_index(y_i, j):  # type: ignore[no-untyped-def]
         return one if y_i == j else zero
@@ -175,6 +200,7 @@ def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: boo
         first, last = share(sums.shape[0], 1, thread, threads)
         for k in range(first, last):
             sums_k, losses[k], end = sums[k], 0.0, min((k + 1) * ROWS, z.shape[0])
+            terms = scratch[k, 2, :d]
             sums_k[:] = zero
             for begin in range(k * ROWS, end, together):
                 rows = min(together, end - begin)
@@ -189,32 +215,23 @@ def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: boo
                         top = maximum(top, o)
                     for j in range(d):
                         q[j] -= top
-                if rows > 1:
-                    for j in range(rows * d):
-                        flat_e[j] = exp(flat_q[j])
+                for j in range(rows * d):
+                    flat_e[j] = exp(flat_q[j])
                 for r in range(rows):
-                    i, q, e, s = begin + r, flat_q[r * d : (r + 1) * d], flat_e[r * d : (r + 1) * d], zero
+                    i, q, e = begin + r, flat_q[r * d : (r + 1) * d], flat_e[r * d : (r + 1) * d]
                     w, y_i = weight[i] if weighted else one, y[i]
-                    if rows > 1:
-                        for j in range(d):
-                            s = add(s, e[j])
-                    else:
-                        for j in range(d):
-                            e[j] = exp(q[j])
-                            s = add(s, e[j])
+                    s = row_sum(e)
                     log_s = log(s)
-                    row, sum_g = zero, zero
                     for j in range(d):
                         t = target(read(y_i, j), u)
-                        row = add(row, ell(q[j] - log_s, t))
+                        terms[j] = ell(q[j] - log_s, t)
                         q[j] = dell(q[j] - log_s, t)
-                        sum_g = add(sum_g, q[j])
-                    slope = sum_g / s
+                    slope = row_sum(q) / s
                     for j in range(d):
                         do = (q[j] - e[j] * slope) * (w * scale)
                         out[i, j] = do
                         sums_k[j] += do
-                    losses[k] += row * w
+                    losses[k] += row_sum(terms) * w
         if is_last(arrived, threads):
             add_shares(sums, db)
             add_losses(losses, scale, count, value)
@@ -314,20 +331,18 @@ def compile_accumulate(dtype: np.dtype[Any], first: bool) -> Kernel:
 @cache
 def compile_clip(dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(gradients, max_norm, scalars)."""
-    zero = dtype.type(0)
+    squares = define_sum(dtype, squares=True)
 
     def clip(gradients, max_norm, scalars, thread, threads):  # type: ignore[no-untyped-def]
         if thread > 0:
             return
-        total = 0.0
-        for first in range(0, gradients.size, PART):
-            part = zero
-            for g in gradients[first : first + PART]:
-                part = add(part, g * g)
-            total += part
+        scale, total = 1.0, squares(gradients.ctypes.data, gradients.size, 1.0)
+        if total == np.inf:  # so it may be in float64: what is much smaller than the largest may become 0
+            scale = SMALLER
+            total = squares(gradients.ctypes.data, gradients.size, scale)
         norm = np.sqrt(total)
-        scalars[NORM] = norm
-        factor = max_norm / (norm + 1e-6)
+        scalars[NORM] = norm / scale
+        factor = max_norm / (norm + 1e-6 * scale) * scale
         scalars[FACTOR] = 1.0 if factor > 1.0 else factor
 
     return compiled(clip)

@@ -43,16 +43,6 @@ def where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def add(typingctx: Any, total: Any, term: Any) -> Any:
-    """``total + term`` in a sum over a loop whose order the compiler may choose, once for all, so that the loop is vectorized."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fadd(*args, flags=("reassoc", "nsz", "contract"))
-
-    return total(total, total), codegen
-
-
-@intrinsic  # type: ignore[untyped-decorator]
 def maximum(typingctx: Any, a: Any, b: Any) -> Any:
     """The larger number, NaN if one is NaN, in a form that a vectorized loop may keep in any order."""
 

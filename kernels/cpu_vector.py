@@ -1,4 +1,4 @@
-"""Vector instructions for the matrix products of the CPU, emitted as LLVM code that Numba's functions call on addresses.
+"""Vector instructions for the products and sums of the CPU, emitted as LLVM code that Numba's functions call on addresses.
 
 What a width, a tile and a register are comes from the machine that this runs on: see :class:`Shape`.
 """
@@ -259,3 +259,69 @@ def define_tile(rows: int, dtype: np.dtype[Any], copies: str = "") -> Any:
                 store(builder, places, new, False)
 
     return _emitter(10 if copies else 9, emit)
+
+
+LANES = 16  # sums that run side by side; a definition, not the width of a register
+
+
+def define_sum(dtype: np.dtype[Any], squares: bool = False) -> Any:
+    """Return total(at, count, scale): the sum of numbers at an address in float64, or of squares of the numbers times ``scale``.
+
+    Number j is added to lane j mod LANES, in order, with a last round filled up by zeros; then the upper half of the lanes is added
+    to the lower until one is left. So the order is the same on every machine, and vectors of any width keep to it.
+    """
+    size, wide = dtype.itemsize, ir.VectorType(ir.DoubleType(), LANES)
+    narrow, lanes = ir.VectorType(_real(dtype), LANES), ir.VectorType(I32, LANES)
+    pointer, bits = narrow.as_pointer(), ir.VectorType(ir.IntType(1), LANES)
+
+    def spread(builder: Any, one: Any, kind: Any) -> Any:
+        nothing = ir.Constant(kind, ir.Undefined)
+        return builder.shuffle_vector(
+            builder.insert_element(nothing, one, ir.Constant(I32, 0)), nothing, _mask([0] * LANES)
+        )
+
+    def add(builder: Any, total: Any, numbers: Any, scale: Any) -> Any:
+        numbers = numbers if size == 8 else builder.fpext(numbers, wide)
+        if not squares:
+            return builder.fadd(total, numbers)
+        numbers = builder.fmul(numbers, scale)
+        fma = _function(builder, f"llvm.fma.v{LANES}f64", wide, [wide] * 3)
+        return builder.call(fma, [numbers, numbers, total])
+
+    def emit(builder: Any, at: Any, count: Any, scale: Any) -> Any:
+        scale, zeros = spread(builder, scale, wide), ir.Constant(wide, [0.0] * LANES)
+        entry = builder.block
+        head, loop, done = (builder.append_basic_block() for _ in range(3))
+        builder.branch(head)
+        builder.position_at_end(head)
+        here, left, total = builder.phi(I64), builder.phi(I64), builder.phi(wide)
+        builder.cbranch(builder.icmp_signed(">=", left, _constant(LANES)), loop, done)
+        builder.position_at_end(loop)
+        more = add(builder, total, builder.load(builder.inttoptr(here, pointer), align=size), scale)
+        for phi, start, new in (
+            (here, at, builder.add(here, _constant(LANES * size))),
+            (left, count, builder.sub(left, _constant(LANES))),
+            (total, zeros, more),
+        ):
+            phi.add_incoming(start, entry)
+            phi.add_incoming(new, loop)
+        builder.branch(head)
+        builder.position_at_end(done)
+        mask = builder.icmp_signed("<", _mask(list(range(LANES))), spread(builder, builder.trunc(left, I32), lanes))
+        load = _function(builder, f"llvm.masked.load.v{LANES}f{8 * size}.p0", narrow, [pointer, I32, bits, narrow])
+        rest = [builder.inttoptr(here, pointer), ir.Constant(I32, size), mask, ir.Constant(narrow, [0.0] * LANES)]
+        result = add(builder, total, builder.call(load, rest), scale)
+        half = LANES // 2
+        while half:
+            upper = builder.shuffle_vector(result, result, _mask([k + half if k < half else k for k in range(LANES)]))
+            result, half = builder.fadd(result, upper), half // 2
+        return builder.extract_element(result, ir.Constant(I32, 0))
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def total(typingctx: Any, at: Any, count: Any, scale: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return emit(builder, *args)
+
+        return types.float64(types.intp, types.intp, types.float64), codegen
+
+    return total
