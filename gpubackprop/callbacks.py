@@ -6,6 +6,7 @@ A callback is any object with one or more of the methods of :class:`Callback`; i
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +161,9 @@ def as_callbacks(given: Any) -> list[Any]:
                 raise ValueError(
                     f"callback {name} has {method}, which fit does not call{hint}; it calls {', '.join(METHODS)}"
                 )
+        for method in METHODS:
+            if hasattr(callback, method) and not _takes_one(getattr(callback, method)):
+                raise ValueError(f"{method} of callback {name} must be a method with one argument, the training")
         if not any(_overrides(callback, method) for method in METHODS) and type(callback) is not Callback:
             raise ValueError(f"callback {name} has no method that fit calls; it calls {', '.join(METHODS)}")
     return callbacks
@@ -169,6 +173,16 @@ def _overrides(callback: Any, method: str) -> bool:
     """Return whether a callback has a method of its own, not the empty one of :class:`Callback`."""
     own = getattr(callback, method, None)
     return callable(own) and getattr(own, "__func__", own) is not getattr(Callback, method)
+
+
+def _takes_one(method: Any) -> bool:
+    try:
+        inspect.signature(method).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # compiled, without a signature: to be seen when it is called
+        return True
+    return True
 
 
 def call(callbacks: list[Any], method: str, training: Training) -> None:

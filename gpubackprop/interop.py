@@ -53,14 +53,21 @@ def as_array(a: Any, name: str = "a") -> Any:
             return as_cupy(a)
         if not hasattr(a, "dtype") and hasattr(a, "__dlpack__"):
             return np.from_dlpack(a)
+    if isinstance(a, np.ma.MaskedArray):
+        if np.ma.is_masked(a):
+            raise ValueError(f"{name} is a masked array with masked values; fill them in, or leave their samples out")
+        return a.data
     if hasattr(a, "dtype") and hasattr(a, "shape"):
         return a
     if hasattr(a, "__next__"):
-        raise ValueError(f"{name} is a {type(a).__name__}, which can be read only once; give an array of it")
+        raise ValueError(f"{name} is of type {type(a).__name__}, which can be read only once; give an array")
     try:
-        return np.asarray(a)
+        result = np.asarray(a)
     except ValueError as error:  # rows of different lengths
         raise ValueError(f"{name} is not an array of real numbers: {type(a).__name__}") from error
+    if result.dtype == object:
+        raise ValueError(f"{name} is not an array of real numbers: {type(a).__name__}")
+    return result
 
 
 class _Unsynchronized:

@@ -135,7 +135,9 @@ def _check_labels(backend: Backend, y: Any, n: int, classes: int) -> Array:
             raise ValueError("y holds labels that are not whole numbers; class indices are 0, 1, 2, ...")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
-        raise ValueError(f"y holds labels from {low} to {high}; with {classes} outputs they must be 0 to {classes - 1}")
+        raise ValueError(
+            f"y holds labels from {low:.12g} to {high:.12g}; with {classes} outputs they must be 0 to {classes - 1}"
+        )
     return backend.asarray(labels, np.int64)
 
 
@@ -157,7 +159,9 @@ def _numbers(
 
 def _check_finite(backend: Backend, name: str, a: Array) -> None:
     # a sum is finite only if every term is (or it overflows: then look at every element)
-    if not np.isfinite(float(a.sum(dtype=np.float64))) and not bool(backend.xp.isfinite(a).all()):
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(a.sum(dtype=np.float64))
+    if not np.isfinite(total) and not bool(backend.xp.isfinite(a).all()):
         bad = int((~backend.xp.isfinite(a)).sum())
         raise ValueError(f"{name} holds NaN or infinity ({bad} of {a.size} values); remove or replace them")
 

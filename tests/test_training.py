@@ -468,6 +468,10 @@ def test_a_method_that_is_never_called_is_named(rng: np.random.Generator) -> Non
             mine = type("Mine", (base,), {name: lambda self, training: None})()
             with pytest.raises(ValueError, match=message):
                 fit(gb.MLP([8, 3]), X, y, callbacks=[mine])
+    for method in (lambda self: None, 3):
+        mine = type("Mine", (), {"on_epoch_end": method})()
+        with pytest.raises(ValueError, match="on_epoch_end of callback Mine must be a method with one argument"):
+            fit(gb.MLP([8, 3]), X, y, callbacks=mine)
 
 
 def test_parameters_kept_in_a_training_that_was_broken_off_are_not_restored_in_the_next(

@@ -51,6 +51,8 @@ def test_a_network_that_cannot_be(arguments: tuple, options: dict, message: str)
         (np.zeros((2, 2, 3)), r"X has shape \(2, 2, 3\)"),
         (np.array([["a", "b", "c"]]), "X is not an array of real numbers"),
         (np.zeros((4, 3), complex), "X is not an array of real numbers: complex128"),
+        (None, "X is not an array of real numbers: NoneType"),
+        (np.ma.masked_greater(X, 5), "X is a masked array with masked values"),
         (np.array([[None, 1, 2]], object), "X is not an array of real numbers: object"),
         ([[1, 2, 3], [4, 5]], "X is not an array of real numbers: list"),
     ],
@@ -83,6 +85,7 @@ def test_numbers_whose_sum_overflows_are_not_infinite() -> None:
     [
         ("softmax_cross_entropy", [0, 1, 2, 0], "y holds labels from 0 to 2; with 2 outputs they must be 0 to 1"),
         ("softmax_cross_entropy", [0, -1, 1, 0], "y holds labels from -1 to 1"),
+        ("softmax_cross_entropy", [0, 1e300, 1, 0], r"y holds labels from 0 to 1e\+300; with 2 outputs"),
         ("softmax_cross_entropy", [0, 0.5, 1, 0], "labels that are not whole numbers; class indices are 0, 1, 2"),
         (
             "softmax_cross_entropy",
@@ -175,6 +178,15 @@ def test_options_of_fit_out_of_range(options: dict, message: str) -> None:
     assert np.array_equal(model.parameters.flat, before)
 
 
+def test_an_array_whose_mask_is_empty_is_an_array() -> None:
+    model = gb.MLP([3, 2])
+    assert np.array_equal(model.predict(np.ma.masked_greater(X, 100)), model.predict(X))
+
+
+def test_infinities_of_both_signs_are_named_without_a_warning() -> None:
+    error(lambda: gb.MLP([3, 2]).predict(X * [[1, np.inf, -np.inf]]), "X holds NaN or infinity")
+
+
 def test_validation_data_may_have_one_class() -> None:
     history = gb.MLP([3, 2]).fit(X, Y, epochs=1, validation_data=(X[:1], Y[:1]), progress=False)
     assert len(history["val_loss"]) == 1
@@ -206,10 +218,10 @@ def test_something_that_can_be_read_only_once_is_no_array() -> None:
     model = gb.MLP([3, 2])
     error(
         lambda: model.fit((row for row in X), Y, progress=False),
-        "X is a generator, which can be read only once; give an array",
+        "X is of type generator, which can be read only once; give an array",
     )
-    error(lambda: model.fit(X, iter(Y), progress=False), "y is a .*iterator, which can be read only once")
-    error(lambda: model.predict(iter(X)), "X is a .*iterator, which can be read only once")
+    error(lambda: model.fit(X, iter(Y), progress=False), "y is of type .*iterator, which can be read only once")
+    error(lambda: model.predict(iter(X)), "X is of type .*iterator, which can be read only once")
 
 
 @pytest.mark.parametrize(("rows", "y"), [(1, [1]), (4, [1, 1, 1, 1]), (4, [[0, 1]] * 4)])
