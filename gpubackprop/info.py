@@ -20,22 +20,23 @@ from gpubackprop.backends.diagnosis import (
 from gpubackprop.cache import cache_folder, cache_problem
 from gpubackprop.definitions import DTYPES
 
-PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "numba-cuda", "cuda-core", "nvmath-python", "scikit-learn", "mpi4py")
+PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "numba-cuda", "cuda-core", "nvmath-python", "scikit-learn")
 
 
 def info() -> dict[str, str]:
     """Return name and value of each fact; CUDA says either the driver's version or what is missing and how to mend it."""
+    problem = cuda_problem()
     lost = "no: nvmath-python is missing; a step is one call per operation, and there is no TF32, 16 bits or epilogue"
     facts = {
         "gpubackprop": __version__,
         "devices": ", ".join(available_devices()),
         "device='auto'": meaning_of_auto(),
-        "CUDA": cuda_problem() or f"driver for CUDA {cuda_version()}",
+        "CUDA": problem or f"driver for CUDA {cuda_version()}",
         "Python": f"{sys.version.split()[0]} on {platform.platform()}",
         "processors": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} usable",
         "kernel cache": _cache(),
         **{f"dtypes, {device}": _dtypes(device) for device in available_devices()},
-        "CUDA graphs": "yes" if installed("nvmath-python") else lost,
+        "CUDA graphs": "no: no CUDA device" if problem else "yes" if installed("nvmath-python") else lost,
         "TF32": "off unless asked for: matmul_precision='tf32', from compute capability 8.0 on",
         "epilogues": "the bias of identity layers; get_backend('cuda', epilogues='off') or 'all', see backends/cuda_epilogues.py",
         "NVTX ranges": f"GPUBACKPROP_NVTX is {os.environ.get('GPUBACKPROP_NVTX') or 'not set'}; 1 turns them on",

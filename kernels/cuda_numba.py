@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numba import config
@@ -15,6 +16,8 @@ from numba import config
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """Kernels run in Numba's simulator (``NUMBA_ENABLE_CUDASIM=1``)."""
 
+types: Any
+intrinsic: Any
 _lacks_row_stack = not hasattr(np, "row_stack")
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "The 'generic' unit", DeprecationWarning)
@@ -24,11 +27,10 @@ with warnings.catch_warnings():
         from numba import cuda
 
         if SIMULATED:
-            types = intrinsic = None  # the simulator has neither
+            types, intrinsic = None, None  # the simulator has neither
         else:
             import_module("numba.cuda.np.arrayobj")  # asks for row_stack; else imported with the first kernel
-            from numba.cuda import types
-            from numba.cuda.extending import intrinsic
+            types, intrinsic = import_module("numba.cuda.types"), import_module("numba.cuda.extending").intrinsic
     finally:
         if _lacks_row_stack:
             del vars(np)["row_stack"]

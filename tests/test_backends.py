@@ -13,7 +13,7 @@ from tolerances import assert_within, eps, matmul_tolerance, sum_tolerance
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
-from gpubackprop.backends import BACKENDS, diagnosis, register_backend
+from gpubackprop.backends import BACKENDS, register_backend
 from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
 from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.explain import random_batch
@@ -441,87 +441,6 @@ def test_an_unknown_device_is_an_error_that_names_the_known() -> None:
         gb.get_backend("cppu")
     with pytest.raises(ValueError, match="unknown device 'cuda:x'; after the colon comes a number"):
         gb.get_backend("cuda:x")
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A machine with two good CUDA devices and everything installed; a test takes one thing away."""
-
-    class Driver:
-        @staticmethod
-        def cuInit(flags: int) -> int:  # noqa: N802  (the driver's name)
-            return 0
-
-    versions = {"cupy-cuda12x": "13.6.0", "numba-cuda": "0.30.0", "cuda-core": "1.0.0"}
-    monkeypatch.setattr(diagnosis, "_driver", Driver)
-    monkeypatch.setattr(diagnosis, "cuda_version", lambda: "12.9")
-    monkeypatch.setattr(diagnosis, "cuda_device_count", lambda: 2)
-    monkeypatch.setattr(diagnosis, "cupy_wheels", lambda: ["cupy-cuda12x"])
-    monkeypatch.setattr(diagnosis, "installed", versions.get)
-    monkeypatch.setattr(diagnosis, "_library_found", lambda name: True)
-    return monkeypatch
-
-
-def test_a_good_machine_has_no_problem(machine: Any) -> None:
-    assert diagnosis.cuda_problem(0) is None
-    assert diagnosis.cuda_problem(1) is None
-
-
-@pytest.mark.parametrize(
-    ("what", "value", "message"),
-    [
-        ("_driver", lambda: None, "no NVIDIA driver .* install the driver, or use device='cpu'"),
-        ("cuda_device_count", lambda: 0, "shows no device; see 'nvidia-smi' and CUDA_VISIBLE_DEVICES"),
-        ("cupy_wheels", list, r"CuPy is not installed; run: pip install 'gpubackprop\[cuda12\]'"),
-        (
-            "cupy_wheels",
-            lambda: ["cupy-cuda11x", "cupy-cuda12x"],
-            r"2 CuPy wheels .*break each other; run: pip uninstall -y cupy-cuda11x cupy-cuda12x && pip install cupy-cuda12x",
-        ),
-        (
-            "installed",
-            {"cupy-cuda12x": "14.0.0"}.get,
-            "CuPy 14.0.0 is a broken release; run: pip install -U cupy-cuda12x",
-        ),
-        (
-            "installed",
-            {"cupy-cuda12x": "13.6.0"}.get,
-            r"numba-cuda is not installed; run: pip install 'gpubackprop\[cuda12\]'",
-        ),
-        ("installed", {"cupy-cuda12x": "13.6.0", "numba-cuda": "0.30"}.get, "cuda-core is not installed"),
-        ("_library_found", lambda name: name != "nvvm", "CUDA library nvvm was not found .*nvidia-cuda-nvcc-cu12"),
-        ("_library_found", lambda name: name != "nvrtc", "CUDA library nvrtc was not found .*nvidia-cuda-nvrtc-cu12"),
-    ],
-)
-def test_a_missing_piece_is_named_with_the_command_that_mends_it(
-    machine: Any, what: str, value: Any, message: str
-) -> None:
-    machine.setattr(diagnosis, what, value)
-    machine.setattr("gpubackprop.backends.cuda_device_count", diagnosis.cuda_device_count)
-    with pytest.raises(gb.DeviceUnavailableError, match=message) as caught:
-        gb.get_backend("cuda")
-    assert "\n" not in str(caught.value)
-    assert isinstance(caught.value, RuntimeError)
-    assert gb.available_devices() == ["cpu"]
-
-
-def test_a_device_number_out_of_range_is_an_error_that_lists_the_devices(machine: Any) -> None:
-    with pytest.raises(gb.DeviceUnavailableError, match="device 'cuda:2' does not exist; there is cuda:0, cuda:1"):
-        gb.get_backend("cuda:2")
-
-
-def test_a_driver_for_cuda_13_asks_for_the_packages_of_cuda_13(machine: Any) -> None:
-    machine.setattr(diagnosis, "cuda_version", lambda: "13.1")
-    machine.setattr(diagnosis, "cupy_wheels", list)
-    assert "gpubackprop[cuda13]" in str(diagnosis.cuda_problem(0))
-
-
-def test_all_good_devices_are_available(machine: Any) -> None:
-    machine.setattr("gpubackprop.backends.cuda_device_count", lambda: 2)
-    machine.delenv("NUMBA_DISABLE_CUDA", raising=False)
-    assert gb.available_devices() == ["cpu", "cuda:0", "cuda:1"]
-    machine.setenv("NUMBA_DISABLE_CUDA", "1")
-    assert gb.available_devices() == ["cpu"]
 
 
 def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

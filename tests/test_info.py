@@ -18,6 +18,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     versions = {"nvmath-python": "1.0.0"}
     monkeypatch.setattr(info, "available_devices", lambda: ["cpu", "cuda:0"])
     monkeypatch.setattr(info, "compute_capability", lambda index: (8, 0))
+    monkeypatch.setattr(info, "cuda_problem", lambda: None)
     monkeypatch.setattr(info, "installed", versions.get)
     monkeypatch.setattr(diagnosis, "installed", versions.get)
     return versions

@@ -36,7 +36,8 @@ def test_the_reference_needs_no_compiler(tmp_path: Path) -> None:
 
 
 def test_the_import_takes_less_than_half_a_second(tmp_path: Path) -> None:
-    code = "import time; t = time.perf_counter(); import gpubackprop; print(time.perf_counter() - t)"
+    # of the processor's time, which others on a busy machine do not lengthen
+    code = "import time; t = time.process_time(); import gpubackprop; print(time.process_time() - t)"
     best, deadline = float("inf"), time.monotonic() + 60
     for _ in range(5):
         best = min(best, float(run(code, tmp_path)))

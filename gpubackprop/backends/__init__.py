@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import pkgutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from gpubackprop.backends import crossover
-from gpubackprop.backends.diagnosis import DeviceUnavailableError, cuda_device_count, cuda_problem
+from gpubackprop.backends.diagnosis import (
+    DeviceUnavailableError,
+    cuda_device_count,
+    cuda_problem,
+    fork_advice,
+    start_problem,
+)
 from gpubackprop.registry import Registry
 
 if TYPE_CHECKING:
@@ -106,17 +111,22 @@ def get_backend(device: str | Any = "cpu", **options: Any) -> Backend:
         raise ValueError(f"unknown device {device!r}; there is one {name}: device={name!r}")
     if name == "cuda":
         index = index or "0"
-        if problem := cuda_problem(int(index)):
+        if problem := cuda_problem(int(index)) or start_problem():
             raise DeviceUnavailableError(problem)
     key = (name, index, *sorted(options.items()))
     if key not in _made:
         make = pkgutil.resolve_name(target) if isinstance(target, str) else target
-        _made[key] = make(*([int(index)] if index else []), **options)
+        try:
+            _made[key] = make(*([int(index)] if index else []), **options)
+        except Exception as error:
+            if name != "cuda" or not fork_advice():
+                raise
+            raise DeviceUnavailableError(f"{error}{fork_advice()}") from error
     return _made[key]
 
 
 def available_devices() -> list[str]:
     """Return the devices that can be used here, as in ``["cpu", "cuda:0"]``; never raises, imports neither CuPy nor Numba."""
-    if os.environ.get("NUMBA_DISABLE_CUDA", "0") not in ("", "0") or cuda_problem(0):
+    if cuda_problem(0):
         return ["cpu"]
     return ["cpu", *(f"cuda:{i}" for i in range(cuda_device_count()))]

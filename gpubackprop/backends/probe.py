@@ -1,0 +1,66 @@
+"""What the NVIDIA driver and the CUDA libraries of this machine answer, as JSON; run as a process of its own.
+
+``cuInit`` in a process leaves CUDA unusable in every process that is forked from it afterwards, and a library once loaded stays: so
+the question is asked elsewhere. Nothing of the package is imported here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from typing import Any
+
+LIBRARIES = ("nvvm", "nvrtc", "nvJitLink", "cublas", "cublasLt")
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+
+
+def ask_driver() -> dict[str, Any]:
+    """Return what cuInit answers, the CUDA version of the driver, and the compute capability of each device."""
+    driver = ctypes.CDLL(DRIVER)
+    version, count, device = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    status, capabilities = driver.cuInit(0), []
+    if not status and not driver.cuDeviceGetCount(ctypes.byref(count)):
+        for index in range(count.value):
+            number, capability = ctypes.c_int(0), []
+            driver.cuDeviceGet(ctypes.byref(device), index)
+            for attribute in (MAJOR, MINOR):
+                driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+                capability.append(number.value)
+            capabilities.append(capability)
+    return {"status": status, "version": version.value, "capabilities": capabilities}
+
+
+def ask_libraries() -> dict[str, Any]:
+    """Return the CUDA libraries that are missing, and the architectures NVRTC knows; nothing where there is no pathfinder."""
+    try:
+        from cuda import pathfinder
+    except ImportError:
+        return {"missing": [], "architectures": []}
+    missing, architectures = [], []
+    for name in LIBRARIES:
+        try:
+            found = pathfinder.load_nvidia_dynamic_lib(name)
+        except Exception:  # pathfinder raises its own and RuntimeError, by version
+            missing.append(name)
+            continue
+        if name == "nvrtc":
+            nvrtc, count = ctypes.CDLL(found.abs_path), ctypes.c_int(0)
+            if not nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count)):
+                numbers = (ctypes.c_int * count.value)()
+                nvrtc.nvrtcGetSupportedArchs(numbers)
+                architectures = list(numbers)
+    try:
+        pathfinder.find_bitcode_lib("device")
+    except AttributeError:  # an older pathfinder cannot tell
+        pass
+    except Exception:
+        missing.append("libdevice")
+    return {"missing": missing, "architectures": architectures}
+
+
+if __name__ == "__main__":
+    print(json.dumps(ask_driver()), flush=True)  # said first: a library that ends the process takes nothing with it
+    print(json.dumps(ask_libraries()), flush=True)
