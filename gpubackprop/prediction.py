@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpubackprop.backends.base import Run
+from gpubackprop.backends.current import OnDevice, active
 from gpubackprop.definitions import Array
 from gpubackprop.interop import as_array, like
 from gpubackprop.memory import bytes_of, check_memory
 from gpubackprop.network import Network
 from gpubackprop.validation import check_features
 from gpubackprop.workspace import Workspace
+
+QUEUES = 16  # streams, or threads with streams of their own, whose passes are kept; they come and go
 
 
 class _Prepared(NamedTuple):
@@ -25,7 +28,7 @@ class _Prepared(NamedTuple):
     step: Run
 
 
-class Predictor:
+class Predictor(OnDevice):
     """The outputs o of a network for a fixed number of samples, with everything decided and allocated beforehand.
 
     It reads the parameters where they are, so it follows training and :meth:`MLP.load_state_dict`. Several threads may call it
@@ -48,6 +51,7 @@ class Predictor:
 
     def __init__(self, network: Network, batch_size: int = 1) -> None:
         self._network, self._n, d = network, batch_size, network.layer_sizes[0]
+        self.backend = network.backend
         self._dtype, self._shape, self._size = network.dtype, (batch_size, d), batch_size * d
         self._queue: Callable[[], Any] | None = getattr(network.backend, "queue", None)
         # arrays that need no more than a look: of this type, dtype and size, where all calls are of one queue
@@ -93,18 +97,25 @@ class Predictor:
         free.append(prepared)
 
     def _convert(self, given: Any) -> Any:
-        X, network = as_array(given, "X"), self._network
+        X = as_array(given, "X")
         if tuple(X.shape) != self._shape and (self._n > 1 or tuple(X.shape) != self._shape[1:]):
             one = f" or {self._shape[1:]}" if self._n == 1 else ""
             raise ValueError(f"X has shape {tuple(X.shape)}; this predictor takes {self._shape}{one}")
-        X = check_features(network.backend, X.reshape(self._shape), self._shape[1], self._dtype, finite=False)
-        for _, o in self.in_batches(X):
-            result = o.copy()
-        return like(network.backend, result, given)
+        with active(self.backend):
+            X = check_features(self.backend, X.reshape(self._shape), self._shape[1], self._dtype, finite=False)
+            for _, o in self.in_batches(X):
+                result = o.copy()
+            return like(self.backend, result, given)
 
     def _here(self) -> list[_Prepared]:
         """Return the passes that are free, of the current queue of the device."""
-        return self._of_queues.setdefault(None if self._queue is None else self._queue(), [])
+        queue = None if self._queue is None else self._queue()
+        free = self._of_queues.get(queue)
+        if free is None:
+            for old in list(self._of_queues)[: 1 - QUEUES]:
+                self._of_queues.pop(old, None)
+            free = self._of_queues.setdefault(queue, [])
+        return free
 
     def _take(self) -> _Prepared:
         """Return a pass that is the caller's alone, until it is free again; not after an exception, since threads may run on."""

@@ -82,10 +82,10 @@ def test_a_captured_product_is_replayed_with_the_same_bits(products):
     products.matmul(a, b, eager)
     cupy.cuda.Device().synchronize()
     stream = cupy.cuda.Stream(non_blocking=True)
-    products.plan_for(a, b, replayed)
+    product = products.bind(a, b, replayed, cupy.empty)  # its workspace lives as long as the graph
     with stream:
         stream.begin_capture()
-        products.matmul(a, b, replayed)
+        product()
         graph = stream.end_capture()
     graph.launch(stream)
     stream.synchronize()

@@ -323,6 +323,9 @@ def test_everything_runs_with_the_networks_device_current(
             "predict": lambda: model.predict(X),
             "predict_proba": lambda: model.predict_proba(C),
             "evaluate": lambda: model.evaluate(X, y, weight),
+            "predictor": lambda: model.predictor(8)(X),
+            "predictor of its own": lambda: model.predictor(8)(C),
+            "in_batches": lambda: list(model.predictor(4).in_batches(C16)),
             "outputs_in_batches": lambda: list(model.outputs_in_batches(C16)),
             "warmup": lambda: model.warmup(8),
             "to": lambda: model.to("cuda"),
@@ -396,3 +399,19 @@ def test_a_queue_is_a_stream_or_a_thread_with_its_own() -> None:
     assert null == null_2
     assert other == other_2
     assert len({null, own, own_2, other}) == 4
+
+
+def test_a_predictor_keeps_passes_of_a_few_streams(rng: np.random.Generator) -> None:
+    import cupy
+
+    from gpubackprop import prediction
+
+    X = cupy.asarray(rng.normal(size=(2, 3)).astype(np.float32))
+    predictor = gb.MLP([3, 4, 2], device="cuda").predictor(2)
+    expected = predictor(X).get()
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(prediction.QUEUES + 4)]
+    for stream in streams:
+        stream.wait_event(cupy.cuda.get_current_stream().record())
+        with stream:
+            np.testing.assert_array_equal(predictor(X).get(), expected)
+    assert len(predictor._of_queues) == prediction.QUEUES

@@ -68,7 +68,7 @@ CALLS: dict[str, Callable[[Any, Any, Any], np.ndarray]] = {
     "loss_and_gradients": lambda model, X, y: flat(model.loss_and_gradients(X, y)[1]),
     "trace": lambda model, X, y: model.trace(X, y).layers[0].dW,
     "backward": lambda model, X, y: (model.forward(X), flat(model.backward(np.tile(X[:, :1], 3))))[1],
-    "outputs": lambda model, X, y: np.concatenate([o for _, o in model.outputs_in_batches(X)]),
+    "outputs": lambda model, X, y: np.concatenate([model.backend.to_numpy(o) for _, o in model.outputs_in_batches(X)]),
     "predictor": lambda model, X, y: model.shared(X[:7]),
 }
 
