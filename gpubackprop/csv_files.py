@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.definitions import check_flag
+
 FIRST_BLOCK, BLOCK = 1 << 20, 1 << 22  # bytes looked at at a time
 AT_ONCE = 1 << 20  # bytes parsed at once: they stay in the caches
 SAMPLE = 100  # rows by which the delimiter and the header are judged
@@ -45,7 +47,12 @@ class Table:
 
 
 def read_csv(
-    content: bytes, *, classification: bool, targets: int = 1, target: str | None = None, header: bool | None = None
+    content: bytes,
+    *,
+    classification: bool,
+    targets: int = 1,
+    target: str | int | None = None,
+    header: bool | None = None,
 ) -> Table:
     """Return the numbers in a CSV file.
 
@@ -58,7 +65,7 @@ def read_csv(
         There is one target; it may be text.
     targets : int
         How many columns, the last ones, are targets.
-    target : str, optional
+    target : str or int, optional
         The name of the target column, or its number from 1.
     header : bool, optional
         Whether the first row holds names; by default that is found out.
@@ -68,7 +75,9 @@ def read_csv(
     CsvError
         For anything that is not a whole table of numbers (and labels).
     """
-    return _Reader(classification, 1 if classification else targets, target, header).read(_normal(content))
+    header = None if header is None else check_flag("header", header)
+    name = None if target is None else str(target)
+    return _Reader(classification, 1 if classification else targets, name, header).read(_normal(content))
 
 
 def _normal(content: bytes) -> bytes:

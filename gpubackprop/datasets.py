@@ -66,7 +66,7 @@ def load_dataset(
     targets: int = 1,
     test_fraction: float = 0.2,
     seed: int = 0,
-    target: str | None = None,
+    target: str | int | None = None,
     header: bool | None = None,
 ) -> DataSet:
     """Return the data set called ``"digits"``, or the one in a file.
@@ -84,7 +84,7 @@ def load_dataset(
         Of a regression from a .csv file: how many of its last columns are targets.
     test_fraction, seed
         The share of samples kept for the test, and the seed of the choice, where the file has no test set.
-    target : str, optional
+    target : str or int, optional
         Of a .csv file: the target column, by its name or its number from 1.
     header : bool, optional
         Of a .csv file: whether its first row is a header; found out by default.
@@ -232,7 +232,7 @@ def _to_classes(parts: list[_Part], found: str) -> tuple[list[str] | None, str]:
 
 
 def _read(
-    path: Path, classification: bool, targets: int, target: str | None, header: bool | None
+    path: Path, classification: bool, targets: int, target: str | int | None, header: bool | None
 ) -> tuple[list[_Part], str]:
     content = _content(path)
     is_zip, is_idx = (

@@ -150,7 +150,7 @@ def test_labels_may_be_text_and_hold_quotes_and_delimiters():
 
 def test_the_target_is_a_column_of_any_place():
     text = "kind,a,b\nu,1,2\nv,3,4\n"
-    for target in ("kind", "1"):
+    for target in ("kind", "1", 1):
         table = read(text, target=target, header=True)
         assert table.X.tolist() == [[1, 2], [3, 4]]
         assert table.y.tolist() == ["u", "v"]
