@@ -24,7 +24,7 @@ from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
 from gpubackprop.definitions import per_definition
 from gpubackprop.kernels.cpu_compile import Kernel, compiled, inlined, maximum, share, where
 from gpubackprop.kernels.cpu_math import vector_math
-from gpubackprop.kernels.cpu_threads import is_last
+from gpubackprop.kernels.cpu_threads import available_threads, is_last
 from gpubackprop.kernels.cpu_vector import define_sum
 from gpubackprop.losses import Loss
 from gpubackprop.optimizers import Optimizer
@@ -45,8 +45,8 @@ def shares_of(n: int) -> int:
 
 
 def loss_scratch(n: int, d: int) -> tuple[int, int, int]:
-    """Return the shape of the memory that a loss of n rows of d numbers needs: three arrays of some rows for each share."""
-    return shares_of(n), 3, d * (min(n, ROWS) if d < SHORT else 1)
+    """Return the shape of the memory that a loss of n rows of d numbers needs: for each thread, five arrays of some rows."""
+    return available_threads(), 5, d * (min(n, ROWS) if d < SHORT else 1)
 
 
 @inlined
@@ -153,9 +153,9 @@ def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
     def elementwise_loss(  # type: ignore[no-untyped-def]
         z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived, thread, threads
     ):
-        first, last = share(sums.shape[0], 1, thread, threads)
+        first, last = share(sums.shape[0], 1, thread, min(threads, scratch.shape[0]))
         for k in range(first, last):
-            sums_k, terms, total = sums[k], scratch[k, 0, : z.shape[1]], 0.0
+            sums_k, terms, total = sums[k], scratch[thread, 0, : z.shape[1]], 0.0
             sums_k[:] = zero
             for i in range(k * ROWS, min((k + 1) * ROWS, z.shape[0])):
                 w = weight[i] if weighted else one
@@ -197,14 +197,14 @@ def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: boo
     ):
         d = z.shape[1]
         u, together = one / dtype_of(d), scratch.shape[2] // d
-        first, last = share(sums.shape[0], 1, thread, threads)
+        first, last = share(sums.shape[0], 1, thread, min(threads, scratch.shape[0]))
         for k in range(first, last):
             sums_k, losses[k], end = sums[k], 0.0, min((k + 1) * ROWS, z.shape[0])
-            terms = scratch[k, 2, :d]
             sums_k[:] = zero
             for begin in range(k * ROWS, end, together):
                 rows = min(together, end - begin)
-                flat_q, flat_e = scratch[k, 0, : rows * d], scratch[k, 1, : rows * d]
+                flat_q, flat_e = scratch[thread, 0, : rows * d], scratch[thread, 1, : rows * d]
+                terms, sums_e, logs = scratch[thread, 2, :d], scratch[thread, 3, :rows], scratch[thread, 4, :rows]
                 for r in range(rows):
                     q, top = flat_q[r * d : (r + 1) * d], lowest
                     for j in range(d):
@@ -218,20 +218,31 @@ def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: boo
                 for j in range(rows * d):
                     flat_e[j] = exp(flat_q[j])
                 for r in range(rows):
+                    sums_e[r] = row_sum(flat_e[r * d : (r + 1) * d])
+                for r in range(rows):
+                    logs[r] = log(sums_e[r])
+                for r in range(rows):
                     i, q, e = begin + r, flat_q[r * d : (r + 1) * d], flat_e[r * d : (r + 1) * d]
-                    w, y_i = weight[i] if weighted else one, y[i]
-                    s = row_sum(e)
-                    log_s = log(s)
-                    for j in range(d):
-                        t = target(read(y_i, j), u)
-                        terms[j] = ell(q[j] - log_s, t)
-                        q[j] = dell(q[j] - log_s, t)
-                    slope = row_sum(q) / s
+                    w, y_i, log_s = weight[i] if weighted else one, y[i], logs[r]
+                    if d < SHORT:
+                        row, sum_g = zero, zero
+                        for j in range(d):
+                            t = target(read(y_i, j), u)
+                            row += ell(q[j] - log_s, t)
+                            q[j] = dell(q[j] - log_s, t)
+                            sum_g += q[j]
+                    else:
+                        for j in range(d):
+                            t = target(read(y_i, j), u)
+                            terms[j] = ell(q[j] - log_s, t)
+                            q[j] = dell(q[j] - log_s, t)
+                        row, sum_g = row_sum(terms), row_sum(q)
+                    slope = sum_g / sums_e[r]
                     for j in range(d):
                         do = (q[j] - e[j] * slope) * (w * scale)
                         out[i, j] = do
                         sums_k[j] += do
-                    losses[k] += row_sum(terms) * w
+                    losses[k] += row * w
         if is_last(arrived, threads):
             add_shares(sums, db)
             add_losses(losses, scale, count, value)
