@@ -157,7 +157,7 @@ def _update(backend: Any, optimizer: Any, n: int, dtype: np.dtype[Any]) -> Kerne
     def make() -> Arrays:
         constants, _ = optimizer.define(np.float64, NUMPY)
         scalars = np.zeros(8, real)
-        scalars[[RATE, C1, C2]] = constants(1.0, 1e-3)
+        scalars[[RATE, C1, C2]] = constants(1.0, 1e-3, *optimizer.numbers)
         scalars[FACTOR] = 1
         a = {
             "parameters": _normal(backend, (n,), real), "gradients": _normal(backend, (n,), real, 0.1),

@@ -8,6 +8,10 @@ parameters. ``define(real, m)`` returns two scalar functions:
 ``update(p, g, s0, s1, s2, lr, c1, c2)``
     per parameter: the new p, s0, s1, s2, where s0 ... are the first ``n_states`` state arrays (zero at first).
 
+Both take the optimizer's ``numbers``, a tuple, as further arguments, ``update`` in the dtype of the arithmetic. Kernels read
+them from memory, so that other hyperparameters need no other kernel. An optimizer may have none and close over its numbers;
+each value of them is then compiled. Whether something is done at all (momentum, nesterov, ...) is always compiled.
+
 Names and defaults are PyTorch's where PyTorch has the optimizer. ``weight_decay`` is coupled (added to the gradient)
 in SGD, Adam, RMSprop and Adagrad, and decoupled (p shrinks by lr * weight_decay) in AdamW and Lion. It acts on all
 parameters, biases included, as in PyTorch. ``clip_norm`` scales the whole gradient to at most that Euclidean norm
@@ -49,9 +53,12 @@ class Optimizer:
 
     learning_rate: float | Schedule = 0.01
     n_states: ClassVar[int] = 0
+    numbers: ClassVar[tuple[float, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "define" in vars(cls) and "numbers" not in vars(cls):
+            cls.numbers = ()  # the base class's are for the base class's formulas
         OPTIMIZERS[cls.__name__.lower()] = cls
 
     def __post_init__(self) -> None:
@@ -85,16 +92,17 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__} has no step-wise update")
 
     def made_of(self, dtype: np.dtype[Any], m: Math) -> tuple[Any, ...]:
-        """Return all that kernels for a dtype read of this optimizer; the base learning rate is data."""
-        schedule, clipped = self.schedule, self.clipping[1]
+        """Return all that kernels for a dtype read of this optimizer; the base learning rate and ``numbers`` are data."""
+        schedule = self.schedule
         constants, _ = self.define(np.float64, m)
         _, update = self.define(dtype.type, m)
-        kind = type(self).__name__, type(schedule).__name__, self.n_states
-        return kind, clipped, constants, update, schedule.define(m)
+        names = type(self).__name__, type(schedule).__name__
+        counts = self.n_states, len(self.numbers), len(schedule.numbers)
+        return names, counts, self.clipping[1] is not None, constants, update, schedule.define(m)
 
     @property
     def fingerprint(self) -> Digest:
-        """A digest of the formulas and hyperparameters, without the base learning rate, which is data."""
+        """A digest of the formulas, without the base learning rate and ``numbers``, which are data."""
         return fingerprint(self.made_of(np.dtype(np.float64), NUMPY))
 
 
@@ -106,6 +114,11 @@ def _at_least_zero(**values: float) -> None:
 def _largest_to_square(real: Any) -> Any:
     """Return the largest power of two whose square, and that of its double, is finite."""
     return real(2.0 ** (np.finfo(real).maxexp // 2 - 2))
+
+
+def _part_of_average(beta: float) -> float:
+    """Return the share of the smaller part of a running average, which is exact where 1 - beta is not."""
+    return float(1 - beta if beta >= 0.5 else beta)
 
 
 def _check_eps(eps: float) -> None:
@@ -144,15 +157,22 @@ class SGD(Optimizer):
         """One state, the velocity, where there is momentum."""
         return int(self.momentum > 0)
 
-    def define(self, real: Any, m: Any) -> Scalars:
-        momentum, decay, nesterov = real(self.momentum), real(self.weight_decay), self.nesterov
+    @property
+    def numbers(self) -> tuple[float, ...]:  # type: ignore[override]
+        """Momentum, weight decay."""
+        return float(self.momentum), float(self.weight_decay)
 
-        def constants(t: float, lr: float) -> tuple[float, float, float]:
+    def define(self, real: Any, m: Any) -> Scalars:
+        moving, nesterov = self.momentum > 0, self.nesterov
+
+        def constants(t: float, lr: float, momentum: float, decay: float) -> tuple[float, float, float]:
             return lr, 0.0, 0.0
 
-        def update(p: Any, g: Any, v: Any, s1: Any, s2: Any, lr: Any, c1: Any, c2: Any) -> Any:
+        def update(
+            p: Any, g: Any, v: Any, s1: Any, s2: Any, lr: Any, c1: Any, c2: Any, momentum: Any, decay: Any
+        ) -> Any:
             g = g + decay * p
-            v = momentum * v + g
+            v = momentum * v + g if moving else g
             step = g + momentum * v if nesterov else v
             return p - lr * step, v, s1, s2
 
@@ -186,18 +206,39 @@ class Adam(Optimizer):
         """m and v, and the running maximum of v with amsgrad."""
         return 3 if self.amsgrad else 2
 
+    @property
+    def numbers(self) -> tuple[float, ...]:  # type: ignore[override]
+        """Both betas, what is used of them in an average, eps, weight decay."""
+        return *map(float, self.betas), *map(_part_of_average, self.betas), float(self.eps), float(self.weight_decay)
+
     def define(self, real: Any, m: Any) -> Scalars:
-        beta1, beta2 = map(float, self.betas)
-        slow1, slow2 = beta1 >= 0.5, beta2 >= 0.5
-        rest1, rest2 = (real(1 - beta if beta >= 0.5 else beta) for beta in (beta1, beta2))
-        eps, decay, one, zero = constant(real, "eps", self.eps), real(self.weight_decay), real(1), real(0)
+        constant(real, "eps", self.eps)  # raises where there is no such number
+        slow1, slow2 = (beta >= 0.5 for beta in self.betas)
+        one, zero = real(1), real(0)
         limit, amsgrad, decoupled = _largest_to_square(real), self.amsgrad, self.decoupled
         sqrt, where, power = m.sqrt, m.where, m.power
 
-        def constants(t: float, lr: float) -> tuple[float, float, float]:
+        def constants(
+            t: float, lr: float, beta1: float, beta2: float, rest1: float, rest2: float, eps: float, decay: float
+        ) -> tuple[float, float, float]:
             return lr, lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
 
-        def update(p: Any, g: Any, mean: Any, square: Any, top: Any, lr: Any, c1: Any, c2: Any) -> Any:
+        def update(
+            p: Any,
+            g: Any,
+            mean: Any,
+            square: Any,
+            top: Any,
+            lr: Any,
+            c1: Any,
+            c2: Any,
+            beta1: Any,
+            beta2: Any,
+            rest1: Any,
+            rest2: Any,
+            eps: Any,
+            decay: Any,
+        ) -> Any:
             if decoupled:
                 p = p * (one - lr * decay)
             else:
@@ -251,16 +292,37 @@ class RMSprop(Optimizer):
         """v; with momentum also the velocity; centered also the mean of g."""
         return 3 if self.centered else 2 if self.momentum > 0 else 1
 
+    @property
+    def numbers(self) -> tuple[float, ...]:  # type: ignore[override]
+        """alpha, 1 - alpha, eps, weight decay, momentum."""
+        return self.alpha, 1.0 - self.alpha, self.eps, self.weight_decay, self.momentum
+
     def define(self, real: Any, m: Any) -> Scalars:
-        alpha, rest, slow = real(self.alpha), real(1 - self.alpha), self.alpha >= 0.5
-        eps, decay, zero = constant(real, "eps", self.eps), real(self.weight_decay), real(0)
-        momentum, limit, centered = real(self.momentum), _largest_to_square(real), self.centered
+        constant(real, "eps", self.eps)  # raises where there is no such number
+        slow, moving, centered = self.alpha >= 0.5, self.momentum > 0, self.centered
+        limit, zero = _largest_to_square(real), real(0)
         sqrt, where = m.sqrt, m.where
 
-        def constants(t: float, lr: float) -> tuple[float, float, float]:
+        def constants(
+            t: float, lr: float, alpha: float, rest: float, eps: float, decay: float, momentum: float
+        ) -> tuple[float, float, float]:
             return lr, 0.0, 0.0
 
-        def update(p: Any, g: Any, square: Any, velocity: Any, mean: Any, lr: Any, c1: Any, c2: Any) -> Any:
+        def update(
+            p: Any,
+            g: Any,
+            square: Any,
+            velocity: Any,
+            mean: Any,
+            lr: Any,
+            c1: Any,
+            c2: Any,
+            alpha: Any,
+            rest: Any,
+            eps: Any,
+            decay: Any,
+            momentum: Any,
+        ) -> Any:
             g = g + decay * p
             g = where(g > limit, limit, where(g < -limit, -limit, g)) + zero * g
             if centered:
@@ -271,7 +333,8 @@ class RMSprop(Optimizer):
                 square = square + rest * (g * g - square)
             else:
                 square = g * g + alpha * (square - g * g)
-            velocity = momentum * velocity + g / (sqrt(square) + eps)
+            step = g / (sqrt(square) + eps)
+            velocity = momentum * velocity + step if moving else step
             return p - lr * velocity, square, velocity, mean
 
         return constants, update
@@ -296,15 +359,32 @@ class Adagrad(Optimizer):
         _check_eps(self.eps)
         _at_least_zero(lr_decay=self.lr_decay, weight_decay=self.weight_decay)
 
+    @property
+    def numbers(self) -> tuple[float, ...]:  # type: ignore[override]
+        """Decay of the rate, eps, weight decay."""
+        return self.lr_decay, self.eps, self.weight_decay
+
     def define(self, real: Any, m: Any) -> Scalars:
-        lr_decay, eps, decay = float(self.lr_decay), constant(real, "eps", self.eps), real(self.weight_decay)
+        constant(real, "eps", self.eps)  # raises where there is no such number
         limit, largest, zero = _largest_to_square(real), real(np.finfo(real).max), real(0)
         sqrt, where = m.sqrt, m.where
 
-        def constants(t: float, lr: float) -> tuple[float, float, float]:
+        def constants(t: float, lr: float, lr_decay: float, eps: float, decay: float) -> tuple[float, float, float]:
             return lr / (1.0 + (t - 1.0) * lr_decay), 0.0, 0.0
 
-        def update(p: Any, g: Any, square: Any, s1: Any, s2: Any, lr: Any, c1: Any, c2: Any) -> Any:
+        def update(
+            p: Any,
+            g: Any,
+            square: Any,
+            s1: Any,
+            s2: Any,
+            lr: Any,
+            c1: Any,
+            c2: Any,
+            lr_decay: Any,
+            eps: Any,
+            decay: Any,
+        ) -> Any:
             g = g + decay * p
             g = where(g > limit, limit, where(g < -limit, -limit, g)) + zero * g
             square = square + g * g
@@ -332,17 +412,22 @@ class Lion(Optimizer):
         _check_betas(self)
         _at_least_zero(weight_decay=self.weight_decay)
 
+    @property
+    def numbers(self) -> tuple[float, ...]:  # type: ignore[override]
+        """What is used of both betas in an average, weight decay."""
+        return *map(_part_of_average, self.betas), float(self.weight_decay)
+
     def define(self, real: Any, m: Any) -> Scalars:
-        beta1, beta2 = map(float, self.betas)
-        slow1, slow2 = beta1 >= 0.5, beta2 >= 0.5
-        rest1, rest2 = (real(1 - beta if beta >= 0.5 else beta) for beta in (beta1, beta2))
-        zero, one, decay = real(0), real(1), real(self.weight_decay)
+        slow1, slow2 = (beta >= 0.5 for beta in self.betas)
+        zero, one = real(0), real(1)
         limit, where = _largest_to_square(real), m.where
 
-        def constants(t: float, lr: float) -> tuple[float, float, float]:
+        def constants(t: float, lr: float, rest1: float, rest2: float, decay: float) -> tuple[float, float, float]:
             return lr, 0.0, 0.0
 
-        def update(p: Any, g: Any, mean: Any, s1: Any, s2: Any, lr: Any, c1: Any, c2: Any) -> Any:
+        def update(
+            p: Any, g: Any, mean: Any, s1: Any, s2: Any, lr: Any, c1: Any, c2: Any, rest1: Any, rest2: Any, decay: Any
+        ) -> Any:
             g = where(g > limit, limit, where(g < -limit, -limit, g)) + zero * g
             u = mean + rest1 * (g - mean) if slow1 else g + rest1 * (mean - g)
             sign = where(u > zero, one, where(u < zero, -one, u))

@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
-
-import numpy as np
+from typing import Any, ClassVar
 
 from gpubackprop.definitions import NUMPY, Math, check_count, check_number, plain
 from gpubackprop.registry import Registry
@@ -32,9 +30,12 @@ class Schedule:
     """
 
     learning_rate: float
+    numbers: ClassVar[tuple[float, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "define" in vars(cls) and "numbers" not in vars(cls):
+            cls.numbers = ()  # the base class's are for the base class's formula
         SCHEDULES["".join("_" + c.lower() if c.isupper() else c for c in cls.__name__)[1:]] = cls
 
     def __post_init__(self) -> None:
@@ -47,8 +48,12 @@ class Schedule:
     def check(self) -> None:
         """Raise ValueError where a parameter is out of range."""
 
-    def define(self, m: Math) -> Callable[[float], Any]:
-        """Return factor(t), a scalar function of t in float64; eta(t) = learning_rate * factor(t)."""
+    def define(self, m: Math) -> Callable[..., Any]:
+        """Return factor(t, *numbers), a scalar function in float64; eta(t) = learning_rate * factor(t, *numbers).
+
+        Kernels read ``numbers`` from memory, so that another one of them needs no other kernel; what a schedule closes over
+        instead is compiled.
+        """
 
         def factor(t: float) -> Any:
             return 1.0
@@ -57,7 +62,7 @@ class Schedule:
 
     def at(self, t: float) -> float:
         """Return eta(t)."""
-        return self.learning_rate * float(self.define(NUMPY)(float(t)))
+        return self.learning_rate * float(self.define(NUMPY)(float(t), *self.numbers))
 
 
 SCHEDULES["constant"] = Schedule
@@ -82,10 +87,15 @@ class Step(Schedule):
         _check_steps("step_size", self.step_size)
         _check_positive("gamma", self.gamma)
 
-    def define(self, m: Math) -> Callable[[float], Any]:
-        gamma, step_size, power = float(self.gamma), float(self.step_size), m.power
+    @property
+    def numbers(self) -> tuple[float, ...]:  # type: ignore[override]
+        """gamma, step size."""
+        return float(self.gamma), float(self.step_size)
 
-        def factor(t: float) -> Any:
+    def define(self, m: Math) -> Callable[..., Any]:
+        power = m.power
+
+        def factor(t: float, gamma: float, step_size: float) -> Any:
             return power(gamma, t // step_size)
 
         return factor
@@ -100,10 +110,15 @@ class Exponential(Schedule):
     def check(self) -> None:
         _check_positive("gamma", self.gamma)
 
-    def define(self, m: Math) -> Callable[[float], Any]:
-        gamma, power = float(self.gamma), m.power
+    @property
+    def numbers(self) -> tuple[float, ...]:  # type: ignore[override]
+        """gamma."""
+        return (float(self.gamma),)
 
-        def factor(t: float) -> Any:
+    def define(self, m: Math) -> Callable[..., Any]:
+        power = m.power
+
+        def factor(t: float, gamma: float) -> Any:
             return power(gamma, t)
 
         return factor
@@ -120,10 +135,15 @@ class Cosine(Schedule):
         _check_steps("steps", self.steps)
         check_number("final", self.final, lambda x: 0 <= x <= 1, "a fraction of the rate, in [0, 1]")
 
-    def define(self, m: Math) -> Callable[[float], Any]:
-        cos, steps, final, pi = m.cos, float(self.steps), float(self.final), math.pi
+    @property
+    def numbers(self) -> tuple[float, ...]:  # type: ignore[override]
+        """Steps, final."""
+        return float(self.steps), float(self.final)
 
-        def factor(t: float) -> Any:
+    def define(self, m: Math) -> Callable[..., Any]:
+        cos, pi = m.cos, math.pi
+
+        def factor(t: float, steps: float, final: float) -> Any:
             return final + (1.0 - final) * 0.5 * (1.0 + cos(pi * min(t, steps) / steps))
 
         return factor
@@ -138,10 +158,13 @@ class LinearWarmup(Schedule):
     def check(self) -> None:
         _check_steps("steps", self.steps)
 
-    def define(self, m: Math) -> Callable[[float], Any]:
-        steps = float(self.steps)
+    @property
+    def numbers(self) -> tuple[float, ...]:  # type: ignore[override]
+        """Steps."""
+        return (float(self.steps),)
 
-        def factor(t: float) -> Any:
+    def define(self, m: Math) -> Callable[..., Any]:
+        def factor(t: float, steps: float) -> Any:
             return min((t + 1.0) / steps, 1.0)
 
         return factor
@@ -172,13 +195,17 @@ class OneCycle(Schedule):
             "a number >= 1: the rate goes down",
         )
 
-    def define(self, m: Math) -> Callable[[float], Any]:
-        cos, pi = m.cos, math.pi
-        peak = float(np.maximum(self.warmup * self.steps - 1.0, 1.0))
-        last = float(np.maximum(self.steps - 1.0, peak + 1.0))
-        low, final = 1.0 / self.div, 1.0 / (self.div * self.final_div)
+    @property
+    def numbers(self) -> tuple[float, ...]:  # type: ignore[override]
+        """The steps of the peak and of the end, the factors of the rate at the beginning and at the end."""
+        peak = max(self.warmup * self.steps - 1.0, 1.0)
+        last = max(self.steps - 1.0, peak + 1.0)
+        return peak, last, 1.0 / self.div, 1.0 / (self.div * self.final_div)
 
-        def factor(t: float) -> Any:
+    def define(self, m: Math) -> Callable[..., Any]:
+        cos, pi = m.cos, math.pi
+
+        def factor(t: float, peak: float, last: float, low: float, final: float) -> Any:
             if t <= peak:
                 return low + (1.0 - low) * 0.5 * (1.0 - cos(pi * t / peak))
             return final + (1.0 - final) * 0.5 * (1.0 + cos(pi * (min(t, last) - peak) / (last - peak)))

@@ -359,17 +359,32 @@ def compile_clip(dtype: np.dtype[Any]) -> Kernel:
     return compiled(clip)
 
 
+def with_numbers(function: Any, names: str, count: int) -> tuple[Any, Any]:
+    """Return f(names, n), which gives ``function`` a tuple of so many numbers one by one, and read(array), which makes the tuple.
+
+    A tuple is in registers; numbers of an array would be read again after each store of a loop.
+    """
+    given = "".join(f", n[{k}]" for k in range(count))
+    made = "".join(f"numbers[{k}], " for k in range(count))
+    namespace = {"__name__": __name__, "function": inlined(function)}
+    exec(f"def spread({names}, n):\n    return function({names}{given})\n", namespace)
+    exec(f"def read(numbers):\n    return ({made})\n", namespace)
+    return inlined(namespace["spread"]), inlined(namespace["read"])
+
+
 @per_definition(lambda dtype: vector_math(np.dtype(np.float64)))
 def compile_advance(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
-    """Return kernel(rate, batch, counters, scalars)."""
+    """Return kernel(rate, batch, counters, scalars, numbers, of_schedule): the numbers of the optimizer and its schedule."""
     m = vector_math(np.dtype(np.float64))
-    constants, factor = inlined(optimizer.define(np.float64, m)[0]), inlined(optimizer.schedule.define(m))
+    constants, read = with_numbers(optimizer.define(np.float64, m)[0], "t, lr", len(optimizer.numbers))
+    schedule = optimizer.schedule
+    factor, read_schedule = with_numbers(schedule.define(m), "t", len(schedule.numbers))
 
-    def advance(rate, batch, counters, scalars, thread, threads):  # type: ignore[no-untyped-def]
+    def advance(rate, batch, counters, scalars, numbers, of_schedule, thread, threads):  # type: ignore[no-untyped-def]
         if thread > 0:
             return
         t = float(counters[STEPS])
-        lr, c1, c2 = constants(t + 1.0, rate[0] * factor(t))
+        lr, c1, c2 = constants(t + 1.0, rate[0] * factor(t, read_schedule(of_schedule)), read(numbers))
         scalars[RATE], scalars[C1], scalars[C2] = lr, c1, c2
         counters[STEPS] += 1
         counters[CURSOR] += batch
@@ -379,15 +394,15 @@ def compile_advance(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
 
 @per_definition(vector_math)
 def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
-    """Return kernel(parameters, gradients, states, scalars)."""
-    update = inlined(optimizer.define(dtype.type, vector_math(dtype))[1])
-    _, clip_value = optimizer.clipping
-    clipped, limit = clip_value is not None, dtype.type(clip_value or 0)
+    """Return kernel(parameters, gradients, states, scalars, limit, numbers): ``clip_value``, and the optimizer's numbers."""
+    function = optimizer.define(dtype.type, vector_math(dtype))[1]
+    update, read = with_numbers(function, "p, g, s0, s1, s2, lr, c1, c2", len(optimizer.numbers))
+    clipped = optimizer.clipping[1] is not None
     has0, has1, has2 = (optimizer.n_states > k for k in range(3))
     zero = dtype.type(0)
 
-    def update_all(p, gradients, states, scalars, thread, threads):  # type: ignore[no-untyped-def]
-        factor, lr, c1, c2 = scalars[FACTOR], scalars[RATE], scalars[C1], scalars[C2]
+    def update_all(p, gradients, states, scalars, limit, numbers, thread, threads):  # type: ignore[no-untyped-def]
+        factor, lr, c1, c2, n = scalars[FACTOR], scalars[RATE], scalars[C1], scalars[C2], read(numbers)
         first, last = share(p.size, LINE, thread, threads)
         p, gradients = p[first:last], gradients[first:last]
         state0 = states[0, first:last] if has0 else p
@@ -400,7 +415,7 @@ def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
             s0 = state0[i] if has0 else zero
             s1 = state1[i] if has1 else zero
             s2 = state2[i] if has2 else zero
-            p[i], s0, s1, s2 = update(p[i], g, s0, s1, s2, lr, c1, c2)
+            p[i], s0, s1, s2 = update(p[i], g, s0, s1, s2, lr, c1, c2, n)
             if has0:
                 state0[i] = s0
             if has1:

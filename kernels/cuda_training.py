@@ -6,7 +6,7 @@ launch stays valid for every step.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numba
@@ -295,19 +295,20 @@ def clip(dtype: np.dtype[Any], loss_scaling: bool, threads: int = THREADS) -> So
 
 @per_definition(lambda dtype: MATH)
 def advance(optimizer: Optimizer, dtype: np.dtype[Any], loss_scaling: bool) -> Source:
-    """kernel(rate, counters, scalars, batch): one thread, in float64: the schedule and the constants of the next step.
+    """kernel(rate, counters, scalars, batch, *numbers, *of_schedule): one thread, in float64: what is constant in the next step.
 
     With ``loss_scaling`` a skipped step halves the scale and does not count; many good ones in a row double it.
     """
     real = dtype.type
     constants = inlined(optimizer.define(np.float64, MATH)[0])
     factor = inlined(optimizer.schedule.define(MATH))
+    count, of_schedule_count = len(optimizer.numbers), len(optimizer.schedule.numbers)
     one = np.float64(1)
     zero, single, shrink, grow, limit = map(real, (0, 1, SHRINK, GROW, GROW_AFTER))
     least, largest = real(LEAST_SCALE), real(LARGEST_SCALE)
 
-    @unrolled
-    def kernel(rate, counters, scalars, batch):  # type: ignore[no-untyped-def]
+    @partial(unrolled, numbers=count, of_schedule=of_schedule_count)
+    def kernel(rate, counters, scalars, batch, numbers, of_schedule):  # type: ignore[no-untyped-def]
         counters[CURSOR] = counters[CURSOR] + batch
         skipped = False
         if loss_scaling:
@@ -322,7 +323,7 @@ def advance(optimizer: Optimizer, dtype: np.dtype[Any], loss_scaling: bool) -> S
             scalars[GOOD] = good
         if not skipped:
             t = numba.float64(counters[STEPS])
-            eta, c1, c2 = constants(t + one, rate[0] * factor(t))
+            eta, c1, c2 = constants(t + one, rate[0] * factor(t, *of_schedule), *numbers)
             scalars[RATE] = real(eta)
             scalars[C1] = real(c1)
             scalars[C2] = real(c2)
@@ -330,14 +331,14 @@ def advance(optimizer: Optimizer, dtype: np.dtype[Any], loss_scaling: bool) -> S
 
     names = (type(optimizer).__name__.lower(), type(optimizer.schedule).__name__.lower())
     name = label("advance", *names, storage_of(dtype), "scaled" if loss_scaling else "")
-    return Source(name, kernel, signature(dtype, "f8* i8* r* i8"))
+    return Source(name, kernel, signature(dtype, "f8* i8* r* i8" + " f8" * (count + of_schedule_count)))
 
 
 @per_definition(lambda dtype: MATH)
 def update(
     optimizer: Optimizer, dtype: np.dtype[Any], width: int, weights: np.dtype[Any] | None = None, threads: int = THREADS
 ) -> Source:
-    """kernel(parameters, gradients, states, scalars, copy, size): one step of the optimizer; states are rows of ``size``.
+    """kernel(parameters, gradients, states, scalars, copy, size, limit, *numbers): one step; states are rows of ``size``.
 
     With ``weights``, a 16-bit dtype, ``copy`` becomes the parameters in it, and a step with SKIP set changes nothing.
     """
@@ -349,13 +350,12 @@ def update(
     real, zero = numba.from_dtype(dtype), dtype.type(0)
     step_of = inlined(optimizer.define(dtype.type, MATH)[1])
     where = MATH.where
-    limit = optimizer.clipping[1]
-    clipped, limit = limit is not None, dtype.type(limit or 0)
+    clipped, count = optimizer.clipping[1] is not None, len(optimizer.numbers)
     has_state, has_second, has_third = (optimizer.n_states > k for k in range(3))
     vector = width > 1
 
-    @unrolled
-    def kernel(parameters, gradients, states, scalars, copy, size):  # type: ignore[no-untyped-def]
+    @partial(unrolled, numbers=count)
+    def kernel(parameters, gradients, states, scalars, copy, size, limit, numbers):  # type: ignore[no-untyped-def]
         shared = cuda.shared.array(8, real)
         p = cuda.local.array(width, real)
         g = cuda.local.array(width, real)
@@ -394,7 +394,7 @@ def update(
                 x = g[k] * factor
                 if clipped:
                     x = where(x > limit, limit, where(x < -limit, -limit, x))
-                p[k], s0[k], s1[k], s2[k] = step_of(p[k], x, s0[k], s1[k], s2[k], rate, c1, c2)
+                p[k], s0[k], s1[k], s2[k] = step_of(p[k], x, s0[k], s1[k], s2[k], rate, c1, c2, *numbers)
             store(parameters, i, p, 0)
             if has_state:
                 store(states, i, s0, 0)
@@ -414,7 +414,7 @@ def update(
                 a = zero
                 if has_state:
                     a = load1(states, i)
-                a, b, _, _ = step_of(load1(parameters, i), x, a, zero, zero, rate, c1, c2)
+                a, b, _, _ = step_of(load1(parameters, i), x, a, zero, zero, rate, c1, c2, *numbers)
                 store1(parameters, i, a)
                 if has_state:
                     store1(states, i, b)
@@ -422,7 +422,7 @@ def update(
                     store_copy1(copy, i, a)
 
     name = label("update", type(optimizer).__name__.lower(), storage, f"v{width}", copy_storage if mixed else "")
-    types = f"{storage}* {storage}* {storage}* {storage}* {copy_storage}* i8"
+    types = f"{storage}* {storage}* {storage}* {storage}* {copy_storage}* i8" + f" {storage}" * (1 + count)
     return Source(name, kernel, types, threads)
 
 

@@ -28,19 +28,23 @@ _FOLDED: dict[type[ast.operator], Callable[[int, int], int]] = {
 _number = itertools.count()
 
 
-def unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
+def unrolled(function: Callable[..., Any], **counts: int) -> Callable[..., Any]:
     """Return ``function`` with its static loops expanded and its static choices made.
 
     Closure variables that are whole numbers or booleans become literals. A ``for`` over ``static_range`` becomes its
-    bodies, and an ``if`` whose test is a literal becomes its branch. Other closure variables become globals.
+    bodies, and an ``if`` whose test is a literal becomes its branch. Other closure variables become globals. With
+    ``numbers=3`` the parameter ``numbers`` becomes three, which ``*numbers`` in a call passes on.
     """
     values = inspect.getclosurevars(function).nonlocals
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     definition = tree.body[0]
     assert isinstance(definition, ast.FunctionDef)
     definition.decorator_list = []
+    definition.args.args = [
+        ast.arg(name) for argument in definition.args.args for name in _numbered(argument.arg, counts)
+    ]  # fmt: skip
     literals = {name: value for name, value in values.items() if type(value) in (int, bool)}
-    tree = ast.fix_missing_locations(_Unroller(literals).visit(tree))
+    tree = ast.fix_missing_locations(_Unroller(literals, counts).visit(tree))
     source = ast.unparse(tree)
     file = f"<unrolled {function.__name__} {next(_number)}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # for tracebacks
@@ -51,8 +55,20 @@ def unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Unroller(ast.NodeTransformer):
-    def __init__(self, literals: Mapping[str, int]) -> None:
-        self.literals = literals
+    def __init__(self, literals: Mapping[str, int], counts: Mapping[str, int]) -> None:
+        self.literals, self.counts = literals, counts
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        node = self._inner(node)
+        arguments: list[ast.expr] = []
+        for argument in node.args:
+            name = getattr(argument.value, "id", None) if isinstance(argument, ast.Starred) else None
+            if name in self.counts:
+                arguments += [ast.Name(number, ast.Load()) for number in _numbered(name, self.counts)]
+            else:
+                arguments.append(argument)
+        node.args = arguments
+        return node
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if isinstance(node.ctx, ast.Load) and node.id in self.literals:
@@ -86,7 +102,7 @@ class _Unroller(ast.NodeTransformer):
         bounds = [ast.literal_eval(self.visit(argument)) for argument in loop.args]
         statements: list[ast.stmt] = []
         for value in range(*bounds):
-            unroller = _Unroller({**self.literals, node.target.id: value})
+            unroller = _Unroller({**self.literals, node.target.id: value}, self.counts)
             for statement in copy.deepcopy(node.body):
                 result = unroller.visit(statement)
                 statements += result if isinstance(result, list) else [result]
@@ -94,6 +110,10 @@ class _Unroller(ast.NodeTransformer):
 
     def _inner(self, node: Any) -> Any:
         return self.generic_visit(node)
+
+
+def _numbered(name: str, counts: Mapping[str, int]) -> list[str]:
+    return [f"{name}_{k}" for k in range(counts[name])] if name in counts else [name]
 
 
 def _is_int(node: ast.expr) -> bool:

@@ -2,6 +2,7 @@
 
     python tests/cuda_compile.py 90 some     # for one architecture, as JSON lines: what test_kernels_cuda_compile.py runs
     python tests/cuda_compile.py table       # every kernel for every architecture: writes kernels/registers.csv
+    python tests/cuda_compile.py table update_ advance_    # those whose names begin so; the other rows stay as they are
     python tests/cuda_compile.py table clip  # only those whose names begin so (several may be given): changes their rows
 
 One architecture to a process, which keeps Numba's tables of compiled functions apart.

@@ -272,9 +272,11 @@ def check_update() -> None:
             g = normal(size, dtype)
             scalars[SKIP] = on[3][SKIP] = skip
             source = cuda_training.advance(optimizer, dtype, mixed)
-            _, on[2], on[3] = launch(source, (1, 1), (1, 1), rate, on[2], on[3], 5)
+            numbers = *optimizer.numbers, *optimizer.schedule.numbers
+            _, on[2], on[3] = launch(source, (1, 1), (1, 1), rate, on[2], on[3], 5, *numbers)
             source = cuda_training.update(optimizer, dtype, width, weights)
-            arguments = (on[0], g, on[1], on[3], p if copy is None else copy, size)
+            numbers = map(np.dtype(dtype).type, (optimizer.clipping[1] or 0, *optimizer.numbers))
+            arguments = (on[0], g, on[1], on[3], p if copy is None else copy, size, *numbers)
             on[0], _, on[1], _, result = launch(source, (2, 1), (8, 1), *arguments)
             REFERENCE.advance(optimizer, rate, 5, counters, scalars, mixed)
             REFERENCE.update(optimizer, p, g, states, scalars, copy)

@@ -12,7 +12,9 @@ from tolerances import assert_within
 import gpubackprop as gb
 from gpubackprop.backends.base import FACTOR
 from gpubackprop.definitions import NUMPY
+from gpubackprop.kernels import cpu
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
+from gpubackprop.schedules import SCHEDULES
 
 STEPS = 7
 CASES = [
@@ -172,18 +174,87 @@ def test_a_name_is_the_optimizer_with_its_defaults() -> None:
     assert OPTIMIZERS["adamw"] is gb.AdamW
 
 
-def test_fingerprint_knows_everything_but_the_base_rate() -> None:
-    assert gb.Adam(0.1).fingerprint == gb.Adam(0.2).fingerprint
+ONE_KERNEL = [
+    (gb.SGD(0.1, momentum=0.9), gb.SGD(0.2, momentum=0.5, weight_decay=0.1)),
+    (gb.SGD(clip_value=1.0), gb.SGD(clip_value=0.01, clip_norm=2.0)),
+    (gb.Adam(), gb.Adam(0.2, betas=(0.7, 0.8), eps=0.1, weight_decay=0.1)),
+    (gb.AdamW(), gb.AdamW(weight_decay=0.5)),
+    (gb.RMSprop(), gb.RMSprop(alpha=0.6, eps=0.1, weight_decay=0.1)),
+    (gb.Adagrad(), gb.Adagrad(lr_decay=0.5, eps=0.1, weight_decay=0.1)),
+    (gb.Lion(), gb.Lion(betas=(0.6, 0.7), weight_decay=0.1)),
+    (gb.SGD(gb.Step(0.1)), gb.SGD(gb.Step(0.1, step_size=2, gamma=0.3))),
+    (gb.SGD(gb.Exponential(0.1)), gb.SGD(gb.Exponential(0.1, gamma=0.3))),
+    (gb.SGD(gb.Cosine(0.1)), gb.SGD(gb.Cosine(0.1, steps=7, final=0.5))),
+    (gb.SGD(gb.LinearWarmup(0.1)), gb.SGD(gb.LinearWarmup(0.1, steps=7))),
+    (gb.SGD(gb.OneCycle(0.1)), gb.SGD(gb.OneCycle(0.1, steps=7, warmup=0.5, div=3.0, final_div=9.0))),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), ONE_KERNEL, ids=lambda o: repr(o))
+def test_numbers_are_data_not_code(one: Any, other: Any) -> None:
+    assert one.fingerprint == other.fingerprint
+    for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
+        for compile_ in (cpu.compile_update, cpu.compile_advance):
+            assert compile_(one, dtype) is compile_(other, dtype)
+
+
+def test_what_a_step_does_is_code() -> None:
     others = [
-        gb.Adam(),
-        gb.AdamW(),
-        gb.Adam(amsgrad=True),
-        gb.Adam(eps=1e-7),
-        gb.Adam(clip_value=1.0),
-        gb.Adam(gb.Cosine(0.1)),
-        gb.Adam(gb.Cosine(0.1, steps=7)),
-    ]
+        gb.SGD(), gb.SGD(momentum=0.9), gb.SGD(momentum=0.9, nesterov=True), gb.Adam(), gb.AdamW(), gb.Adam(amsgrad=True),
+        gb.Adam(betas=(0.1, 0.999)), gb.Adam(clip_value=1.0), gb.Adam(gb.Cosine(0.1)), gb.Adam(gb.Step(0.1)), gb.RMSprop(),
+        gb.RMSprop(momentum=0.9), gb.RMSprop(centered=True), gb.Adagrad(), gb.Lion(),
+    ]  # fmt: skip
     assert len({o.fingerprint for o in others}) == len(others)
+
+
+def test_numbers_are_data_on_cuda() -> None:
+    pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+    from gpubackprop.kernels import cuda_training
+
+    F4, one, other = np.dtype(np.float32), *ONE_KERNEL[2]
+    assert cuda_training.update(one, F4, 4) is cuda_training.update(other, F4, 4)
+    assert cuda_training.advance(one, F4, False) is cuda_training.advance(other, F4, False)
+
+
+def test_kernels_in_use_follow_each_optimizers_own_numbers(device: str, rng: np.random.Generator) -> None:
+    backend = gb.get_backend(device)
+    theta, gradients = rng.normal(size=9), rng.normal(size=(3, 9))
+    for one, other in (*ONE_KERNEL[1:3], ONE_KERNEL[9]):
+        for optimizer in (one, other, one):
+            expected = np.array(run(gb.get_backend("reference"), optimizer, theta, gradients))
+            assert_within(np.array(run(backend, optimizer, theta, gradients)), expected, 1e-14 * (1 + np.abs(expected)))
+
+
+def test_a_formula_of_ones_own_on_top_of_another_class_needs_no_numbers(device: str, rng: np.random.Generator) -> None:
+    factor = 0.25
+
+    @dataclass(frozen=True)
+    class QuarterAdam(gb.Adam):
+        """SGD at a quarter of the rate, with Adam's fields."""
+
+        def define(self, real: Any, m: Any) -> Any:
+            def constants(t: float, lr: float) -> Any:
+                return lr * factor, 0.0, 0.0
+
+            def update(p: Any, g: Any, s0: Any, s1: Any, s2: Any, lr: Any, c1: Any, c2: Any) -> Any:
+                return p - lr * g, s0, s1, s2
+
+            return constants, update
+
+    @dataclass(frozen=True)
+    class Half(gb.Cosine):
+        """Half the rate."""
+
+        def define(self, m: Any) -> Any:
+            return lambda t: 0.5
+
+    try:
+        assert QuarterAdam().numbers == Half(0.1).numbers == ()
+        theta, g = rng.normal(size=9), rng.normal(size=(1, 9))
+        (got,) = run(gb.get_backend(device), QuarterAdam(Half(0.8)), theta, g)
+        assert_within(got, theta - 0.1 * g[0], 1e-15 * (1 + np.abs(theta)))
+    finally:
+        del OPTIMIZERS["quarteradam"], SCHEDULES["half"]
 
 
 def test_an_optimizer_of_ones_own_drops_in(device: str, rng: np.random.Generator) -> None:
@@ -223,11 +294,11 @@ AVERAGING = [
 @pytest.mark.parametrize("optimizer", AVERAGING, ids=repr)
 def test_running_averages_have_gain_1(optimizer: Any) -> None:
     # what the averages of g and g^2 come to for a constant g, in float32, whatever b and 1 - b are rounded to
-    update = optimizer.define(np.float32, NUMPY)[1]
+    update, numbers = optimizer.define(np.float32, NUMPY)[1], tuple(map(np.float32, optimizer.numbers))
     g, p = np.float32(3.7), np.float32(1)
     states = (np.float32(0),) * 3
     for t in range(1, 12001):
-        _, *states = update(p, g, *states, np.float32(0.1), np.float32(0.1), np.float32(1))
+        _, *states = update(p, g, *states, np.float32(0.1), np.float32(0.1), np.float32(1), *numbers)
         if t > 3000 and "0.999" not in repr(optimizer):
             break
     name = type(optimizer).__name__
@@ -252,10 +323,11 @@ def test_the_variance_of_centered_rmsprop_is_never_negative(change: float, rng: 
         assert np.isfinite(got).all()
     # and it is the variance: E g^2 - (E g)^2 with the weights of the averages, in float64
     weights = 0.01 * 0.99 ** np.arange(299, -1, -1)
-    _, update = gb.RMSprop(centered=True).define(np.float64, NUMPY)
+    optimizer = gb.RMSprop(centered=True)
+    _, update = optimizer.define(np.float64, NUMPY)
     states = (np.zeros(50),) * 3
     for g in gradients:
-        _, *states = update(np.zeros(50), g, *states, 0.1, 0.0, 0.0)
+        _, *states = update(np.zeros(50), g, *states, 0.1, 0.0, 0.0, *optimizer.numbers)
     mean = weights @ gradients
     # about mean, with what has not been met (0, of weight 0.99^300) among the values
     variance = weights @ (gradients - mean) ** 2 + 0.99**300 * mean**2

@@ -224,7 +224,8 @@ class CpuBackend(ReferenceBackend):
     ) -> Call:
         from gpubackprop.kernels.cpu import compile_advance
 
-        return compile_advance(optimizer, scalars.dtype), (rate, batch, counters, scalars)
+        numbers, of_schedule = np.array(optimizer.numbers, float), np.array(optimizer.schedule.numbers, float)
+        return compile_advance(optimizer, scalars.dtype), (rate, batch, counters, scalars, numbers, of_schedule)
 
     @checked
     def update(
@@ -249,7 +250,10 @@ class CpuBackend(ReferenceBackend):
     ) -> Call:
         from gpubackprop.kernels.cpu import compile_update
 
-        return compile_update(optimizer, parameters.dtype), (parameters, gradients, states, scalars)
+        real, limit = parameters.dtype.type, optimizer.clipping[1]
+        numbers = np.array([real(number) for number in optimizer.numbers], parameters.dtype)
+        arguments = parameters, gradients, states, scalars, real(0 if limit is None else limit), numbers
+        return compile_update(optimizer, parameters.dtype), arguments
 
 
 class CpuStep:

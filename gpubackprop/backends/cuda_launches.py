@@ -280,7 +280,8 @@ class Launches:
         self._require(np.dtype(np.float64), rate=(rate, (1,)))
         self._require(np.dtype(np.int64), counters=(counters, (2,)))
         source = cuda_training.advance(optimizer, dtype, loss_scaling)
-        return [self._launch(source, (1, 1), (1, 1), _at(rate), _at(counters), _at(scalars), int(batch))]
+        numbers = map(float, (*optimizer.numbers, *optimizer.schedule.numbers))
+        return [self._launch(source, (1, 1), (1, 1), _at(rate), _at(counters), _at(scalars), int(batch), *numbers)]
 
     def update(
         self,
@@ -303,7 +304,9 @@ class Launches:
         width = cuda_training.update_width(optimizer, dtype, size, *pointers[:3], pointers[4])
         source = cuda_training.update(optimizer, dtype, width, None if weights is None else weights.dtype)
         grid = (self._flat_grid(-(-size // width)), 1)
-        return [self._launch(source, grid, (THREADS, 1), *pointers, size)]
+        limit, real = optimizer.clipping[1], dtype.type
+        numbers = map(real, (0 if limit is None else limit, *optimizer.numbers))
+        return [self._launch(source, grid, (THREADS, 1), *pointers, size, *numbers)]
 
     # Grids, scratch, checks.
 

@@ -196,7 +196,9 @@ class ReferenceBackend:
         constants, _ = optimizer.define(np.float64, NUMPY)
         factor = optimizer.schedule.define(NUMPY)
         t = float(counters[STEPS])
-        scalars[RATE], scalars[C1], scalars[C2] = constants(t + 1.0, rate[0] * factor(t))
+        scalars[RATE], scalars[C1], scalars[C2] = constants(
+            t + 1.0, rate[0] * factor(t, *optimizer.schedule.numbers), *optimizer.numbers
+        )
         counters += (1, batch)
 
     @checked
@@ -218,7 +220,8 @@ class ReferenceBackend:
         if clip_value is not None:
             g = np.clip(g, -clip_value, clip_value)
         padded = [*states, *[parameters.dtype.type(0)] * (3 - len(states))]
-        parameters[:], *new = update(parameters, g, *padded, scalars[RATE], scalars[C1], scalars[C2])
+        numbers = scalars[RATE], scalars[C1], scalars[C2], *map(parameters.dtype.type, optimizer.numbers)
+        parameters[:], *new = update(parameters, g, *padded, *numbers)
         for state, values in zip(states, new, strict=False):
             state[:] = values
         if weights is not None:
