@@ -12,9 +12,13 @@ Comparisons are turned so that NaN stays NaN.
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import operator
+import pickle
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
@@ -234,6 +238,26 @@ class Definition:
         result.scalars(np.dtype(np.float64), NUMPY)  # a bad value is an error here, not in a kernel
         return result
 
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self  # it never changes
+
+    def __reduce__(self) -> Any:
+        """Pickle by the place of ``define`` in its module, as Python's own functions are; a process that reads it imports that."""
+        module, path = self.define.__module__, self.define.__qualname__
+        try:
+            found = operator.attrgetter(path)(sys.modules[module])
+        except (AttributeError, KeyError):
+            found = None
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "define"}
+        if isinstance(found, Definition) and found.define is self.define:  # what a decorator has left in its place
+            values = {name: value for name, value in values.items() if getattr(found, name) != value}
+        elif found is not self.define:
+            raise pickle.PicklingError(
+                f"{type(self).__name__.lower()} {self.name!r} cannot be pickled: {module}.{path} is not found by that name; "
+                "define it at the top level of a module"
+            )
+        return _restore, (type(self), module, path, values)
+
     def scalars(self, dtype: np.dtype[Any], m: Math) -> Any:
         """Return the scalar functions for constants of ``dtype`` and the functions ``m``."""
         return self.define(dtype.type, m, **dict(self.parameters))
@@ -284,3 +308,8 @@ def per_definition(math: Callable[[np.dtype[Any]], Math]) -> Callable[[Callable[
         return get
 
     return decorate
+
+
+def _restore(kind: type[Definition], module: str, path: str, values: dict[str, Any]) -> Definition:
+    found = operator.attrgetter(path)(importlib.import_module(module))
+    return replace(found, **values) if isinstance(found, Definition) else kind(define=found, **values)

@@ -142,6 +142,7 @@ class MLP(Network):
         self._thread = _OfThread()
         self._target_shape: tuple[int, ...] | None = None
         super().__init__(self._initial_parameters())
+        self._of_network = frozenset((*vars(self), "_of_network"))  # a subclass or a user may add attributes
 
     def __repr__(self) -> str:
         sizes, hidden = (
@@ -375,6 +376,32 @@ class MLP(Network):
         with active(other.backend):
             other.parameters.flat[...] = other.backend.asarray(self.backend.to_numpy(self.parameters.flat))
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy, by ``pickle`` or ``copy.deepcopy``, is made of: no memory, but what is in it."""
+        state, to_host = self.optimizer_state, self.backend.to_numpy
+        arrays = None if state is None else [to_host(a).copy() for a in state.arrays]
+        return {
+            "architecture": architecture_of(self),
+            "backend": self.backend,
+            "parameters": to_host(self.parameters.flat).copy(),
+            "optimizer": None if state is None else (state.optimizer, arrays),
+            "own": {name: value for name, value in vars(self).items() if name not in self._of_network},
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        backend = state["backend"]
+        made = build(state["architecture"], backend)
+        made._matmul_precision = state["architecture"]["matmul_precision"]
+        vars(self).update(vars(made))  # this is also an MLP's subclass, whose __init__ may be another
+        vars(self).update(state["own"])
+        with active(backend):
+            self.parameters.flat[...] = backend.asarray(state["parameters"])
+            if state["optimizer"] is not None:
+                optimizer, arrays = state["optimizer"]
+                for place, array in zip(self.state_of(optimizer).arrays, arrays, strict=True):
+                    place[...] = backend.asarray(array)
+            self.refresh()
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return copies on the host under torch's names: ``layers.0.weight``, shape (d_out, d_in), and ``layers.0.bias``."""

@@ -42,6 +42,11 @@ class OptimizerState(SetOnce):
     rate: Array
     scalars: Array
 
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """All of them."""
+        return self.states, self.counters, self.rate, self.scalars
+
 
 @dataclass
 class Data:

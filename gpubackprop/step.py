@@ -26,6 +26,11 @@ class Names:
     def __init__(self) -> None:
         self._named: dict[int, tuple[str, Array]] = {}  # holding the view keeps its id unique
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a step is bound to the memory of its network and cannot be copied; make one of the copy: copy.step(...)"
+        )
+
     def __call__(self, name: str, array: Array) -> Array:
         """Return a new view of ``array`` called ``name``."""
         view = array.view()

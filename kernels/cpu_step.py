@@ -69,6 +69,11 @@ class Program:
         self._run = partial(_runner(), self._entries.ctypes.data, len(calls))
         self.alone: Callable[[int], None] = partial(self._run, 0, 1, 0)
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a compiled step holds addresses and cannot be copied; make one of the copy: copy.step(...).compile()"
+        )
+
     def __call__(self, times: int = 1, threads: int = 1) -> None:
         """Run all calls ``times`` times over; between two of them all threads meet."""
         if threads == 1:

@@ -125,6 +125,18 @@ def get_backend(device: str | Any = "cpu", **options: Any) -> Backend:
     return _made[key]
 
 
+def reduce_backend(backend: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return how to pickle a backend: by what :func:`get_backend` was asked for, since it is one for the whole process."""
+    for (name, index, *options), made in _made.items():
+        if made is backend:
+            return _get_backend, (f"{name}:{index}" if index else name, dict(options))
+    return type(backend), ()
+
+
+def _get_backend(device: str, options: dict[str, Any]) -> Backend:
+    return get_backend(device, **options)
+
+
 def available_devices() -> list[str]:
     """Return the devices that can be used here, as in ``["cpu", "cuda:0"]``; never raises, imports neither CuPy nor Numba."""
     if cuda_problem(0):

@@ -21,7 +21,9 @@ import numpy.typing as npt
 from cuda.core import Stream, launch
 
 from gpubackprop.backends import nvtx as ranges
+from gpubackprop.backends import reduce_backend
 from gpubackprop.backends.base import Run
+from gpubackprop.backends.checks import check_arrays, checked
 from gpubackprop.backends.cuda_launches import Launch, Launches
 from gpubackprop.backends.diagnosis import DeviceUnavailableError, installed, missing_dtypes
 from gpubackprop.definitions import DTYPES, Array, address, check_precision, real_of
@@ -133,6 +135,12 @@ class CudaBackend:
         missing = missing_dtypes(self._launches.capability)
         self.dtypes = tuple(name for name in DTYPES if name not in missing)
 
+    def __deepcopy__(self, memo: Any) -> CudaBackend:
+        return self  # one for all networks of a process
+
+    def __reduce__(self) -> Any:
+        return reduce_backend(self)
+
     def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
         with self._device:
             a = as_cupy(a) if on_gpu(a) else a
@@ -167,10 +175,10 @@ class CudaBackend:
         with self._device:
             return cupy.zeros(shape, dtype)
 
+    @checked
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         with self._device:
             out = cupy.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out
-            a, b = (x if x.flags.forc else cupy.ascontiguousarray(x) for x in (a, b))
             plan = self._plan(a, b, out)
             if plan is None:
                 self._cublas(a, b, out)
@@ -199,12 +207,14 @@ class CudaBackend:
             warnings.warn(f"{error}; it is left to cuBLAS, without TF32 and outside of CUDA graphs", RuntimeWarning, 3)
             return None
 
+    @checked
     def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
         with self._device:
             out = cupy.empty_like(z) if out is None else out
             self._run(self._launches.bias_activation_forward(z, b, activation, out))
         return out
 
+    @checked
     def bias_activation_backward(
         self,
         dh: Array,
@@ -220,6 +230,7 @@ class CudaBackend:
             self._run(self._launches.bias_activation_backward(dh, z, h, activation, out, db))
         return out, db
 
+    @checked
     def bias_loss(
         self,
         z: Array,
@@ -241,12 +252,14 @@ class CudaBackend:
             self._run(self._launches.bias_loss(z, b, y, loss, weight, out, db, value, scalars, samples, total))
         return value, out, db
 
+    @checked
     def normalize_weights(self, weight: Array, out: Array | None = None, total: Array | None = None) -> Array:
         with self._device:
             out = cupy.empty_like(weight) if out is None else out
             self._run(self._launches.normalize_weights(weight, out, total))
         return out
 
+    @checked
     def dropout(
         self,
         x: Array,
@@ -262,27 +275,32 @@ class CudaBackend:
             self._run(self._launches.dropout(x, rate, seed, layer, counters, out, first_block))
         return out
 
+    @checked
     def gather(self, source: Array, order: Array, counters: Array, out: Array | None = None) -> Array:
         assert out is not None
         with self._device:
             self._run(self._launches.gather(source, order, counters, out))
         return out
 
+    @checked
     def accumulate(self, total: Array | None, term: Array, out: Array) -> Array:
         with self._device:
             self._run(self._launches.accumulate(total, term, out))
         return out
 
+    @checked
     def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
         with self._device:
             self._run(self._launches.clip(gradients, max_norm, scalars, loss_scaling))
 
+    @checked
     def advance(
         self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool = False
     ) -> None:
         with self._device:
             self._run(self._launches.advance(optimizer, rate, batch, counters, scalars, loss_scaling))
 
+    @checked
     def update(
         self,
         optimizer: Optimizer,
@@ -300,6 +318,7 @@ class CudaBackend:
 
         With nvmath-python it may be captured. Its scratch memory is its own.
         """
+        check_arrays(self, operation.name, operation.arguments, bound=True)
         with self._device:
             return self._bind(operation, self._launches.for_step())
 
@@ -319,6 +338,8 @@ class CudaBackend:
 
         The kernels and products of a kind that has not run yet are loaded; for a product that means to run it.
         """
+        for operation in step.operations:
+            check_arrays(self, operation.name, operation.arguments, bound=True)
         with self._device:
             launches, operations = self._launches.for_step(), fuse_dropout(step)
             plans = [self._plan(**o.arguments) for o in operations if o.name == "matmul"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gpubackprop.backends import reduce_backend
 from gpubackprop.backends.base import (
     C1,
     C2,
@@ -48,6 +49,12 @@ class ReferenceBackend:
     device = "reference"
     xp: ModuleType = np
     dtypes: tuple[str, ...] = DTYPES
+
+    def __deepcopy__(self, memo: Any) -> ReferenceBackend:
+        return self  # one for all networks of a process
+
+    def __reduce__(self) -> Any:
+        return reduce_backend(self)
 
     def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
         return np.ascontiguousarray(a, dtype=dtype)
