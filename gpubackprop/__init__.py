@@ -6,8 +6,14 @@
     history = model.fit(X, y, epochs=20, optimizer=gb.Adam(1e-3))
     labels = model.predict(X)
 
-``DESIGN`` in the README says where each equation of backpropagation lives in the code.
+The README says where each equation of backpropagation lives in the code.
 """
+
+from pathlib import Path as _Path
+
+if (_root := _Path(__file__).parents[1]).joinpath("kernels", "cpu.py").is_file():
+    # Python was started in a clone: kernels/ and bench/, parts of this package once installed, lie beside it.
+    __path__.append(str(_root))
 
 from gpubackprop import activations, initializers, losses, optimizers, schedules
 from gpubackprop._version import __version__

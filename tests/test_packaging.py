@@ -51,6 +51,24 @@ def test_kernels_is_not_a_name_of_ours_away_from_the_repository(tmp_path: Path) 
     assert run(code, tmp_path) == "None True"
 
 
+def test_a_clone_can_be_used_as_it_is(tmp_path: Path) -> None:
+    """``pip install .`` and then Python in the clone, which finds its gpubackprop/ before the installed one."""
+    root = Path(gb.__file__).parents[1]
+    if not (root / "pyproject.toml").is_file():
+        pytest.skip("the tests do not run from a clone")
+    for folder in ("gpubackprop", "kernels", "bench"):
+        (tmp_path / folder).symlink_to(root / folder, target_is_directory=True)
+    code = (
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ditable' not in repr(f)];"  # no editable installation
+        "import gpubackprop as gb, gpubackprop.kernels.cpu, gpubackprop.bench.cli;"
+        "m = gb.MLP([3, 2]); print(gb.__file__.startswith(sys.argv[1]), m.forward([[1, 2, 3]]).shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.stdout == "True (1, 2)\n", done.stderr
+
+
 def test_every_public_name_is_there() -> None:
     assert all(hasattr(gb, name) for name in gb.__all__)
     assert sorted(gb.__all__) == sorted(set(gb.__all__))
