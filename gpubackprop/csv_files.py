@@ -1,13 +1,15 @@
 """CSV files as arrays: the delimiter and the header are found, and every cell that cannot be used is named by its row and column.
 
 Apache Arrow splits the lines into cells and turns cells into numbers, some megabytes at a time. Nothing is guessed in
-silence: where two readings of a file are possible the error says so, and :attr:`Table.found` tells what was found.
+silence: where two readings of a file are possible the error says so, and :attr:`Table.found` tells what was found. Rows
+are counted as an editor or a spreadsheet does: from 1, with the header and blank lines.
 """
 
 from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +21,7 @@ from gpubackprop.definitions import check_flag
 
 FIRST_BLOCK, BLOCK = 1 << 20, 1 << 22  # bytes looked at at a time
 AT_ONCE = 1 << 20  # bytes parsed at once: they stay in the caches
+LONGEST = 1 << 30  # bytes of a row
 SAMPLE = 100  # rows by which the delimiter and the header are judged
 DELIMITERS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
 MISSING = {"", "nan", "na", "n/a", "#n/a", "null", "none", "?", "-", "."}  # in a column of numbers
@@ -126,6 +129,8 @@ def _blocks(content: bytes) -> Iterator[_Block]:
     start, line, size = 0, 1, FIRST_BLOCK
     while start < len(content):
         end = content.find(b"\n", start + size) + 1 or len(content)
+        if end - start > LONGEST:
+            raise CsvError(f"row {line} or later is longer than {LONGEST:,} bytes")
         block = content[start:end]
         start, size = end, BLOCK
         if b"\r" in block:
@@ -142,7 +147,7 @@ class _Reader:
         self.classification, self.targets, self.target, self.header = classification, targets, target, header
         self.delimiter = ","
         self.first: list[str] = []  # the cells of the first row
-        self.row_bytes = 0  # of the first row
+        self.first_at, self.row_bytes = 1, 0  # its number and its length
         self.is_target: list[bool] = []
         self.comma: str = ""  # where a number has a decimal comma, and where a decimal point
         self.point: str = ""
@@ -156,7 +161,7 @@ class _Reader:
             if not self.first:
                 if not block.rows:
                     continue
-                self.row_bytes = len(block.rows[0][1])
+                self.first_at, self.row_bytes = block.rows[0][0], len(block.rows[0][1])
                 self.delimiter = _delimiter([row for _, row in block.rows[:SAMPLE]])
                 columns = self._begin(self._text(block), block)
             else:
@@ -197,7 +202,7 @@ class _Reader:
         if self.targets != 1:
             raise CsvError(f"target names one column; targets is {self.targets}")
         named = [j for j, name in enumerate(self.first) if name == target]
-        number = int(target) if target.isascii() and target.isdecimal() else 0
+        number = int(target) if _is_whole(target) else 0
         numbered = [number - 1] if 1 <= number <= len(self.first) else []
         if named and numbered and self.header is None:
             raise self._cannot_tell()
@@ -210,43 +215,50 @@ class _Reader:
             names = _shorten(", ".join(map(repr, self.first)), 200)
             raise CsvError(
                 f"target is {target!r}, which {len(found) or 'no'} column{'s are' if len(found) > 1 else ' is'} called; "
-                f"row 1 holds {names}: give a name, or a number from 1 to {len(self.first)}"
+                f"row {self.first_at} holds {names}: give a name, or a number from 1 to {len(self.first)}"
             )
         self.is_target = [j == found[0] for j in range(len(self.first))]
 
     def _is_header(self, below: list[list[str]], labels: list[str]) -> bool:
         """Return whether the first row holds names: text above columns that are mostly numbers."""
-
         if not below[0]:  # the only row
             return not any(map(self._is_number, self.first))
-        numeric = [2 * sum(map(self._is_number, column)) >= len(column) > 0 for column in below]
+        features = [j for j, is_target in enumerate(self.is_target) if not is_target]
+        target = self.is_target.index(True)
+        numeric = [2 * sum(map(self._is_number, column)) >= len(column) for column in below]
         named = [
             is_numeric and not self._is_number(cell) and cell.lower() not in MISSING
             for cell, is_numeric in zip(self.first, numeric, strict=True)
         ]
-        of_features = [name for name, target in zip(named, self.is_target, strict=True) if not target]
-        of_targets = [name for name, target in zip(named, self.is_target, strict=True) if target]
-        target = self.is_target.index(True)
-        if self.classification and not numeric[target] and len(labels):
+        names = sum(named[j] for j in features)
+        # names may be whole numbers, such as years; they stand out above decimals, or with a label of their own
+        whole = len({self.first[j] for j in features if _is_whole(self.first[j])}) == len(features)
+        above_decimals = whole and not any(_is_whole(cell) for j in features for cell in below[j])
+        if self.classification and not numeric[target]:
             if self.first[target] and self.first[target] in labels:
                 return False
-            if sum(of_features) > len(of_features) / 2:
+            if 2 * names > len(features):
                 return True
-            self.unsure = not any(of_features)  # told from all labels, at the end
-            sure = self.unsure
+            sure, self.unsure = not names, whole
         else:
-            if any(of_targets) or (all(of_features) and len(of_features) > 1):
+            if any(map(named.__getitem__, self._targets_at())) or 1 < names == len(features):
                 return True
-            second = [column[0] for column in below if column]
-            sure = not any(of_features) and (not _consecutive(self.first) or _consecutive(second))
+            second = [column[0] for column in below]
+            sure = not names and (not _consecutive(self.first) or _consecutive(second))
+            self.unsure = self.classification and above_decimals
+            if above_decimals and not self.classification:
+                sure = sure and (_is_whole(below[target][0]) or not _is_whole(self.first[target]))
         if not sure:
             raise self._cannot_tell()
         return False
 
+    def _targets_at(self) -> list[int]:
+        return [j for j, is_target in enumerate(self.is_target) if is_target]
+
     def _cannot_tell(self) -> CsvError:
         names = _shorten(", ".join(map(repr, self.first)), 200)
         return CsvError(
-            f"row 1 may be a header or a sample: {names}; say which by --header or --no-header (header=True or False)"
+            f"row {self.first_at} may be a header or a sample: {names}; say which by --header or --no-header (header=True or False)"
         )
 
     # ------------------------------------------------------------------ cells
@@ -408,7 +420,7 @@ class _Reader:
         return CsvError(f"{place} is {_shorten(cell)!r}, which is no number")
 
     def _targets(self, columns: list[Any], block: _Block) -> np.ndarray:
-        chosen = [j for j, target in enumerate(self.is_target) if target]
+        chosen = self._targets_at()
         if not self.classification:
             return self._matrix(chosen, columns, block)
         import pyarrow.compute as pc
@@ -441,8 +453,8 @@ class _Reader:
                 f"the target is a number in some rows and text in others: {self.labels[True]}, {self.labels[False]}"
             )
         if self.unsure:
-            first, below = y[0], y[1:].tolist()
-            if first not in below and len(set(below)) < len(below):
+            first, others = y[0], Counter(y[1:].tolist())
+            if first not in others and min(others.values()) > 1:
                 raise self._cannot_tell()
 
     def _is_number(self, cell: str) -> bool:
@@ -456,10 +468,10 @@ class _Reader:
         return f"column {_shorten(name)!r}" if name and self.first.count(name) == 1 else f"column {j + 1}"
 
     def _found(self, rows: int) -> str:
-        chosen = [self._name(j) for j, target in enumerate(self.is_target) if target]
+        chosen = [self._name(j) for j in self._targets_at()]
         return (
             f"{rows:,} row{'s' * (rows > 1)} of {len(self.first)} columns, separated by {DELIMITERS[self.delimiter]}"
-            f"{' (with decimal commas)' * bool(self.comma)}, {'a header in row 1' if self.header else 'no header'}; "
+            f"{' (with decimal commas)' * bool(self.comma)}, {f'a header in row {self.first_at}' if self.header else 'no header'}; "
             f"target: {', '.join(chosen)}"
         )
 
@@ -487,9 +499,13 @@ def _delimiter(rows: list[bytes]) -> str:
     return max(alike or candidates or [","], key=share)
 
 
+def _is_whole(cell: str) -> bool:
+    return cell.isdecimal() and cell.isascii()
+
+
 def _consecutive(cells: list[str]) -> bool:
     """Return whether cells are whole numbers that follow one another, as 0, 1, 2 (names of columns) do."""
-    if len(cells) < 2 or not all(cell.isdecimal() and cell.isascii() for cell in cells):
+    if len(cells) < 2 or not all(map(_is_whole, cells)):
         return False
     return [int(cell) for cell in cells] == list(range(int(cells[0]), int(cells[0]) + len(cells)))
 

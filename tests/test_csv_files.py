@@ -66,19 +66,24 @@ def test_one_table_written_in_many_ways(text):
         ("0,1,2", "3.2,4,1\n5,6,0", None),
         ("2019,2020,2021", "3.2,4,1\n5,6,0", None),
         ("2019,2020,kind", "3.2,4,rose\n5,6,rose", None),
+        ("2015,2020,kind", "3,4,rose\n5,6,iris\n5,6,iris\n7,8,rose", None),
+        ("5.1,3.5,tulip", "3,4,rose\n5,6,iris\n5,6,iris\n7,8,rose", False),
+        ("2015,2020,2021", "3.2,4.5,1\n5.5,6.1,0\n5.1,6.2,1\n1.5,2.5,0", None),
+        ("5,7,1", "3.2,4.5,1\n5.5,6.1,0\n5.1,6.2,1\n1.5,2.5,0", False),
+        ("1,2,0", "3,4,1\n5,6,1", False),
         ("1,x,0", "3.2,4,1\n5,6,0", None),
         ("x,0", "3.2,1\n5,0", None),
     ],
 )
 def test_a_header_is_found_by_all_cells_of_the_first_row(header, body, is_header):
-    text = header + "\n" + body
+    text, rows = header + "\n" + body, len(body.splitlines())
     if is_header is None:
         with pytest.raises(CsvError, match=r"row 1 may be a header or a sample: .*--header or --no-header"):
             read(text)
-        assert len(read(text, header=True).X) == 2
+        assert len(read(text, header=True).X) == rows
     else:
         table = read(text)
-        assert len(table.X) == (2 if is_header else 3)
+        assert len(table.X) == rows + (not is_header)
         assert ("a header in row 1" in table.found) == is_header
 
 
@@ -121,6 +126,24 @@ def test_what_is_wrong_is_said_in_one_line(text, message):
     with pytest.raises(CsvError, match=message) as error:
         read(text)
     assert "\n" not in str(error.value)
+
+
+def test_a_header_after_blank_lines_is_named_by_its_row():
+    assert "a header in row 3" in read("\n \na,b,y\n1,2,0\n3,4,1\n").found
+
+
+def test_whole_numbers_above_decimals_may_be_names_in_a_regression_too():
+    with pytest.raises(CsvError, match="row 1 may be a header or a sample"):
+        read("2015,2020,2021\n3.2,4.5,1.5\n5.5,6.1,0.5\n", classification=False)
+    with pytest.raises(CsvError, match="row 1 may be a header or a sample"):
+        read("0,1,2\n3.2,4.5,1\n5.5,6.1,0\n", classification=False)
+    assert len(read("2015,2020,2021\n3.2,4.5,1\n5.5,6.1,0\n", classification=False).X) == 3
+
+
+def test_a_row_too_long_for_the_parser_is_named(monkeypatch):
+    monkeypatch.setattr("gpubackprop.csv_files.LONGEST", 1 << 21)
+    with pytest.raises(CsvError, match="row 1 or later is longer than 2,097,152 bytes"):
+        read(b"1," * (1 << 21))
 
 
 def test_a_fault_in_a_later_block_is_named_by_its_row(monkeypatch):
