@@ -19,7 +19,7 @@ test: $(VENV)/.installed-dev
 test-all: test
 	@echo "make test-all: about 15 minutes more on two cores"
 	@start=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/.installed-dev-cuda && \
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or compilers"; status=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or compilers"; status=$$?; \
 	echo "make test-all: $$(($$(date +%s) - start)) s more"; exit $$status
 
 lint: $(VENV)/.installed-dev

@@ -201,4 +201,4 @@ if child:
     assert os.waitpid(child, 0)[1] == 0
 os._exit(0)
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=600)

@@ -27,7 +27,9 @@ def test_every_block_of_python_runs(block, tmp_path, monkeypatch):
         ACTIVATIONS.pop("bump", None)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=pytest.mark.slow) if " bench " in c else c for c in COMMANDS]
+)
 def test_every_command_runs(command, tmp_path):
     program, *arguments = shlex.split(command)
     done = subprocess.run(
