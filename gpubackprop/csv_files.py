@@ -347,6 +347,8 @@ class _Reader:
         for number, row in block.rows:
             if row.count(b'"') % 2:
                 raise CsvError(f"row {number} has a quotation mark that is not closed")
+        if b' "' not in content and (self.delimiter == "\t" or b'\t"' not in content):
+            return content
         blanks = rb" +" if self.delimiter == "\t" else rb"[ \t]+"
         before = rb"(^|" + re.escape(self.delimiter.encode()) + rb")" + blanks + rb'(?="(?!"))'
         return re.sub(before, rb"\1", content, flags=re.MULTILINE)
