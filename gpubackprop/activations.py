@@ -6,6 +6,12 @@ decorator names: ``needs="h"`` lets the forward pass overwrite z.
 
 Names, parameters and defaults are PyTorch's where PyTorch has the activation. At a kink the derivative is the
 one from the left (0 for relu), as in PyTorch.
+
+Both are right to a few units in the last place *of the result*, however small it is, also below the smallest normal number. So
+nothing that nears 0 is a difference of what does not: a derivative is computed from z where h, rounded, nears a bound; e^z times a
+large factor is e^(z/2) times it times e^(z/2), since e^z alone may have lost its digits. What is left: near a 0 within the domain
+(phi' of gelu, gelu_tanh, silu, mish, and sin) the error is that of the terms that cancel, and e^x of an x that is computed is
+as wrong as x times a rounding (gelu_tanh; celu and softplus with other parameters).
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from gpubackprop.definitions import NUMPY, Array, Definition, check_number
+from gpubackprop.definitions import NUMPY, Array, Definition, check_number, constant
 from gpubackprop.registry import Registry
 
 Phi = Callable[[Any], Any]
@@ -40,13 +46,13 @@ class Activation(Definition):
 
     def phi(self, z: Array) -> Array:
         """Return phi(z), elementwise, in z's dtype."""
-        with np.errstate(over="ignore"):  # a branch not taken may overflow
+        with np.errstate(over="ignore", invalid="ignore"):  # a branch not taken may overflow
             return self._on_arrays(z)[0](z)
 
     def dphi(self, z: Array, h: Array | None = None) -> Array:
         """Return phi'(z), elementwise, in z's dtype."""
         phi, dphi = self._on_arrays(z)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             return dphi(z, phi(z) if h is None else h)
 
     def _on_arrays(self, z: Array) -> tuple[Phi, DPhi]:
@@ -170,58 +176,57 @@ def leaky_relu(real: Any, m: Any, negative_slope: float = 0.01) -> tuple[Phi, DP
     return phi, dphi
 
 
-@activation(needs="h")
+@activation
 def elu(real: Any, m: Any, alpha: float = 1.0) -> tuple[Phi, DPhi]:
-    """phi(z) = z for z > 0, else alpha (e^z - 1); phi' = 1, else h + alpha. Source: Clevert et al. (2016), eq. 15."""
+    """phi(z) = z for z > 0, else alpha (e^z - 1); phi' = 1, else alpha e^z. Source: Clevert et al. (2016), eq. 15."""
     _at_least_zero(alpha=alpha)
-    zero, one, alpha = real(0), real(1), real(alpha)
-    expm1, where = m.expm1, m.where
+    zero, one, alpha = real(0), real(1), constant(real, "alpha", alpha)
+    exp, expm1, where = m.exp, m.expm1, m.where
 
     def phi(z: Any) -> Any:
         return where(z > zero, z, alpha * expm1(where(z > zero, zero, z)))
 
     def dphi(z: Any, h: Any) -> Any:
-        return where(h > zero, one, h + alpha)
+        return where(z > zero, one, alpha * exp(where(z > zero, zero, z)))
 
     return phi, dphi
 
 
-@activation(needs="h", gain=0.75)
+@activation(gain=0.75)
 def selu(real: Any, m: Any) -> tuple[Phi, DPhi]:
     """phi(z) = scale * elu(z, alpha), scale = 1.0507..., alpha = 1.6732.... Source: Klambauer et al. (2017), eq. 2."""
     scale_alpha = real(1.0507009873554804934193349852946 * 1.6732632423543772848170429916717)
     zero, scale = real(0), real(1.0507009873554804934193349852946)
-    expm1, where = m.expm1, m.where
+    exp, expm1, where = m.exp, m.expm1, m.where
 
     def phi(z: Any) -> Any:
         return where(z > zero, scale * z, scale_alpha * expm1(where(z > zero, zero, z)))
 
     def dphi(z: Any, h: Any) -> Any:
-        return where(h > zero, scale, h + scale_alpha)
+        return where(z > zero, scale, scale_alpha * exp(where(z > zero, zero, z)))
 
     return phi, dphi
 
 
-@activation(needs="h")
+@activation
 def celu(real: Any, m: Any, alpha: float = 1.0) -> tuple[Phi, DPhi]:
-    """phi(z) = z for z > 0, else alpha (e^(z/alpha) - 1); phi' = 1, else 1 + h/alpha. Source: Barron (2017), eq. 2."""
+    """phi(z) = z for z > 0, else alpha (e^(z/alpha) - 1); phi' = 1, else e^(z/alpha). Source: Barron (2017), eq. 2."""
     _positive(alpha=alpha)
-    inverse = real(1 / alpha)
-    zero, one, alpha = real(0), real(1), real(alpha)
-    expm1, where = m.expm1, m.where
+    zero, one, alpha = real(0), real(1), constant(real, "alpha", alpha)
+    exp, expm1, where = m.exp, m.expm1, m.where
 
     def phi(z: Any) -> Any:
-        return where(z > zero, z, alpha * expm1(where(z > zero, zero, z) * inverse))
+        return where(z > zero, z, alpha * expm1(where(z > zero, zero, z) / alpha))
 
     def dphi(z: Any, h: Any) -> Any:
-        return where(h > zero, one, one + h * inverse)
+        return where(z > zero, one, exp(where(z > zero, zero, z) / alpha))
 
     return phi, dphi
 
 
-@activation(needs="h", gain=1.0)
+@activation(gain=1.0)
 def sigmoid(real: Any, m: Any) -> tuple[Phi, DPhi]:
-    """phi(z) = 1 / (1 + e^-z), written so that exp never overflows; phi' = h (1 - h)."""
+    """phi(z) = 1 / (1 + e^-z), written so that exp never overflows; phi' = e^-|z| / (1 + e^-|z|)^2."""
     zero, one = real(0), real(1)
     exp, fabs, where = m.exp, m.fabs, m.where
 
@@ -230,21 +235,24 @@ def sigmoid(real: Any, m: Any) -> tuple[Phi, DPhi]:
         return where(z < zero, e, one) / (one + e)
 
     def dphi(z: Any, h: Any) -> Any:
-        return h * (one - h)
+        e = exp(-fabs(z))
+        return e / ((one + e) * (one + e))
 
     return phi, dphi
 
 
-@activation(needs="h", gain=5.0 / 3.0)
+@activation(gain=5.0 / 3.0)
 def tanh(real: Any, m: Any) -> tuple[Phi, DPhi]:
-    """phi(z) = tanh(z); phi' = 1 - h^2."""
-    one, tanh = real(1), m.tanh
+    """phi(z) = tanh(z); phi' = 1 - tanh(z)^2 = 4 e^-2|z| / (1 + e^-2|z|)^2."""
+    one, minus_two, four = real(1), real(-2), real(4)
+    exp, fabs, tanh = m.exp, m.fabs, m.tanh
 
     def phi(z: Any) -> Any:
         return tanh(z)
 
     def dphi(z: Any, h: Any) -> Any:
-        return one - h * h
+        e = exp(minus_two * fabs(z))
+        return four * e / ((one + e) * (one + e))
 
     return phi, dphi
 
@@ -257,7 +265,8 @@ def softplus(real: Any, m: Any, beta: float = 1.0) -> tuple[Phi, DPhi]:
     Source: Dugas et al. (2001).
     """
     _positive(beta=beta)
-    zero, inverse, beta = real(0), real(1 / beta), real(beta)
+    zero, inverse = real(0), constant(real, "1 / beta", 1 / beta)
+    beta = constant(real, "beta", beta)
     exp, expm1, log1p, fabs, where = m.exp, m.expm1, m.log1p, m.fabs, m.where
 
     def phi(z: Any) -> Any:
@@ -269,16 +278,16 @@ def softplus(real: Any, m: Any, beta: float = 1.0) -> tuple[Phi, DPhi]:
     return phi, dphi
 
 
-@activation(needs="h")
+@activation
 def softsign(real: Any, m: Any) -> tuple[Phi, DPhi]:
-    """phi(z) = z / (1 + |z|); phi' = (1 - |h|)^2. Source: Bergstra et al. (2009)."""
+    """phi(z) = z / (1 + |z|); phi' = 1 / (1 + |z|)^2. Source: Bergstra et al. (2009)."""
     one, fabs = real(1), m.fabs
 
     def phi(z: Any) -> Any:
         return z / (one + fabs(z))
 
     def dphi(z: Any, h: Any) -> Any:
-        u = one - fabs(h)
+        u = one / (one + fabs(z))
         return u * u
 
     return phi, dphi
@@ -286,57 +295,87 @@ def softsign(real: Any, m: Any) -> tuple[Phi, DPhi]:
 
 @activation
 def gelu(real: Any, m: Any) -> tuple[Phi, DPhi]:
-    """phi(z) = z P(Z <= z) = z (1 + erf(z / sqrt 2)) / 2, Z ~ N(0, 1). Source: Hendrycks and Gimpel (2016), section 2."""
-    half, one = real(0.5), real(1)
+    """phi(z) = z P(Z <= z), Z ~ N(0, 1). Source: Hendrycks and Gimpel (2016), section 2.
+
+    P(Z <= -t) = e^(-t^2/2) erfcx(t / sqrt 2) / 2 for t >= 0, and phi'(-t) = e^(-t^2/2) (erfcx(t / sqrt 2) / 2 - t / sqrt(2 pi)).
+    With r = e^(-t^2/4); the rounding of t^2 is made up for, as in Dekker (1971): t^2 = s + rest. Beyond t = 80 r is 0 in
+    either dtype.
+    """
+    zero, quarter, half, one, two, cut = real(0), real(0.25), real(0.5), real(1), real(2), real(80)
     inverse_sqrt_2, inverse_sqrt_2_pi = real(0.5**0.5), real((2 * np.pi) ** -0.5)
-    exp, erf = m.exp, m.erf
+    splitter = real(2.0 ** ((np.finfo(real).nmant + 2) // 2) + 1)
+    exp, erfcx, fabs, where = m.exp, m.erfcx, m.fabs, m.where
 
     def phi(z: Any) -> Any:
-        return half * z * (one + erf(z * inverse_sqrt_2))
+        t = where(fabs(z) > cut, cut, fabs(z))
+        high = t * splitter - (t * splitter - t)
+        low, s = t - high, t * t
+        rest = ((high * high - s) + two * high * low) + low * low
+        r = exp(-quarter * s)
+        tail = half * erfcx(t * inverse_sqrt_2) * (one - half * rest)
+        return where(z < zero, zero, z) + where(z < zero, z, -t) * tail * r * r
 
     def dphi(z: Any, h: Any) -> Any:
-        density = inverse_sqrt_2_pi * exp(-half * z * z)
-        return half * (one + erf(z * inverse_sqrt_2)) + z * density
+        t = where(fabs(z) > cut, cut, fabs(z))
+        high = t * splitter - (t * splitter - t)
+        low, s = t - high, t * t
+        rest = ((high * high - s) + two * high * low) + low * low
+        r = exp(-quarter * s)
+        tail = (half * erfcx(t * inverse_sqrt_2) - t * inverse_sqrt_2_pi) * (one - half * rest) * r * r
+        return where(z < zero, tail, one - tail)
 
     return phi, dphi
 
 
 @activation
 def gelu_tanh(real: Any, m: Any) -> tuple[Phi, DPhi]:
-    """phi(z) = z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2. Source: Hendrycks and Gimpel (2016), section 2.
+    """phi(z) = z (1 + tanh u) / 2 = z sigmoid(2 u), u = sqrt(2/pi) (z + 0.044715 z^3). Source: Hendrycks and Gimpel (2016).
 
-    Beyond |z| = 10 the tanh is 1 to the last bit of a float64, so z is cut there: z^3 would overflow.
+    With r = e^-|u| and e = r^2: sigmoid(2 u) is e / (1 + e) for z < 0, else 1 / (1 + e), and phi' = sigmoid(2 u) (1 + 2 u' z
+    sigmoid(-2 u)). Beyond |z| = 30 r is 0 in either dtype, so z is cut there: z^3 would overflow.
     """
-    half, one = real(0.5), real(1)
-    k, c, c3, cut = real((2 / np.pi) ** 0.5), real(0.044715), real(3 * 0.044715), real(10)
-    tanh, where = m.tanh, m.where
+    zero, one, two, cut = real(0), real(1), real(2), real(30)
+    k, c, c3 = real((2 / np.pi) ** 0.5), real(0.044715), real(3 * 0.044715)
+    exp, fabs, where = m.exp, m.fabs, m.where
 
     def phi(z: Any) -> Any:
-        x = where(z > cut, cut, where(z < -cut, -cut, z))
-        return half * z * (one + tanh(k * x * (one + c * x * x)))
+        x = fabs(z)
+        x = where(x > cut, cut, x)
+        r = exp(-(k * x * (one + c * x * x)))
+        n = where(z < zero, r, one)
+        return z * n * n / (one + r * r)
 
     def dphi(z: Any, h: Any) -> Any:
-        x = where(z > cut, cut, where(z < -cut, -cut, z))
-        t = tanh(k * x * (one + c * x * x))
-        return half * (one + t) + half * x * (one - t * t) * k * (one + c3 * x * x)
+        x = fabs(z)
+        x = where(x > cut, cut, x)
+        r = exp(-(k * x * (one + c * x * x)))
+        n = where(z < zero, r, one)
+        w = one / (one + r * r)
+        y = two * k * (one + c3 * x * x) * x
+        return n * (one + where(z < zero, -y, y * r * r) * w) * n * w
 
     return phi, dphi
 
 
 @activation
 def silu(real: Any, m: Any) -> tuple[Phi, DPhi]:
-    """phi(z) = z s, s = sigmoid(z); phi' = s (1 + z (1 - s)). Source: Elfwing et al. (2018), eq. 3 and 4."""
-    zero, one = real(0), real(1)
+    """phi(z) = z s, s = sigmoid(z); phi' = s (1 + z (1 - s)). Source: Elfwing et al. (2018), eq. 3 and 4.
+
+    With r = e^(-|z|/2): s is r^2 / (1 + r^2) for z < 0, else 1 / (1 + r^2).
+    """
+    zero, half, one = real(0), real(0.5), real(1)
     exp, fabs, where = m.exp, m.fabs, m.where
 
     def phi(z: Any) -> Any:
-        e = exp(-fabs(z))
-        return z * where(z < zero, e, one) / (one + e)
+        r = exp(-half * fabs(z))
+        n = where(z < zero, r, one)
+        return z * n * n / (one + r * r)
 
     def dphi(z: Any, h: Any) -> Any:
-        e = exp(-fabs(z))
-        s = where(z < zero, e, one) / (one + e)
-        return s * (one + z * (one - s))
+        r = exp(-half * fabs(z))
+        n = where(z < zero, r, one)
+        w = one / (one + r * r)
+        return n * (one + where(z < zero, z, z * r * r) * w) * n * w
 
     return phi, dphi
 
@@ -345,35 +384,36 @@ def silu(real: Any, m: Any) -> tuple[Phi, DPhi]:
 def mish(real: Any, m: Any) -> tuple[Phi, DPhi]:
     """phi(z) = z t, t = tanh(softplus(z)); phi' = t + z (1 - t^2) sigmoid(z). Source: Misra (2019), eq. 1.
 
-    With u = e^z and w = u (u + 2): t = w / (w + 2) and 1 - t^2 = 4 (w + 1) / (w + 2)^2. Above z = 20, t is 1 to the
-    last bit of a float64, so z is cut there.
+    With u = e^z and w = u (u + 2): t = w / (w + 2), 1 - t^2 = 4 (w + 1) / (w + 2)^2, w + 1 = (u + 1)^2. Above z = 20, t is 1 to
+    the last bit of a float64, so z is cut there.
     """
-    one, two, four, cut = real(1), real(2), real(4), real(20)
+    zero, half, one, two, four, cut = real(0), real(0.5), real(1), real(2), real(4), real(20)
     exp, where = m.exp, m.where
 
     def phi(z: Any) -> Any:
-        u = exp(where(z > cut, cut, z))
-        w = u * (u + two)
-        return z * (w / (w + two))
+        r = exp(half * where(z > cut, cut, z))
+        u = r * r
+        n, rest = where(z < zero, r, one), where(z < zero, one, u)
+        return z * n * (rest * (u + two) / (u * (u + two) + two)) * n
 
     def dphi(z: Any, h: Any) -> Any:
         x = where(z > cut, cut, z)
-        u = exp(x)
-        w = u * (u + two)
-        r = one / (w + two)
-        return w * r + x * (four * (w + one) * r * r) * (u / (one + u))
+        r = exp(half * x)
+        u = r * r
+        inverse = one / (u * (u + two) + two)
+        return (r * (u + two) + four * (r * x) * ((one + u) * inverse)) * inverse * r
 
     return phi, dphi
 
 
 @activation(needs="h")
 def hard_sigmoid(real: Any, m: Any) -> tuple[Phi, DPhi]:
-    """phi(z) = min(max(z / 6 + 1/2, 0), 1); phi' = 1/6 for 0 < h < 1, else 0 (PyTorch's; others have slope 1/5)."""
-    zero, half, one, sixth = real(0), real(0.5), real(1), real(1 / 6)
+    """phi(z) = min(max((z + 3) / 6, 0), 1); phi' = 1/6 for 0 < h < 1, else 0 (PyTorch's; others have slope 1/5)."""
+    zero, half, one, three, sixth = real(0), real(0.5), real(1), real(3), real(1 / 6)
     fabs, where = m.fabs, m.where
 
     def phi(z: Any) -> Any:
-        h = z * sixth + half
+        h = (z + three) * sixth
         return where(h < zero, zero, where(h > one, one, h))
 
     def dphi(z: Any, h: Any) -> Any:
@@ -385,15 +425,15 @@ def hard_sigmoid(real: Any, m: Any) -> tuple[Phi, DPhi]:
 @activation
 def hard_swish(real: Any, m: Any) -> tuple[Phi, DPhi]:
     """phi(z) = z hard_sigmoid(z); phi' = 0 for z <= -3, 1 for z >= 3, else (2 z + 3) / 6. Source: Howard et al. (2019)."""
-    zero, half, one, three = real(0), real(0.5), real(1), real(3)
+    zero, one, three, three_halves = real(0), real(1), real(3), real(1.5)
     sixth, third, where = real(1 / 6), real(1 / 3), m.where
 
     def phi(z: Any) -> Any:
-        h = z * sixth + half
+        h = (z + three) * sixth
         return z * where(h < zero, zero, where(h > one, one, h))
 
     def dphi(z: Any, h: Any) -> Any:
-        return where(z <= -three, zero, where(z >= three, one, z * third + half))
+        return where(z <= -three, zero, where(z >= three, one, (z + three_halves) * third))
 
     return phi, dphi
 

@@ -50,7 +50,8 @@ def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
 class Math(NamedTuple):
     """The functions that a definition may use: of one real argument, a choice without a branch, and a whole power.
 
-    ``power(x, n)`` is x^n in float64 for numbers x and n, n whole and >= 0; it is for what is computed once in a step.
+    ``erfcx(x)`` is e^(x^2) erfc(x) for x >= 0, which neither cancels nor underflows where erf(x) nears 1. ``power(x, n)`` is x^n in
+    float64 for numbers x and n, n whole and >= 0; it is for what is computed once in a step.
     """
 
     exp: Callable[[Any], Any]
@@ -63,6 +64,7 @@ class Math(NamedTuple):
     sqrt: Callable[[Any], Any]
     fabs: Callable[[Any], Any]
     erf: Callable[[Any], Any]
+    erfcx: Callable[[Any], Any]
     where: Callable[[Any, Any, Any], Any]
     power: Callable[[Any, Any], Any]
 
@@ -71,6 +73,12 @@ def _erf(x: Any) -> Any:
     from scipy.special import erf  # SciPy is loaded only where erf is used
 
     return erf(x)
+
+
+def _erfcx(x: Any) -> Any:
+    from scipy.special import erfcx
+
+    return erfcx(x)
 
 
 def power(x: Any, n: Any) -> Any:
@@ -94,6 +102,7 @@ NUMPY = Math(
     np.sqrt,
     np.fabs,
     _erf,
+    _erfcx,
     np.where,
     power,
 )

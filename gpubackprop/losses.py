@@ -76,7 +76,7 @@ class Loss(Definition):
         ------
         o : (n, d); y : (n, d), or (n,) class indices in the softmax family; returns (n,) and (n, d)
         """
-        with np.errstate(over="ignore"):  # a branch not taken may overflow
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a branch not taken may overflow
             if self.family == "elementwise":
                 ell, dell = self.scalars(np.dtype(o.dtype), NUMPY)
                 return ell(o, y).sum(axis=1), dell(o, y) + np.zeros_like(o)
@@ -159,13 +159,13 @@ def softmax_cross_entropy(real: Any, m: Any, label_smoothing: float = 0.0) -> An
     ``torch.nn.CrossEntropyLoss``. Source: Bishop (2006), eq. 4.108; smoothing: Szegedy et al. (2016), section 7.
     """
     check_number("label_smoothing", label_smoothing, lambda x: 0 <= x < 1, "in [0, 1)")
-    keep, smoothing = real(1 - label_smoothing), real(label_smoothing)
+    zero, keep, smoothing, where = real(0), real(1 - label_smoothing), real(label_smoothing), m.where
 
     def target(t: Any, u: Any) -> Any:
         return keep * t + smoothing * u
 
     def ell(q: Any, t: Any) -> Any:
-        return -t * q
+        return where(t == zero, zero, -t * q)  # also where q is -inf
 
     def dell(q: Any, t: Any) -> Any:
         return -t
@@ -177,17 +177,22 @@ def softmax_cross_entropy(real: Any, m: Any, label_smoothing: float = 0.0) -> An
 def sigmoid_cross_entropy(real: Any, m: Any) -> Any:
     """ell = max(o, 0) - o t + log(1 + e^-|o|); dell = sigmoid(o) - t; ``torch.nn.BCEWithLogitsLoss``.
 
+    max(o, 0) - o t is written |o| t for o < 0, else |o| (1 - t), and sigmoid(o) - t for o >= 0 is (1 - t) - sigmoid(-o): nothing
+    cancels where t is 0 or 1.
+
     Each output is a probability of its own: y in [0, 1], (n, d). Source: Bishop (2006), eq. 4.90.
     """
     zero, one = real(0), real(1)
     exp, log1p, fabs, where = m.exp, m.log1p, m.fabs, m.where
 
     def ell(o: Any, t: Any) -> Any:
-        return where(o < zero, zero, o) - o * t + log1p(exp(-fabs(o)))
+        share = where(o < zero, t, one - t)
+        return where(share == zero, zero, fabs(o) * share) + log1p(exp(-fabs(o)))
 
     def dell(o: Any, t: Any) -> Any:
         e = exp(-fabs(o))
-        return where(o < zero, e, one) / (one + e) - t
+        p = e / (one + e)
+        return where(o < zero, p - t, (one - t) - p)
 
     return ell, dell
 
@@ -195,10 +200,11 @@ def sigmoid_cross_entropy(real: Any, m: Any) -> Any:
 @loss(mean_function="exp", targets="counts")
 def poisson(real: Any, m: Any) -> Any:
     """ell = e^o - t o, o the log of the rate, without log t!, as ``torch.nn.PoissonNLLLoss``; dell = e^o - t."""
-    exp = m.exp
+    zero, infinity, exp, where = real(0), real(np.inf), m.exp, m.where
 
     def ell(o: Any, t: Any) -> Any:
-        return exp(o) - t * o
+        rate = exp(o)
+        return where(rate == infinity, rate, rate - where(t == zero, zero, t * o))  # no inf - inf, no 0 inf
 
     def dell(o: Any, t: Any) -> Any:
         return exp(o) - t
@@ -235,7 +241,7 @@ def kl_divergence(real: Any, m: Any) -> Any:
         return t
 
     def ell(q: Any, t: Any) -> Any:
-        return t * (log(where(t > zero, t, one)) - q)
+        return where(t == zero, zero, t * (log(where(t > zero, t, one)) - q))
 
     def dell(q: Any, t: Any) -> Any:
         return -t

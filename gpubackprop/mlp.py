@@ -290,7 +290,8 @@ class MLP(Network):
         elif self.loss.targets == "signs":
             here = xp.where(here > 0, 1, -1)
         elif self.loss.mean_function == "exp":
-            here = xp.exp(here)
+            with np.errstate(over="ignore"):
+                here = xp.exp(here)
         if self.target_shape in ((), (1,)):
             here = here.reshape(len(here), *self.target_shape)
         return like(self.backend, here, X)

@@ -165,8 +165,18 @@ else:
 
         return (a(types.boolean, a, b), codegen) if a == b else None
 
+    @intrinsic
+    def _erfcx(typingctx, x):  # type: ignore[no-untyped-def]
+        kind, name = (_F32, "__nv_erfcxf") if x == types.float32 else (_F64, "__nv_erfcx")
+
+        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            module, signature_ = builder.module, ir.FunctionType(kind, [kind])
+            return builder.call(module.globals.get(name) or ir.Function(module, signature_, name), arguments)
+
+        return x(x), codegen
+
     MATH = Math(
-        math.exp, math.expm1, math.log, math.log1p, math.tanh, math.sin, math.cos, math.sqrt, math.fabs, math.erf, _where,
+        math.exp, math.expm1, math.log, math.log1p, math.tanh, math.sin, math.cos, math.sqrt, math.fabs, math.erf, _erfcx, _where,
         inlined(power),
     )  # fmt: skip
     uint32, uint64 = numba.uint32, numba.uint64

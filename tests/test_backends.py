@@ -79,7 +79,7 @@ def test_fused_activation_is_that_of_the_reference(name: str, dtype: str, rng: n
 
 @settings(PROPERTY)
 @given(n=SIZES, d=SIZES, in_place=st.booleans(), dtype=st.sampled_from(["float32", "float64"]), seed=SEEDS)
-@pytest.mark.parametrize("name", ["tanh", "gelu"])  # one that needs h, one that needs z
+@pytest.mark.parametrize("name", ["softplus", "gelu"])  # one that needs h, one that needs z
 def test_fused_activation_at_any_shape(name: str, n: int, d: int, in_place: bool, dtype: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     z, b, dh = (rng.normal(size=s).astype(dtype) * 3 for s in ((n, d), d, (n, d)))
