@@ -25,6 +25,7 @@ LONGEST = 1 << 30  # bytes of a row
 SAMPLE = 100  # rows by which the delimiter and the header are judged
 DELIMITERS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
 MISSING = {"", "nan", "na", "n/a", "#n/a", "null", "none", "?", "-", "."}  # in a column of numbers
+BYTE_ORDER_MARKS = re.compile(rb"(\xef\xbb\xbf)*")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -90,7 +91,7 @@ def _normal(content: bytes) -> bytes:
             content = content.decode("utf-16").encode()
         except UnicodeError as error:
             raise CsvError(f"it begins like UTF-16, but is not ({error})") from None
-    content = content.removeprefix(b"\xef\xbb\xbf")
+    content = content[BYTE_ORDER_MARKS.match(content).end() :]  # type: ignore[union-attr]
     if (at := content.find(b"\0")) >= 0:
         row = content.count(b"\n", 0, at) + 1
         raise CsvError(f"row {row} holds a NUL byte: it is not a text file")

@@ -92,6 +92,7 @@ def test_a_header_is_found_by_all_cells_of_the_first_row(header, body, is_header
     [
         ("", "it is empty"),
         ("\n \n\n", "it is empty"),
+        ("\ufeff\ufeff", "it is empty"),
         ("a,b,y\n", "it has a header and no other row"),
         ("a\n1\n2\n", "it has 1 column; at least one feature and 1 target column are needed, separated by"),
         ("a,b,y,\n1,2,0,\n3,4,1,\n", "row 2, column 4 is missing"),
