@@ -59,7 +59,17 @@ def save(model: MLP, path: str | Path, history: dict[str, list[float]] | None = 
         metadata["history"] = json.dumps(history)
         for name in STATE_ARRAYS:
             tensors[f"optimizer.{name}"] = np.ascontiguousarray(model.backend.to_numpy(getattr(state, name)))
-    write_whole(Path(path), to_bytes(tensors, metadata=metadata))
+    write_whole(Path(path), _in_order(to_bytes(tensors, metadata=metadata)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata sorted: the library writes them in another order each time."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers stay aligned
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load(path: str | Path, device: str = "cpu") -> MLP:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
@@ -38,9 +38,9 @@ class Shape(NamedTuple):
 @cache
 def shape_for(dtype: np.dtype[Any]) -> Shape:
     """Return the largest tile on this machine: 2 x rows sums, two vectors of b and one number of a, in 16 or 32 registers."""
-    features = llvmlite.binding.get_host_cpu_features()
+    features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # those that Numba compiles for
     arm = platform.machine().lower() in ("arm64", "aarch64")
-    bits = 512 if features.get("avx512f") else 256 if features.get("avx") else 128
+    bits = 512 if "+avx512f" in features else 256 if "+avx" in features else 128
     width = bits // (8 * dtype.itemsize)
     return Shape(width, 8 if arm or bits == 512 else 6, 2 * width)
 

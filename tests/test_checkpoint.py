@@ -163,3 +163,15 @@ def test_an_activation_of_ones_own_must_be_registered_before_loading(tmp_path: P
     del ACTIVATIONS["for_a_checkpoint"]
     with pytest.raises(ValueError, match="unknown activation 'for_a_checkpoint'"):
         gb.load(tmp_path / "net", "reference")
+
+
+def test_the_same_network_has_the_same_bytes(tmp_path: Path, rng: np.random.Generator) -> None:
+    model = gb.MLP([4, 5, 3], "tanh", seed=3)
+    history = model.fit(rng.normal(size=(20, 4)), np.arange(20) % 3, epochs=2, optimizer="adam", progress=False)
+    contents = set()
+    for number in range(8):  # the library's order is one of 24, chosen anew each time
+        path = tmp_path / f"{number}.safetensors"
+        save(model, path, dict(history))
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    assert dict(load_training(path)[1]) == dict(history)
