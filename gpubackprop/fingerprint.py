@@ -126,7 +126,8 @@ class _Code:
         walk.feed(code.co_exceptiontable, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_names)
         instructions = list(dis.get_instructions(code))
         self.globals = {i.argval for i in instructions if i.opname in _LOADS_GLOBAL}
-        self.names = {i.argval for i in instructions if "ATTR" in i.opname or i.opname == "LOAD_METHOD"}
+        named = [i for i in instructions if i.opcode in dis.hasname]  # SET_FUNCTION_ATTRIBUTE has a number
+        self.names = {i.argval for i in named if "ATTR" in i.opname or i.opname == "LOAD_METHOD"}
         if "getattr" in self.globals:
             self.names |= {text for text in code.co_consts if isinstance(text, str)}
         for constant in code.co_consts:
