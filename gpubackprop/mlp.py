@@ -163,7 +163,7 @@ class MLP(Network):
         X = as_array(X, "X")
         last, self._thread.last = self._thread.last, None
         if last is not None:
-            self._workspaces.give(last.key, last.workspace)
+            self._give(last.key, last.workspace)
         self._check_room("forward", X)
         X_here = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
         key, ws = self._take("forward", len(X_here))
@@ -194,13 +194,16 @@ class MLP(Network):
             )
         if last.version != self._version:
             raise ValueError("the parameters have changed since forward(X), by fit or load_state_dict; call it again")
-        ws, output = last.workspace, last.workspace.parameters[-1]
+        ws = last.workspace
         given = check_features(self.backend, do, self.layer_sizes[-1], self.dtype, finite=False)
         if len(given) != ws.n:
             raise ValueError(f"do has {len(given)} rows; the last forward(X) had {ws.n}")
-        self._ops.bias_activation_backward(given, None, given, identity, out=ws.do, db=output.db)
+        self._lend_gradients(last.key, ws)
+        self._ops.bias_activation_backward(given, None, given, identity, out=ws.do, db=ws.parameters[-1].db)
         self.backward_pass(self._ops, ws)
-        return self._gradients_like(ws, do)
+        result = self._gradients_like(ws, do)
+        self._give_gradients(last.key, ws)
+        return result
 
     def loss_and_gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[Array, Parameters]:
         """Return the loss and d loss / d W_l, d loss / d b_l, without dropout.
@@ -243,7 +246,7 @@ class MLP(Network):
         ws.feed(X, y, weight)
         yield ws
         ws.feed(None)
-        self._workspaces.give(key, ws)  # not after an exception: something may still write to it
+        self._give(key, ws)
 
     # ------------------------------------------------------------------ training and use
 
@@ -469,19 +472,35 @@ class MLP(Network):
         if ws is None:
             self._check_memory(key)
             ws = self._new_workspace(self.backend, key)
+        if purpose == "gradients":
+            self._lend_gradients(key, ws)
         return key, ws
 
+    def _lend_gradients(self, key: tuple[Any, ...], ws: Workspace) -> None:
+        """Give a workspace memory for gradients, which those of all shapes take turns with."""
+        lent = self._lent.take(key[-1:])
+        if lent is None:
+            gradients = Parameters.zeros(self.backend, self.layer_sizes, self.real)
+            lent = gradients, make_layers(self.weights, gradients, [*self.activations, identity], Names())
+        ws.gradients, ws.parameters = lent
+
+    def _give(self, key: tuple[Any, ...], ws: Workspace) -> None:
+        """Take a workspace back from its caller; not after an exception, since something may still write to it."""
+        self._give_gradients(key, ws)
+        self._workspaces.give(key, ws)
+
+    def _give_gradients(self, key: tuple[Any, ...], ws: Workspace) -> None:
+        if ws.gradients is not None:
+            self._lent.give(key[-1:], (ws.gradients, ws.parameters))
+            ws.gradients, ws.parameters = None, self.layers
+
     def _new_workspace(self, backend: Any, key: tuple[Any, ...]) -> Workspace:
-        """Return a workspace with gradients of its own; for gradients it has no memory for X and y, and reads the caller's."""
+        """Return a workspace without gradients; for gradients it has no memory for X and y either, and reads the caller's."""
         purpose, n, y_shape, weighted, keep, *_ = key
         inputs = self.inputs(n, len(y_shape) == 1, weighted, backend if purpose == "forward" else Tally())
         if weighted:
             inputs.normalized, inputs.total = backend.zeros((n,), self.real), backend.zeros((1,), np.dtype(np.float64))
-        gradients = Parameters.zeros(backend, self.layer_sizes, self.real)
-        layers = make_layers(self.weights, gradients, [*self.activations, identity], Names())
-        ws = Workspace(backend, layers, inputs, keep=keep)
-        ws.gradients = gradients
-        return ws
+        return Workspace(backend, self.layers, inputs, keep=keep)
 
     def _check_room(self, purpose: str, X: Array, y: Any = None, weight: Any = None, *, keep: bool = False) -> None:
         """Raise DeviceMemoryError if a pass, its data included, does not fit; for shapes met before nothing is asked."""
@@ -496,9 +515,12 @@ class MLP(Network):
         """Raise DeviceMemoryError if a new workspace does not fit beside so many bytes of data, even without the older ones."""
         purpose, n, (_, *rest), *flags, _ = key
 
+        new = purpose == "gradients" and key[-1:] not in self._lent
+        gradients = bytes_of(lambda backend: Parameters.zeros(backend, self.layer_sizes, self.real)) if new else 0
+
         def parts(k: int) -> dict[str, int]:
             workspace = bytes_of(lambda backend: self._new_workspace(backend, (purpose, k, (k, *rest), *flags)))
-            return {"data": -(-data * k // n), "workspace": workspace}
+            return {"data": -(-data * k // n), "workspace": workspace, "gradients": gradients}
 
         self.make_room(sum(parts(n).values()))
         check_memory(self.backend, f"{purpose} over {n} samples", n, parts)

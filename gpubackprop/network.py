@@ -91,6 +91,7 @@ class Network(SetOnce, OnDevice):
         self.real = real_of(self.dtype)
         self.loss_scaling = self.dtype.name == "float16"
         self._workspaces = Pool(6)  # of eager passes
+        self._lent = Pool(6)  # gradients with their layers, for those
         self._holds: dict[str, Hold] = {}  # a fit that trains this network
         self._version = 0  # counts what changed the parameters
         self._sums: tuple[Array, Array] | None = None  # of gradients and losses over micro-batches
@@ -382,6 +383,7 @@ class Network(SetOnce, OnDevice):
         """Let go of the workspaces of eager passes, the oldest first, until so many bytes may be allocated."""
         while self._workspaces and not fits(self.backend, wanted):
             self._workspaces.forget_oldest()
+            self._lent.forget_oldest()
 
     # Each of these allocates from the network's backend, or, to be counted, from another.
 

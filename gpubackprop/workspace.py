@@ -143,7 +143,7 @@ class Workspace:
     ) -> None:
         self.n = n = inputs.n
         self.parameters = layers  # what the passes read, and the gradients that they write
-        self.gradients: Parameters | None = None  # all of those in one, where they belong to this workspace
+        self.gradients: Parameters | None = None  # all of those in one, while they are this workspace's
         self.samples: int | None = None  # of the mini-batch that these n are a part of
         self.first = 0  # the place of the first of them
         self.names = names = Names()
@@ -220,7 +220,7 @@ class Workspace:
 
 
 class Pool:
-    """Workspaces that nobody uses. A pass takes one for itself, so that threads that share a network share no memory.
+    """Workspaces, and gradients, that nobody uses. A pass takes one for itself: threads that share a network share no memory.
 
     It has no lock, since single operations on lists and dicts are atomic, and a lock may be taken for ever in a forked process.
 
@@ -234,20 +234,20 @@ class Pool:
 
     def __init__(self, keys: int) -> None:
         self._keys = keys
-        self._free: dict[tuple[Any, ...], list[Workspace]] = {}
+        self._free: dict[tuple[Any, ...], list[Any]] = {}
 
-    def take(self, key: tuple[Any, ...]) -> Workspace | None:
+    def take(self, key: tuple[Any, ...]) -> Any:
         """Return one of a kind, which is then the caller's alone, or None where there is none."""
         try:
             return self._free[key].pop()
         except (KeyError, IndexError):
             return None
 
-    def give(self, key: tuple[Any, ...], workspace: Workspace) -> None:
+    def give(self, key: tuple[Any, ...], item: Any) -> None:
         """Take one back."""
         free = self._free.pop(key, [])  # and in again, as the one that was used last
         if len(free) < self.MOST:
-            free.append(workspace)
+            free.append(item)
         self._free[key] = free
         for old in list(self._free)[: -self._keys]:
             self._free.pop(old, None)

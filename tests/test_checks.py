@@ -154,6 +154,41 @@ def test_gather_stays_inside(device: str, rows: list[int], cursor: int, d: int) 
     assert (out[:, 0] if d else out).tolist() == expected
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_the_same_on_cuda(device: str) -> None:
+    backend: Any = gb.get_backend(device)
+
+    def there(given: dict[str, Any]) -> dict[str, Any]:
+        return {key: backend.asarray(a) if isinstance(a, np.ndarray) else a for key, a in given.items()}
+
+    for name, given in calls().items():
+        fit = there(given)
+        backend.bind(Operation(name, fit, "forward", "", (), (), 0, 0))
+        for key, a in given.items():
+            if not isinstance(a, np.ndarray):
+                continue
+            refuse(
+                device, name, fit | {key: a}, rf"{key} is numpy.ndarray; it must be a cupy.ndarray on cuda:0", TypeError
+            )
+            refuse(device, name, fit | {key: backend.zeros((*a.shape, 2), a.dtype)}, f"{key} has shape|must be")
+            if a.size > 1:
+                strided = backend.zeros((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)[..., ::2]
+                refuse(device, name, fit | {key: strided}, f"{key} is not C-contiguous")
+    z = backend.zeros((8, 3), np.float32)
+    given = there(calls()["bias_activation_forward"]) | {"z": z[:4], "out": z[2:6]}
+    refuse(device, "bias_activation_forward", given, "out shares memory with z")
+    source, order, out = (
+        backend.asarray(np.arange(9)),
+        backend.asarray(np.arange(9)[::-1]),
+        backend.zeros((4,), np.int64),
+    )
+    for cursor in (-(2**63), -3, 7, 2**63 - 1):
+        backend.gather(source, order, backend.asarray(np.array([0, cursor])), out=out)
+        expected = [8 - min(max(0, cursor) + i, 8) for i in range(4)]
+        assert backend.to_numpy(out).tolist() == expected
+
+
 @pytest.mark.parametrize("device", HOST)
 def test_a_step_that_is_run_past_its_order_reads_the_last_rows_again(device: str) -> None:
     model = gb.MLP([3, 4, 2], device=device)

@@ -17,6 +17,7 @@ import gpubackprop as gb
 from gpubackprop import memory
 from gpubackprop.backends.diagnosis import cuda_problem
 from gpubackprop.memory import BLOCK, bytes_of, choose_micro_batch, largest_that_fits, step_parts
+from gpubackprop.parameters import Parameters
 
 SIZES = [12, 32, 7, 3]
 CUDA = pytest.param(
@@ -109,6 +110,7 @@ def test_a_pass_is_counted_as_its_workspace_is(device: str, monkeypatch: pytest.
     model, (X, y) = make(device), batch(100)
     key = model._key("gradients", 100, (100,), False, False)
     workspace = bytes_of(lambda backend: model._new_workspace(backend, key))
+    workspace += bytes_of(lambda backend: Parameters.zeros(backend, model.layer_sizes, model.real))  # its gradients
     data = X.nbytes + y.nbytes if device == "cuda" else 0
     limit(monkeypatch, model, workspace + data)
     model.loss_and_gradients(X, y)

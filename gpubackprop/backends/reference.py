@@ -57,7 +57,11 @@ class ReferenceBackend:
         return reduce_backend(self)
 
     def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
-        return np.ascontiguousarray(a, dtype=dtype)
+        result = np.ascontiguousarray(a, dtype=dtype)
+        # memory of any place and byte order is copied, so that kernels may read it
+        return (
+            result if result.flags.aligned and result.dtype.isnative else result.astype(result.dtype.newbyteorder("="))
+        )
 
     def to_numpy(self, a: Array) -> np.ndarray:
         return np.asarray(a)
