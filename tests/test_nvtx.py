@@ -100,7 +100,7 @@ def test_a_range_is_closed_where_its_operation_raises(timeline: Timeline) -> Non
     zeros = backend.zeros((4, 4), np.float32)
     with pytest.raises(ValueError, match="it must be"):
         backend.clip(zeros, 1.0, zeros)
-    with pytest.raises(ValueError, match="rows"):
+    with pytest.raises(ValueError, match=r"z has shape \(4,\)"):
         backend.bias_activation_forward(zeros[0], zeros[0], None)
     assert timeline.take() == ["clip", "bias_activation_forward"]
 

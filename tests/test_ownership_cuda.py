@@ -419,3 +419,28 @@ def test_a_predictor_keeps_passes_of_a_few_streams(rng: np.random.Generator) -> 
         with stream:
             np.testing.assert_array_equal(predictor(X).get(), expected)
     assert len(predictor._of_queues) == prediction.QUEUES
+
+
+@planned
+def test_a_network_is_trained_while_another_thread_captures(rng: np.random.Generator) -> None:
+    import cupy
+
+    X, y = data(rng)
+    step = gb.MLP([3, 4, 2], device="cuda").step(8, "adam").compile()
+    model, results = gb.MLP([3, 4, 2], device="cuda"), []
+
+    def train() -> None:
+        model.fit(X, y, epochs=2, batch_size=5, progress=False)
+        results.append(model.evaluate(X, y)["loss"])
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+        step.eagerly()
+        stream.end_capture()
+    other = gb.MLP([3, 4, 2], device="cuda")
+    other.fit(X, y, epochs=2, batch_size=5, progress=False)
+    assert results == [other.evaluate(X, y)["loss"]]

@@ -352,7 +352,9 @@ class CudaBackend:
                 calls = self._epilogues.calls(operations, lambda one: self._bind(one, launches), launches.room)
             else:
                 calls = [self._bind(operation, launches) for operation in operations]
-            self._device.synchronize()  # what was allocated is there, whatever stream the step runs on
+            # what was allocated is there, whatever stream the step runs on; the device as a whole must not be waited for
+            # while another thread captures
+            cupy.cuda.get_current_stream().synchronize()
             if captured:
                 return CapturedStep(self._device, calls, step, self._ranged)
 
