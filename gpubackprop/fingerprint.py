@@ -17,6 +17,7 @@ import itertools
 import math
 import sys
 import types
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -60,6 +61,39 @@ def fingerprint(*items: Any, known: Mapping[int, str] | None = None) -> Digest:
         walk.value(item)
     walk.attributes()
     return walk.digest()
+
+
+def thaw(function: Any) -> None:
+    """Let Numba compile anew those helpers of a function that have changed since they were compiled.
+
+    Numba compiles a helper once for each signature and keeps to the globals of that time, here and, with ``cache=True``, on disk.
+    """
+    walk = _Walk({})
+    walk.value(function)
+    walk.attributes()
+    changed = []
+    for helper in walk.wrapped:
+        digest = fingerprint(helper)
+        if _frozen.get(helper) != digest:
+            changed.append(helper)
+            _frozen[helper] = digest
+    given = [
+        (helper, list(helper.overloads)) for helper in changed if not helper._can_compile
+    ]  # with signatures of their own
+    for helper in changed:
+        helper._make_finalizer()()
+        helper._reset_overloads()
+        helper._cache.flush()
+    for helper, signatures in given:
+        helper._can_compile = True
+        for signature in signatures:
+            helper.compile(signature)
+        helper._can_compile = False
+
+
+_frozen: weakref.WeakKeyDictionary[Any, Digest] = (
+    weakref.WeakKeyDictionary()
+)  # what helpers were when they were compiled
 
 
 class Watch:
@@ -152,6 +186,7 @@ class _Walk:
         self.lasting = True
         self.fixed = True  # nothing was met that can be changed where it is, such as an array
         self.read: list[tuple[dict[str, Any], str, Any]] = []
+        self.wrapped: list[Any] = []  # by Numba
         self.cells: list[tuple[types.CellType, Any]] = []
         self._hash = hashlib.sha256()
         self._seen: dict[int, int] = {}
@@ -220,6 +255,8 @@ class _Walk:
                 self._version(item.__name__)
         elif hasattr(item, "py_func") and hasattr(item, "targetoptions"):  # a function as Numba wraps it
             self.feed("compiled", type(item).__name__)
+            if hasattr(item, "_reset_overloads"):
+                self.wrapped.append(item)
             fixed = self.fixed
             self.value(item.targetoptions)
             self.fixed = fixed

@@ -28,7 +28,7 @@ from numba.extending import intrinsic
 
 from gpubackprop import cache
 from gpubackprop.cache import source_digest
-from gpubackprop.fingerprint import Digest, fingerprint
+from gpubackprop.fingerprint import Digest, fingerprint, thaw
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -240,6 +240,7 @@ def _object_code(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tu
     dispatcher.targetdescr.options.parse_as_flags(flags, dispatcher.targetoptions)
     flags.no_compile = True  # no machine code in Numba's own engine
     typing, target = dispatcher.targetdescr.typing_context, dispatcher.targetdescr.target_context
+    thaw(function)
     typing.refresh()
     target.refresh()
     library = _ObjectLibrary(target.codegen(), function.__name__)

@@ -19,7 +19,7 @@ import numpy as np
 from numba import config
 
 from gpubackprop import cache as disk
-from gpubackprop.fingerprint import Digest, fingerprint
+from gpubackprop.fingerprint import Digest, fingerprint, thaw
 from gpubackprop.kernels.cuda_numba import cuda
 from gpubackprop.kernels.cuda_vector import STORAGE
 
@@ -75,6 +75,7 @@ def _numba_type(name: str) -> Any:
 def compile_ptx(source: Source, capability: tuple[int, int]) -> str:
     """Return the PTX of a kernel for a compute capability, with the kernel's readable name as its entry."""
     signature = numba.void(*map(_numba_type, source.signature.split()))
+    thaw(source.function)
     # abi="numba" is the only one for kernels; with pointers and numbers it has one parameter for each argument.
     bounds = (source.threads, resident(source, capability))
     ptx, _ = cuda.compile(source.function, signature, cc=capability, abi="numba", device=False, launch_bounds=bounds)

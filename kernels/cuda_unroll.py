@@ -62,9 +62,9 @@ class _Unroller(ast.NodeTransformer):
         node = self._inner(node)
         arguments: list[ast.expr] = []
         for argument in node.args:
-            name = getattr(argument.value, "id", None) if isinstance(argument, ast.Starred) else None
-            if name in self.counts:
-                arguments += [ast.Name(number, ast.Load()) for number in _numbered(name, self.counts)]
+            passed = argument.value if isinstance(argument, ast.Starred) else None
+            if isinstance(passed, ast.Name) and passed.id in self.counts:
+                arguments += [ast.Name(number, ast.Load()) for number in _numbered(passed.id, self.counts)]
             else:
                 arguments.append(argument)
         node.args = arguments

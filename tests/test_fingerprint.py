@@ -196,6 +196,21 @@ def test_a_global_that_changes_in_a_process_makes_another_kernel(backend: Any, m
         assert (backend.to_numpy(backend.bias_activation_forward(z, b, entry, out=z)) == 2 * factor).all()
 
 
+@numba.njit  # type: ignore[untyped-decorator]
+def times_factor(x: float) -> float:
+    """Return a multiple, by a helper that Numba compiles by itself, and keeps."""
+    return x * FACTOR
+
+
+def test_a_global_of_a_compiled_helper_is_not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Activation("times", lambda real, m: ((lambda z: times_factor(z)), (lambda z, h: z)), needs="z")
+    assert times_factor(1.0) == 2.0
+    for factor in (3.0, 4.0):
+        monkeypatch.setattr(sys.modules[__name__], "FACTOR", factor)
+        z = np.ones((1, 2))
+        assert (gb.get_backend("cpu").bias_activation_forward(z, np.zeros(2), entry, out=z) == factor).all()
+
+
 def test_the_same_kernel_is_kept_for_what_is_the_same() -> None:
     one, two = (cpu.compile_bias_activation_forward(_definition(), F32, True) for _ in range(2))
     assert one is two
