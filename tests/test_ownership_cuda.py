@@ -444,3 +444,16 @@ def test_a_network_is_trained_while_another_thread_captures(rng: np.random.Gener
     other = gb.MLP([3, 4, 2], device="cuda")
     other.fit(X, y, epochs=2, batch_size=5, progress=False)
     assert results == [other.evaluate(X, y)["loss"]]
+
+
+def test_an_option_that_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpubackprop.backends import cuda
+
+    with pytest.raises(ValueError, match="epilogues is 'some'; choose from auto, all, off"):
+        cuda.CudaBackend(0, epilogues="some")
+    monkeypatch.setattr(cuda, "installed", lambda package: None)
+    for option in ({"epilogues": "all"}, {"matmul_precision": "tf32"}):
+        with pytest.raises(gb.DeviceUnavailableError, match="needs nvmath-python"):
+            cuda.CudaBackend(0, **option)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="epilogues is 'some'"):
+        cuda.CudaBackend(0, epilogues="some")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the same stream as handle 0, which cuda.core takes for no stream
 PER_THREAD_STREAM = 2  # CU_STREAM_PER_THREAD: one handle for a stream of each thread
+EPILOGUES = ("auto", "all", "off")
 STREAMS = 8  # whose wrapper for cuda.core is kept
 
 OPERATIONS = [name for name in vars(Recorder) if not name.startswith("_")]
@@ -122,6 +123,8 @@ class CudaBackend:
         self._streams: dict[int, Stream] = {}
         self._thread = threading.local()
         check_precision(matmul_precision)
+        if epilogues not in EPILOGUES:
+            raise ValueError(f"epilogues is {epilogues!r}; choose from {', '.join(EPILOGUES)}")
         self.matmul_precision = matmul_precision
         self._products: Any = None
         if installed("nvmath-python"):
@@ -130,8 +133,9 @@ class CudaBackend:
 
             self._products = Products(index, tf32=matmul_precision == "tf32")
             self._epilogues: Any = Epilogues(self._products, epilogues, self._ranged)
-        elif matmul_precision == "tf32":
-            raise DeviceUnavailableError("matmul_precision 'tf32' needs nvmath-python; run: pip install nvmath-python")
+        elif matmul_precision == "tf32" or epilogues == "all":
+            what = "matmul_precision 'tf32'" if matmul_precision == "tf32" else "epilogues 'all'"
+            raise DeviceUnavailableError(f"{what} needs nvmath-python; run: pip install nvmath-python")
         missing = missing_dtypes(self._launches.capability)
         self.dtypes = tuple(name for name in DTYPES if name not in missing)
 
