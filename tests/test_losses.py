@@ -195,3 +195,50 @@ def test_a_loss_of_ones_own_drops_in(device: str, rng: np.random.Generator) -> N
         assert set(model.evaluate(X, y)) == {"loss", "r2"}
     finally:
         del LOSSES["log_cosh"]
+
+
+@pytest.mark.parametrize("d", [4, 300])
+def test_a_logit_of_minus_infinity_leaves_the_loss_of_other_classes_finite(d: int, backend: Any, rng: Any) -> None:
+    o = rng.normal(size=(3, d)).astype(np.float32)
+    o[:, 1] = -np.inf
+    y, entry = np.array([0, 2, 3]), LOSSES["softmax_cross_entropy"]
+    e = np.exp(o.astype(np.float64) - o.max(axis=1, keepdims=True))
+    p = e / e.sum(axis=1, keepdims=True)
+    no_bias = backend.zeros((d,), np.float32)
+    targets = [backend.asarray(y), backend.asarray(np.eye(d, dtype=np.float32)[y])]
+    for given in targets:
+        value, do, _ = backend.bias_loss(backend.asarray(o.copy()), no_bias, given, entry)
+        # log softmax is right to a few roundings of the spread of the outputs, about 8
+        assert float(backend.to_numpy(value)[0]) == pytest.approx(-np.log(p[np.arange(3), y]).mean(), abs=1e-5)
+        assert_within(backend.to_numpy(do), (p - np.eye(d)[y]) / 3, 1e-6)
+    value, do, _ = backend.bias_loss(backend.asarray(o.copy()), no_bias, targets[1], LOSSES["kl_divergence"])
+    assert np.isfinite(backend.to_numpy(value)).all()
+    # a target on the class itself: the limit; no class possible, or a certain one beyond all numbers: not a number
+    value, do, _ = backend.bias_loss(backend.asarray(o.copy()), no_bias, backend.asarray(np.array([1, 0, 0])), entry)
+    assert float(backend.to_numpy(value)[0]) == np.inf
+    assert np.isfinite(backend.to_numpy(do)).all()
+    for limit in (np.full((3, d), -np.inf, np.float32), np.where(np.arange(d) == 2, np.float32(np.inf), o)):
+        value, do, _ = backend.bias_loss(backend.asarray(limit), no_bias, targets[0], entry)
+        assert np.isnan(backend.to_numpy(value)[0])
+        assert np.isnan(backend.to_numpy(do)).any(axis=1).all()
+
+
+INFINITE = [  # o, t, ell, dell
+    ("sigmoid_cross_entropy", np.inf, 1.0, 0.0, 0.0), ("sigmoid_cross_entropy", np.inf, 0.0, np.inf, 1.0),
+    ("sigmoid_cross_entropy", -np.inf, 0.0, 0.0, 0.0), ("sigmoid_cross_entropy", -np.inf, 0.5, np.inf, -0.5),
+    ("sigmoid_cross_entropy", 60.0, 1.0, 8.75651076269652e-27, -8.75651076269652e-27),
+    ("sigmoid_cross_entropy", -60.0, 0.0, 8.75651076269652e-27, 8.75651076269652e-27),
+    ("poisson", np.inf, 2.0, np.inf, np.inf), ("poisson", -np.inf, 0.0, 0.0, 0.0), ("poisson", -np.inf, 2.0, np.inf, -2.0),
+    ("poisson", 1e4, 3.0, np.inf, np.inf), ("hinge", np.inf, 1.0, 0.0, 0.0), ("hinge", np.inf, -1.0, np.inf, 1.0),
+    ("huber", 1e30, 0.0, 1e30, 1.0), ("huber", -np.inf, 0.0, np.inf, -1.0), ("mean_absolute_error", np.inf, 1.0, np.inf, 1.0),
+    ("mean_squared_error", np.inf, 1.0, np.inf, np.inf), ("mean_squared_error", 1e15, 0.0, 1e30, 2e15),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_losses_have_their_limits(dtype: str, backend: Any) -> None:
+    for name, o, t, ell, dell in INFINITE:
+        outputs, targets = (backend.asarray(np.array([[v]], dtype)) for v in (o, t))
+        value, do, _ = backend.bias_loss(outputs, backend.zeros((1,), dtype), targets, LOSSES[name])
+        assert_within(backend.to_numpy(value)[0], ell, 0 if np.isinf(ell) else 4 * eps(dtype) * abs(ell))
+        assert_within(backend.to_numpy(do)[0, 0], dell, 0 if np.isinf(dell) else 4 * eps(dtype) * abs(dell))
