@@ -12,12 +12,12 @@ demo: $(VENV)/.installed
 	$(BIN)/gpubackprop train --data digits --epochs 40 --out demo
 
 test: $(VENV)/.installed-dev
-	@echo "make test: about 4 minutes on two cores, less once the kernels are compiled"
+	@echo "make test: at most 6 minutes on two cores, less once the kernels are compiled"
 	@start=$$(date +%s); $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"; status=$$?; \
 	echo "make test: $$(($$(date +%s) - start)) s"; exit $$status
 
 test-all: test
-	@echo "make test-all: about 15 minutes more on two cores"
+	@echo "make test-all: about 20 minutes more on two cores"
 	@start=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/.installed-dev-cuda && \
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or compilers"; status=$$?; \
 	echo "make test-all: $$(($$(date +%s) - start)) s more"; exit $$status
