@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import cache, wraps
 from itertools import combinations
 from types import EllipsisType, MethodType, SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from gpubackprop.definitions import Array, real_of
+from gpubackprop.definitions import Array, check_dtype, real_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
@@ -243,9 +243,15 @@ def _check_kind(backend: Any, name: str, a: Any) -> None:
     )
 
 
+@cache
+def _dtypes(names: tuple[str, ...]) -> frozenset[np.dtype[Any]]:
+    """Return dtypes by their names, which NumPy makes anew, and slowly, wherever a dtype is asked for its name."""
+    return frozenset(map(check_dtype, names))
+
+
 def _check_storage(backend: Any, argument: ArrayArgument, dtype: np.dtype[Any]) -> None:
-    allowed = backend.dtypes
-    if (dtype.name in allowed and dtype.isnative) or (argument.dtype == "data" and dtype == _INT64):
+    allowed = tuple(backend.dtypes)
+    if dtype in _dtypes(allowed) or (argument.dtype == "data" and dtype == _INT64):
         return
     raise ValueError(
         f"{argument.name} is an array of {dtype}{'' if dtype.isnative else ' in another byte order'}; "
@@ -255,7 +261,7 @@ def _check_storage(backend: Any, argument: ArrayArgument, dtype: np.dtype[Any]) 
 
 def _dtype_fits(kind: str, dtype: np.dtype[Any], storage: np.dtype[Any], backend: Any) -> bool:
     if kind in ("storage", "data"):
-        return dtype == storage
+        return dtype is storage or dtype == storage
     if kind == "real":
         return dtype == real_of(storage)
     if kind == "either":
