@@ -188,3 +188,41 @@ def test_kernels_that_other_processes_have_filed_are_told_apart(tmp_path: Path) 
 
     assert run(0.5) == run(0.75) == ["False True"]
     assert run(0.5, 0.75) == ["True True"] * 2
+
+
+MIXED = """
+import sys
+import numpy as np
+import gpubackprop as gb
+backend, rng = gb.get_backend("cpu"), np.random.default_rng(0)
+for work in sys.argv[1:]:
+    dtype, activation = work.split(":")
+    if activation == "product":
+        for _ in range(50):
+            m, k, n = rng.integers(1, 70, 3)
+            a, b = rng.normal(size=(m, k)).astype(dtype), rng.normal(size=(k, n)).astype(dtype)
+            assert np.allclose(backend.matmul(a, b), a @ b, rtol=1e-4, atol=1e-4), work
+    else:
+        X, y, got = np.linspace(-1, 1, 60).reshape(20, 3), np.arange(20) % 2, []
+        for device in ("cpu", "reference"):
+            model = gb.MLP([3, 5, 2], activation=activation, dtype=dtype, device=device)
+            model.fit(X, y, epochs=2, batch_size=10, optimizer=gb.Adam(0.1), progress=False)
+            got.append(model.predict_proba(X))
+        assert np.allclose(*got, rtol=1e-3, atol=1e-3), work
+print("right")
+"""
+
+
+@pytest.mark.slow
+def test_a_cache_that_many_processes_have_filled_is_right(tmp_path: Path) -> None:
+    work = [f"{dtype}:{what}" for dtype in ("float32", "float64") for what in ("product", "tanh", "gelu")]
+    environment = os.environ | {"GPUBACKPROP_CACHE_DIR": str(tmp_path / "kernels")}
+
+    def start(*names: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", MIXED, *names]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    fillers = [start(*work[k::3]) for k in range(3)]  # at the same time, each with another part, in its own order
+    for process in (*fillers, start(*reversed(work)), start(*work)):
+        output, errors = process.communicate(timeout=1200)
+        assert (process.returncode, output) == (0, "right\n"), errors
