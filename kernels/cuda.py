@@ -8,8 +8,8 @@ How a matrix (n, d) is cut: a *line* is the least number of whole rows whose len
 row where d is one. A block is (bx, by) threads; each thread owns ``width`` neighbouring elements of a line and strides over
 lines. So every access moves 16 bytes, whatever d is; a thread meets the same columns throughout, so the bias stays in
 registers and column sums need no atomics; and the threads of a warp read neighbouring addresses. The last line may be short.
-Column sums are taken in a fixed order: each thread its own lines, a tree over the block, then :func:`column_sum` over the
-blocks and the rows of a line; the same shape on the same device gives the same bits.
+Column sums are taken in a fixed order: each thread its own lines, at most 32 of them, a tree over the block, then
+:func:`column_sum` over the blocks and the rows of a line; the same shape on the same device gives the same bits.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ from gpubackprop.philox import define_philox
 
 SUM_COLUMNS = 8
 """Columns of a block of :func:`column_sum`: 32 bytes of float32, the least that memory delivers, and many rows at once."""
+SUM_ROWS = 4
+"""Loads of a thread of :func:`column_sum` under way at once: it waits for memory, not for arithmetic."""
 WIDEST = 32
 """Threads of a block along a line, at most: half a kilobyte of neighbouring memory."""
 
@@ -374,7 +376,7 @@ def sum_columns(dtype: np.dtype[Any], threads: int) -> Any:
     real = numba.from_dtype(real_dtype)
     _, _, load1, _, _ = access(storage_of(dtype), 1)
     fold = fold_rows(1, threads)
-    ROWS = 4  # loads under way at once: this kernel waits for memory, not for arithmetic
+    ROWS = SUM_ROWS
 
     @unrolled
     def body(a, out, n, d, shared):  # type: ignore[no-untyped-def]

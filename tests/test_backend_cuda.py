@@ -169,6 +169,32 @@ def test_losses_agree_with_the_reference(
         np.testing.assert_array_equal(cuda.to_numpy(value_new), [first, 2 * total])
 
 
+def test_sums_over_many_rows_keep_their_digits(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal terms round to the same side again and again: a device of one block stands for millions of rows.
+
+    No thread adds up more than 32 terms in a row, each to half a unit of the sum so far: 2^-20 if all of them erred to one side.
+    """
+    monkeypatch.setattr(cuda._launches, "blocks", 1)
+    n, d, tenth = 10_000, 10, float(np.float32(0.1))
+    tenths, bias = cuda.asarray(np.full((n, d), tenth, np.float32)), cuda.asarray(np.zeros(d, np.float32))
+    _, db = cuda.bias_activation_backward(tenths.copy(), None, tenths, ACTIVATIONS["relu"])
+    np.testing.assert_allclose(cuda.to_numpy(db), n * tenth, rtol=2**-20)
+
+    o = cuda.asarray(np.zeros((n, d), np.float32))
+    value, _, db = cuda.bias_loss(o, bias, tenths, LOSSES["mean_squared_error"](reduction="sum"))
+    np.testing.assert_allclose(float(value[0]), n * d * tenth**2, rtol=2**-20)
+    np.testing.assert_allclose(cuda.to_numpy(db), -2 * n * tenth, rtol=2**-20)
+
+    for d in (10, 160):  # a kernel of tiles, and one of rows
+        row = np.linspace(0, 0.3, d, dtype=np.float32)
+        o, y = cuda.asarray(np.tile(row, (n, 1))), cuda.asarray(np.zeros(n, np.int64))
+        bias = cuda.asarray(np.zeros(d, np.float32))
+        value, do, db = cuda.bias_loss(o, bias, y, LOSSES["softmax_cross_entropy"](reduction="sum"))
+        wide = row.astype(np.float64)
+        np.testing.assert_allclose(float(value[0]), n * (np.log(np.exp(wide).sum()) - wide[0]), rtol=2**-20)
+        np.testing.assert_allclose(cuda.to_numpy(db), n * cuda.to_numpy(do)[0].astype(np.float64), rtol=2**-20)
+
+
 @pytest.mark.parametrize("columns", [3, 40, 300])
 def test_a_nan_output_makes_the_loss_and_its_own_row_nan(columns: int, cuda: Any, rng: Any) -> None:
     z = normal(rng, (5, columns), "float32")

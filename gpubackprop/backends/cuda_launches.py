@@ -32,6 +32,10 @@ SCRATCH_STEP = 4096  # elements; scratch grows in multiples of it
 LARGE = 1 << 20
 """Bytes of a matrix from which on a block takes so many rows that its own bias and sums are a few percent of the traffic;
 below it, many blocks with few rows are done sooner."""
+IN_A_ROW = 32
+"""Terms that one thread adds up one after another in float32. Where terms are equal, each addition may round to the same side, so a
+sum of many would lose digits: 32 lose 2^-20 at the very most, and sums of sums, each of so few, hardly more."""
+MOST_BLOCKS = 65535  # CUDA's limit along y
 
 Grid = tuple[int, int]
 
@@ -109,8 +113,9 @@ class Launches:
         self._require(real, db=(db, (d,)))
         width = passes.width_of(dtype, _at(dh), _at(s), _at(out))
         rows = passes.rows_of_line(width, d)
-        grid, block = self._cut(n * d, d * rows, width, dtype, 64 // dtype.itemsize)
-        whole, finish = grid[1] * rows == 1, self.finish and rows == 1 and grid[1] > 1
+        grid, block = self._cut(n * d, d * rows, width, dtype, 64 // dtype.itemsize, in_a_row=IN_A_ROW)
+        whole = grid[1] * rows == 1
+        finish = self.finish and rows == 1 and 1 < grid[1] <= block[1] * IN_A_ROW
         source = passes.bias_activation_backward(activation, dtype, width, dropout is not None, finish)
         partial = db if whole else self.room(grid[1] * d * rows, real)
         tickets = self.room(grid[0], np.dtype(np.int64)) if finish else None
@@ -118,7 +123,7 @@ class Launches:
         numbers = *self._mask(dtype, dropout), n * d, d * rows
         launches = [self._launch(source, grid, block, *pointers, *numbers, scratch=(partial, tickets))]
         if not (whole or finish):
-            launches.append(self._column_sum(_at(partial), _at(db), grid[1] * rows, d, real))
+            launches += self._column_sums(_at(partial), _at(db), grid[1] * rows, d, real)
         return launches
 
     def bias_loss(
@@ -158,21 +163,24 @@ class Launches:
         if not softmax:
             width = 1 if weight is not None and d % width else width
             repeat = passes.rows_of_line(width, d)
-            grid, block = self._cut(n * d, d * repeat, width, dtype, 32, 1)
+            # a thread also adds up the losses of a line's ``width`` numbers, one after another
+            grid, block = self._cut(n * d, d * repeat, width, dtype, 32, 1, in_a_row=IN_A_ROW // width)
             source = cuda_loss.elementwise_loss(loss, dtype, width, variant)
             rows, numbers = grid[1] * repeat, [*numbers, n * d, d * repeat, d]
         else:
             source, grid, block, more = self._softmax(loss, dtype, n, d, width, variant, _at(b))
             rows, numbers = grid[1], [*numbers, real.type(1 / d), n, d, *more]
         count, long = grid[0] * grid[1], "_long_" in source.name
-        sums, sum_block = self._cut_sum(n, d) if long else (grid, block)
-        rows = sums[1] if long else rows
+        rows = 0 if long else rows
         room = self.room(rows * d + count, real)
         partial, losses = _at(room), _at(room) + rows * d * real.itemsize
         places = [losses] if long else [partial, losses]
         first.append(self._launch(source, grid, block, *inputs, *places, *numbers, scratch=room))
-        if long:
-            first.append(self._launch(passes.column_sum(dtype), sums, sum_block, _at(out), partial, n, d))
+        if long:  # its kernel leaves the sums over columns to another
+            partial, rows, sums = self._shorten(_at(out), n, d, dtype, always=True)
+        else:
+            partial, rows, sums = self._shorten(partial, rows, d, real)
+        first += sums
         growth = 1.0 if loss.reduction == "sum" else float(samples or n) if total is None else 0.0
         columns, rows_at_once = passes.block_shape(d, passes.SUM_COLUMNS)
         finish = self._launch(
@@ -191,6 +199,7 @@ class Launches:
             down = min(self.blocks, -(-n // at_once))
             if n * d * dtype.itemsize >= LARGE:
                 down = min(down, n // 64)
+            down = _at_least(down, n, at_once * IN_A_ROW)
             rows = min(most, -(-n // (down * at_once)) * at_once)
             source = cuda_softmax.softmax_loss_tile(loss, dtype, width, d, variant)
             return source, (1, min(down, -(-n // rows))), (lanes, at_once), [rows]
@@ -202,12 +211,12 @@ class Launches:
             )  # two numbers of float64 at a time would take more than 64 registers
             return (
                 cuda_softmax_rows.softmax_loss_long(loss, dtype, width, variant),
-                (1, min(n, self.blocks)),
+                (1, _at_least(min(n, self.blocks), n, IN_A_ROW)),
                 (THREADS, 1),
                 [],
             )
         threads, _, rows = shape
-        down = min(-(-n // rows), max(1, self.blocks * THREADS // threads))
+        down = _at_least(min(-(-n // rows), max(1, self.blocks * THREADS // threads)), n, rows * IN_A_ROW)
         return cuda_softmax_rows.softmax_loss_row(loss, dtype, width, shape, variant), (1, down), (threads, 1), []
 
     def normalize_weights(self, weight: Array, out: Array, total: Array | None = None) -> list[Launch]:
@@ -258,7 +267,8 @@ class Launches:
         self._require(dtype, gradients=(gradients, (size,)), scalars=(scalars, (8,)))
         if _at(gradients) % VECTOR_BYTES:
             raise ValueError("gradients must be aligned to 16 bytes, as backend.zeros gives them")
-        blocks = self._flat_grid(size * dtype.itemsize // VECTOR_BYTES + 1)
+        vectors = size * dtype.itemsize // VECTOR_BYTES + 1
+        blocks = max(self._flat_grid(vectors), -(-vectors // (THREADS * IN_A_ROW)))
         partial = self.room(2 * blocks, dtype)
         block = (THREADS, 1)
         return [
@@ -330,28 +340,48 @@ class Launches:
         return kernel
 
     def _cut(
-        self, size: int, line: int, width: int, dtype: np.dtype[Any], least: int, in_flight: int = 0
+        self, size: int, line: int, width: int, dtype: np.dtype[Any], least: int, in_flight: int = 0, in_a_row: int = 0
     ) -> tuple[Grid, Grid]:
-        """Return grid and block for a matrix, see :mod:`gpubackprop.kernels.cuda`; a large one has ``least`` lines to a block."""
+        """Return grid and block for a matrix, see :mod:`gpubackprop.kernels.cuda`.
+
+        A large matrix has at least ``least`` lines to a block, and where ``in_a_row`` is given at most so many to a thread.
+        """
         bx, by = passes.block_shape(-(-line // width))
         across, lines = -(-line // (bx * width)), -(-size // line)
         in_flight = in_flight or passes.lines_in_flight(dtype, width)
         down = min(self.blocks // across, -(-lines // (by * in_flight)))
         if size * dtype.itemsize >= LARGE:
             down = min(down, lines // least)
+        if in_a_row:
+            down = _at_least(down, lines, by * in_a_row)
         return (across, max(1, down)), (bx, by)
-
-    def _cut_sum(self, n: int, d: int) -> tuple[Grid, Grid]:
-        bx, by = passes.block_shape(d, passes.SUM_COLUMNS)
-        across = -(-d // bx)
-        return (across, max(1, min(self.blocks // across, -(-n // (4 * by))))), (bx, by)
 
     def _flat_grid(self, threads: int) -> int:
         return max(1, min(2 * self.blocks, -(-threads // THREADS)))
 
-    def _column_sum(self, a: int, out: int, n: int, d: int, dtype: np.dtype[Any]) -> Launch:
+    def _column_sums(self, a: int, out: int, n: int, d: int, dtype: np.dtype[Any]) -> list[Launch]:
+        """Return the launches for out = sums over the rows of a (n, d)."""
+        a, n, first = self._shorten(a, n, d, dtype)
+        real, (bx, by) = real_of(dtype) if first else dtype, passes.block_shape(d, passes.SUM_COLUMNS)
+        return [*first, self._launch(passes.column_sum(real), (-(-d // bx), 1), (bx, by), a, out, n, d)]
+
+    def _shorten(
+        self, a: int, n: int, d: int, dtype: np.dtype[Any], *, always: bool = False
+    ) -> tuple[int, int, list[Launch]]:
+        """Return address and rows of a matrix of real numbers with the column sums of a (n, d), and the launches that make it.
+
+        It has so few rows that one row of blocks can add them up; a itself is returned if it has, unless ``always``.
+        """
         bx, by = passes.block_shape(d, passes.SUM_COLUMNS)
-        return self._launch(passes.column_sum(dtype), (-(-d // bx), 1), (bx, by), a, out, n, d)
+        at_once = passes.SUM_ROWS * by
+        if n <= at_once * IN_A_ROW and not always:
+            return a, n, []
+        across, real = -(-d // bx), real_of(dtype)
+        down = _at_least(min(max(1, self.blocks // across), -(-n // at_once)), n, at_once * IN_A_ROW)
+        room = self.room(down * d, real, apart=True)
+        first = self._launch(passes.column_sum(dtype), (across, down), (bx, by), a, _at(room), n, d, scratch=room)
+        sums, rows, more = self._shorten(_at(room), down, d, real)
+        return sums, rows, [first, *more]
 
     def _mask(self, dtype: np.dtype[Any], dropout: Mapping[str, Any] | None) -> tuple[Any, ...]:
         """Return counters, bound, scale, low, high, layer and first, as the kernels take them."""
@@ -363,10 +393,13 @@ class Launches:
         numbers = keep_threshold(rate), real(1 / (1 - rate)), *split_seed(dropout["seed"])
         return _at(counters), *numbers, dropout["layer"], dropout.get("first_block", 0)
 
-    def room(self, size: int, dtype: np.dtype[Any]) -> Array:
-        """Return scratch for ``size`` numbers; that of whole numbers is 0, and whoever uses it leaves it so."""
+    def room(self, size: int, dtype: np.dtype[Any], *, apart: bool = False) -> Array:
+        """Return scratch for ``size`` numbers; that of whole numbers is 0, and whoever uses it leaves it so.
+
+        An operation that needs two at once takes the second ``apart``.
+        """
         new = cupy.zeros if dtype.kind == "i" else cupy.empty
-        if not self._shared:
+        if apart or not self._shared:
             return new(size, dtype)
         room = self._scratch.get(dtype)
         if room is None or room.size < size:
@@ -398,6 +431,11 @@ def _copy_unit(nbytes: int, *addresses: int) -> tuple[str, int]:
         if not any(number % size for number in (nbytes, *addresses)):
             return unit
     return "u2", 1
+
+
+def _at_least(blocks: int, n: int, of_block: int) -> int:
+    """Return ``blocks``, or more where n would be more than ``of_block`` for each."""
+    return min(MOST_BLOCKS, max(1, blocks, -(-n // of_block)))
 
 
 def _at(a: Array | None) -> int:
