@@ -48,10 +48,12 @@ def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
 
 
 class Math(NamedTuple):
-    """The functions that a definition may use: of one real argument, a choice without a branch, and a whole power.
+    """The functions that a definition may use: of one real argument, a choice without a branch, a whole power, and x y + z.
 
     ``erfcx(x)`` is e^(x^2) erfc(x) for x >= 0, which neither cancels nor underflows where erf(x) nears 1. ``power(x, n)`` is x^n in
-    float64 for numbers x and n, n whole and >= 0; it is for what is computed once in a step.
+    float64 for numbers x and n, n whole and >= 0; it is for what is computed once in a step. ``fma(x, y, z)`` is x y + z in one
+    instruction and one rounding; on the CPU, where bits are promised, two operations stay two roundings unless it says so. The
+    reference backend rounds twice.
     """
 
     exp: Callable[[Any], Any]
@@ -67,6 +69,7 @@ class Math(NamedTuple):
     erfcx: Callable[[Any], Any]
     where: Callable[[Any, Any, Any], Any]
     power: Callable[[Any, Any], Any]
+    fma: Callable[[Any, Any, Any], Any]
 
 
 def _erf(x: Any) -> Any:
@@ -91,6 +94,10 @@ def power(x: Any, n: Any) -> Any:
     return result
 
 
+def _fma(x: Any, y: Any, z: Any) -> Any:
+    return x * y + z
+
+
 NUMPY = Math(
     np.exp,
     np.expm1,
@@ -105,6 +112,7 @@ NUMPY = Math(
     _erfcx,
     np.where,
     power,
+    _fma,
 )
 
 

@@ -19,7 +19,8 @@ parameters, biases included, as in PyTorch. ``clip_norm`` scales the whole gradi
 
 A running average v <- b v + (1 - b) x is computed as v + (1 - b) (x - v), or x + b (v - x) for b < 1/2, and so has gain 1 in any
 dtype: rounded, b and 1 - b do not add up to 1. A gradient whose square would overflow counts as the largest whose square does
-not, so that differences are finite too; infinity and NaN make the parameters NaN.
+not, so that differences are finite too; infinity and NaN make the parameters NaN. Products that are added to something are written
+``m.fma``: the CPU's compiler contracts nothing by itself.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class SGD(Optimizer):
         return float(self.momentum), float(self.weight_decay)
 
     def define(self, real: Any, m: Any) -> Scalars:
-        moving, nesterov = self.momentum > 0, self.nesterov
+        moving, nesterov, fma = self.momentum > 0, self.nesterov, m.fma
 
         def constants(t: float, lr: float, momentum: float, decay: float) -> tuple[float, float, float]:
             return lr, 0.0, 0.0
@@ -171,10 +172,10 @@ class SGD(Optimizer):
         def update(
             p: Any, g: Any, v: Any, s1: Any, s2: Any, lr: Any, c1: Any, c2: Any, momentum: Any, decay: Any
         ) -> Any:
-            g = g + decay * p
-            v = momentum * v + g if moving else g
-            step = g + momentum * v if nesterov else v
-            return p - lr * step, v, s1, s2
+            g = fma(decay, p, g)
+            v = fma(momentum, v, g) if moving else g
+            step = fma(momentum, v, g) if nesterov else v
+            return fma(-lr, step, p), v, s1, s2
 
         return constants, update
 
@@ -216,7 +217,7 @@ class Adam(Optimizer):
         slow1, slow2 = (beta >= 0.5 for beta in self.betas)
         one, zero = real(1), real(0)
         limit, amsgrad, decoupled = _largest_to_square(real), self.amsgrad, self.decoupled
-        sqrt, where, power = m.sqrt, m.where, m.power
+        sqrt, where, power, fma = m.sqrt, m.where, m.power, m.fma
 
         def constants(
             t: float, lr: float, beta1: float, beta2: float, rest1: float, rest2: float, eps: float, decay: float
@@ -242,14 +243,15 @@ class Adam(Optimizer):
             if decoupled:
                 p = p * (one - lr * decay)
             else:
-                g = g + decay * p
-            g = where(g > limit, limit, where(g < -limit, -limit, g)) + zero * g
-            mean = mean + rest1 * (g - mean) if slow1 else g + rest1 * (mean - g)
-            square = square + rest2 * (g * g - square) if slow2 else g * g + rest2 * (square - g * g)
+                g = fma(decay, p, g)
+            limited = where(g > limit, limit, g)
+            g = fma(zero, g, where(limited < -limit, -limit, limited))
+            mean = fma(rest1, g - mean, mean) if slow1 else fma(rest1, mean - g, g)
+            square = fma(rest2, fma(g, g, -square), square) if slow2 else fma(rest2, fma(-g, g, square), g * g)
             if amsgrad:
                 top = where(top > square, top, square)
-                return p - c1 * mean / (sqrt(top) * c2 + eps), mean, square, top
-            return p - c1 * mean / (sqrt(square) * c2 + eps), mean, square, top
+                return fma(-c1, mean / fma(sqrt(top), c2, eps), p), mean, square, top
+            return fma(-c1, mean / fma(sqrt(square), c2, eps), p), mean, square, top
 
         return constants, update
 
@@ -301,7 +303,7 @@ class RMSprop(Optimizer):
         constant(real, "eps", self.eps)  # raises where there is no such number
         slow, moving, centered = self.alpha >= 0.5, self.momentum > 0, self.centered
         limit, zero = _largest_to_square(real), real(0)
-        sqrt, where = m.sqrt, m.where
+        sqrt, where, fma = m.sqrt, m.where, m.fma
 
         def constants(
             t: float, lr: float, alpha: float, rest: float, eps: float, decay: float, momentum: float
@@ -323,19 +325,20 @@ class RMSprop(Optimizer):
             decay: Any,
             momentum: Any,
         ) -> Any:
-            g = g + decay * p
-            g = where(g > limit, limit, where(g < -limit, -limit, g)) + zero * g
+            g = fma(decay, p, g)
+            limited = where(g > limit, limit, g)
+            g = fma(zero, g, where(limited < -limit, -limit, limited))
             if centered:
                 d = g - mean
-                square = alpha * (square + rest * (d * d))
-                mean = mean + rest * d if slow else g - alpha * d
+                square = alpha * fma(rest, d * d, square)
+                mean = fma(rest, d, mean) if slow else fma(-alpha, d, g)
             elif slow:
-                square = square + rest * (g * g - square)
+                square = fma(rest, fma(g, g, -square), square)
             else:
-                square = g * g + alpha * (square - g * g)
+                square = fma(alpha, fma(-g, g, square), g * g)
             step = g / (sqrt(square) + eps)
-            velocity = momentum * velocity + step if moving else step
-            return p - lr * velocity, square, velocity, mean
+            velocity = fma(momentum, velocity, step) if moving else step
+            return fma(-lr, velocity, p), square, velocity, mean
 
         return constants, update
 
@@ -367,7 +370,7 @@ class Adagrad(Optimizer):
     def define(self, real: Any, m: Any) -> Scalars:
         constant(real, "eps", self.eps)  # raises where there is no such number
         limit, largest, zero = _largest_to_square(real), real(np.finfo(real).max), real(0)
-        sqrt, where = m.sqrt, m.where
+        sqrt, where, fma = m.sqrt, m.where, m.fma
 
         def constants(t: float, lr: float, lr_decay: float, eps: float, decay: float) -> tuple[float, float, float]:
             return lr / (1.0 + (t - 1.0) * lr_decay), 0.0, 0.0
@@ -385,11 +388,12 @@ class Adagrad(Optimizer):
             eps: Any,
             decay: Any,
         ) -> Any:
-            g = g + decay * p
-            g = where(g > limit, limit, where(g < -limit, -limit, g)) + zero * g
-            square = square + g * g
+            g = fma(decay, p, g)
+            limited = where(g > limit, limit, g)
+            g = fma(zero, g, where(limited < -limit, -limit, limited))
+            square = fma(g, g, square)
             square = where(square > largest, largest, square)
-            return p - lr * g / (sqrt(square) + eps), square, s1, s2
+            return fma(-lr, g / (sqrt(square) + eps), p), square, s1, s2
 
         return constants, update
 
@@ -420,7 +424,7 @@ class Lion(Optimizer):
     def define(self, real: Any, m: Any) -> Scalars:
         slow1, slow2 = (beta >= 0.5 for beta in self.betas)
         zero, one = real(0), real(1)
-        limit, where = _largest_to_square(real), m.where
+        limit, where, fma = _largest_to_square(real), m.where, m.fma
 
         def constants(t: float, lr: float, rest1: float, rest2: float, decay: float) -> tuple[float, float, float]:
             return lr, 0.0, 0.0
@@ -428,11 +432,12 @@ class Lion(Optimizer):
         def update(
             p: Any, g: Any, mean: Any, s1: Any, s2: Any, lr: Any, c1: Any, c2: Any, rest1: Any, rest2: Any, decay: Any
         ) -> Any:
-            g = where(g > limit, limit, where(g < -limit, -limit, g)) + zero * g
-            u = mean + rest1 * (g - mean) if slow1 else g + rest1 * (mean - g)
+            limited = where(g > limit, limit, g)
+            g = fma(zero, g, where(limited < -limit, -limit, limited))
+            u = fma(rest1, g - mean, mean) if slow1 else fma(rest1, mean - g, g)
             sign = where(u > zero, one, where(u < zero, -one, u))
-            mean = mean + rest2 * (g - mean) if slow2 else g + rest2 * (mean - g)
-            return p * (one - lr * decay) - lr * sign, mean, s1, s2
+            mean = fma(rest2, g - mean, mean) if slow2 else fma(rest2, mean - g, g)
+            return fma(-lr, sign, p * (one - lr * decay)), mean, s1, s2
 
         return constants, update
 

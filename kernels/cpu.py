@@ -411,7 +411,8 @@ def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
         for i in range(p.size):
             g = gradients[i] * factor
             if clipped:
-                g = where(g > limit, limit, where(g < -limit, -limit, g))
+                g = where(g > limit, limit, g)
+                g = where(g < -limit, -limit, g)
             s0 = state0[i] if has0 else zero
             s1 = state1[i] if has1 else zero
             s2 = state2[i] if has2 else zero

@@ -149,7 +149,7 @@ def vector_math(dtype: np.dtype[Any]) -> Math:
     sin, cos = _define_sin(dtype)
     erf, erfcx = _define_erf(dtype, exp)
     return Math(
-        exp, expm1, log, log1p, inlined(tanh), sin, cos, math.sqrt, math.fabs, erf, erfcx, where, inlined(power)
+        exp, expm1, log, log1p, inlined(tanh), sin, cos, math.sqrt, math.fabs, erf, erfcx, where, inlined(power), fma
     )
 
 

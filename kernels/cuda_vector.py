@@ -166,6 +166,13 @@ else:
         return (a(types.boolean, a, b), codegen) if a == b else None
 
     @intrinsic
+    def _fma(typingctx, x, y, z):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            return builder.fma(*arguments)
+
+        return (x(x, y, z), codegen) if x == y == z else None
+
+    @intrinsic
     def _erfcx(typingctx, x):  # type: ignore[no-untyped-def]
         kind, name = (_F32, "__nv_erfcxf") if x == types.float32 else (_F64, "__nv_erfcx")
 
@@ -177,7 +184,7 @@ else:
 
     MATH = Math(
         math.exp, math.expm1, math.log, math.log1p, math.tanh, math.sin, math.cos, math.sqrt, math.fabs, math.erf, _erfcx, _where,
-        inlined(power),
+        inlined(power), _fma,
     )  # fmt: skip
     uint32, uint64 = numba.uint32, numba.uint64
 

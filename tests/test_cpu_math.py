@@ -176,3 +176,13 @@ def digest(dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_bits_are_those_of_every_other_machine(dtype):
     assert digest(dtype) == DIGESTS[dtype]
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_fma_rounds_once(real):
+    function, eps = vector_math(np.dtype(real)).fma, np.finfo(real).eps
+    fma = numba.njit(**_OPTIONS)(lambda x, y, z: function(x, y, z))
+    x = real(1) + eps
+    z = -(x + eps)  # x x is 1 + 2 eps + eps^2, and rounded -z
+    assert fma(x, x, z) == eps * eps
+    assert NUMPY.fma(x, x, z) == 0
