@@ -165,7 +165,8 @@ def relu(real: Any, m: Any) -> tuple[Phi, DPhi]:
 def leaky_relu(real: Any, m: Any, negative_slope: float = 0.01) -> tuple[Phi, DPhi]:
     """phi(z) = z for z > 0, else negative_slope * z. Source: Maas et al. (2013)."""
     _at_least_zero(negative_slope=negative_slope)
-    zero, one, slope, where = real(0), real(1), real(negative_slope), m.where
+    zero, one, where = real(0), real(1), m.where
+    slope = constant(real, "negative_slope", negative_slope)
 
     def phi(z: Any) -> Any:
         return where(z > zero, z, slope * z)
@@ -442,11 +443,12 @@ def hard_swish(real: Any, m: Any) -> tuple[Phi, DPhi]:
 def squareplus(real: Any, m: Any, b: float = 4.0) -> tuple[Phi, DPhi]:
     """phi(z) = (z + sqrt(z^2 + b)) / 2; phi' = h^2 / (h^2 + b/4). Source: Barron (2021), eq. 1; b = 4 as in JAX.
 
-    For z < 0 the sum cancels, so phi is written b / (2 (sqrt(z^2 + b) - z)) there. Above ``cut`` phi(z) is z to the last bit
-    (for b < 1e14), and z^2 might overflow.
+    For z < 0 the sum cancels, so phi is written b / (2 (sqrt(z^2 + b) - z)) there. Above ``cut`` phi(z) is z to the last bit,
+    since b is at most 1e14, and z^2 might overflow.
     """
-    _positive(b=b)
-    zero, half, quarter_b, b, cut = real(0), real(0.5), real(b / 4), real(b), real(1e15)
+    check_number("b", b, lambda x: 0 < x <= 1e14, "in (0, 1e14]")
+    quarter_b, b = constant(real, "b / 4", b / 4), constant(real, "b", b)
+    zero, half, cut = real(0), real(0.5), real(1e15)
     sqrt, fabs, where = m.sqrt, m.fabs, m.where
 
     def phi(z: Any) -> Any:

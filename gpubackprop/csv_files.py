@@ -192,20 +192,21 @@ class _Reader:
         self.is_target = [j >= width - self.targets for j in range(width)]
         below = [column.slice(1, SAMPLE).to_pylist() for column in columns]
         if self.target is not None:
-            self._choose_target(self.target)
+            self._choose_target(self.target, below)
         if self.header is None:
             labels = columns[self.is_target.index(True)].slice(1).to_pylist()
             self.header = self._is_header(below, labels)
         block.skipped = int(self.header)
         return [column.slice(block.skipped) for column in columns]
 
-    def _choose_target(self, target: str) -> None:
+    def _choose_target(self, target: str, below: list[list[str]]) -> None:
         if self.targets != 1:
             raise CsvError(f"target names one column; targets is {self.targets}")
         named = [j for j, name in enumerate(self.first) if name == target]
         number = int(target) if _is_whole(target) else 0
         numbered = [number - 1] if 1 <= number <= len(self.first) else []
-        if named and numbered and self.header is None:
+        # a number, or a label of the column, may as well stand in a row that is a sample
+        if named and self.header is None and (self._is_number(target) or any(target in below[j] for j in named)):
             raise self._cannot_tell()
         found = [] if self.header is False else named
         if len(found) == 1:

@@ -164,6 +164,8 @@ def _check(parts: list[_Part], classification: bool, found: str) -> str:
         text = part.y.dtype.kind in "UO"
         if part.y.dtype.kind not in "biufUO" or (text and not classification):
             raise ValueError(f"the targets {where}are no numbers (dtype {part.y.dtype})")
+        with np.errstate(over="ignore"):  # longer numbers that float64 has none for are infinite
+            part.X, part.y = (a.astype(np.float64) if a.dtype == np.longdouble else a for a in (part.X, part.y))
         for name, a in (("features", part.X), ("targets", part.y)):
             if a.dtype.kind == "f" and not np.isfinite(a).all():
                 at = np.argwhere(~np.isfinite(a))

@@ -39,6 +39,8 @@ def evaluate(model: MLP, X: Array, y: Array, weight: Array | None = None) -> dic
     elif loss.targets == "real":
         column = w if weight is None else w[:, None]
         y64 = y.astype(np.float64)
+        # relative to a row that counts: where all such rows are equal the spread is 0, not what a rounded mean leaves of it
+        y64 -= y64[0 if weight is None else int(w.argmax())].copy()
         mean = (column * y64).sum(axis=0) / total
         spread = float((column * (y64 - mean) ** 2).sum())
         result["r2"] = 1.0 - float(right[0]) / spread if spread > 0 else 0.0

@@ -159,7 +159,8 @@ def softmax_cross_entropy(real: Any, m: Any, label_smoothing: float = 0.0) -> An
     ``torch.nn.CrossEntropyLoss``. Source: Bishop (2006), eq. 4.108; smoothing: Szegedy et al. (2016), section 7.
     """
     check_number("label_smoothing", label_smoothing, lambda x: 0 <= x < 1, "in [0, 1)")
-    zero, keep, smoothing, where = real(0), real(1 - label_smoothing), real(label_smoothing), m.where
+    zero, keep, where = real(0), real(1 - label_smoothing), m.where
+    smoothing = constant(real, "label_smoothing", label_smoothing)
 
     def target(t: Any, u: Any) -> Any:
         return keep * t + smoothing * u

@@ -13,6 +13,8 @@ from tolerances import assert_within, eps
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS, Activation, activation
+from gpubackprop.definitions import NUMPY
+from gpubackprop.losses import LOSSES
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "golden.json").read_text(encoding="utf-8"))["activations"]
 NAMES = sorted(ACTIVATIONS)
@@ -258,3 +260,21 @@ def test_an_activation_of_ones_own_drops_in(cube: Any, device: str, rng: np.rand
     assert_within(h.h, np.asarray(h.z) ** 3, 8 * eps("float64") * np.abs(np.asarray(h.z) ** 3))
     assert gb.check_gradients(model, X, y).ok
     assert gb.MLP([3, 4, 2], cube(c=0.5), "mean_squared_error", device).activations[0].label == "cube(c=0.5)"
+
+
+@pytest.mark.parametrize(
+    ("item", "wrong"),
+    [
+        (lambda: ACTIVATIONS["leaky_relu"](negative_slope=1e300), "negative_slope is 1e\\+300"),
+        (lambda: ACTIVATIONS["squareplus"](b=1e-60), "b / 4 is 2.5e-61"),
+        (lambda: LOSSES["softmax_cross_entropy"](label_smoothing=1e-60), "label_smoothing is 1e-60"),
+    ],
+)
+def test_a_number_of_a_formula_that_float32_has_not_is_named(item, wrong):
+    with pytest.raises(ValueError, match=f"{wrong}, which float32 has no number for"):
+        item().scalars(np.dtype(np.float32), NUMPY)
+
+
+def test_squareplus_takes_no_b_above_which_it_would_be_wrong():
+    with pytest.raises(ValueError, match=r"b is 1e\+31; it must be in \(0, 1e14\]"):
+        ACTIVATIONS["squareplus"](b=1e31)

@@ -252,3 +252,16 @@ def test_parameters_can_be_changed_in_place() -> None:
     model.parameters.flat *= 2
     np.testing.assert_array_equal(model.parameters.W[0], 2 * (before.W[0] + 1))
     assert (model.parameters.b[1] == 6).all()
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_outputs_that_no_call_allocates_and_bad_norms_are_named(device):
+    backend = gb.get_backend(device)
+    x = np.ones(5, np.float32)
+    with pytest.raises(TypeError, match=r"out is builtins\.NoneType"):
+        backend.accumulate(None, x, None)
+    with pytest.raises(TypeError, match=r"out is builtins\.NoneType"):
+        backend.gather(x, np.arange(5), np.zeros(2, np.int64))
+    for norm in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"max_norm is .*; it must be a number > 0"):
+            backend.clip(x, norm, np.ones(8, np.float32))

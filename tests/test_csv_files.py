@@ -250,3 +250,9 @@ def test_a_damaged_file_is_read_as_it_stands_or_refused():
         read_whole += 1
     assert min(read_whole, len(refused)) > 50
     assert not any("\n" in message for message in refused)
+
+
+def test_a_target_that_may_be_a_number_or_a_label_makes_no_header_by_itself():
+    for text, target in (("1.5,2,0\n3,4,1\n5,6,0\n", "0"), ("1,2,a\n3,4,b\n5,6,a\n", "a"), ("1.5,2,0\n3,4,1\n", 1.5)):
+        with pytest.raises(CsvError, match="row 1 may be a header or a sample"):
+            read(text, target=target)

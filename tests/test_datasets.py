@@ -244,3 +244,13 @@ def test_a_damaged_binary_file_is_read_whole_or_refused_with_its_name(tmp_path, 
                 read_whole += 1
     assert min(read_whole, len(refused)) > 15
     assert all(name in message and "\n" not in message for name, message in refused)
+
+
+def test_longer_numbers_that_float64_has_none_for_are_refused(tmp_path):
+    X = np.ones((8, 2), np.longdouble)
+    X[5, 1] = np.longdouble("1e400")
+    if not np.isfinite(X).all():
+        pytest.skip("long double is float64 here")
+    np.savez(tmp_path / "a.npz", X=X, y=np.arange(8) % 2)
+    with pytest.raises(ValueError, match=r"features hold NaN or infinity .*first in sample 6"):
+        load_dataset(tmp_path / "a.npz")

@@ -385,3 +385,13 @@ def test_numpy_scalars_describe_a_network(tmp_path: Path) -> None:
             gb.MLP([5, 2], device="reference", **bad)
     with pytest.raises(ValueError, match="layer_sizes is"):
         gb.MLP([5, True], device="reference")
+
+
+@pytest.mark.parametrize("weight", [None, np.array([0.0, 0.1, 0.2, 0.3, 0.7])])
+def test_r2_of_targets_that_are_all_equal_is_0(weight):
+    """Their mean, rounded, is another number, which left a spread of 1e-33 to divide by."""
+    model = gb.MLP([1, 2], loss="mean_squared_error", dtype="float64", device="reference")
+    y = np.full((5, 2), [0.1, -7.7])
+    if weight is not None:
+        y[0] = 3  # does not count
+    assert model.evaluate(np.zeros((5, 1)), y, weight)["r2"] == 0

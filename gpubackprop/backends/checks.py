@@ -162,11 +162,12 @@ def check_arrays(backend: Any, operation: str, given: Mapping[str, Any], *, boun
         For another shape or dtype, memory in another order, an output that is read-only or shares memory with what it must not.
     """
     sizes: dict[Any, Any] = {"n_states": given["optimizer"].n_states} if operation == "update" else {}
+    allocated = () if bound or operation in ("gather", "accumulate") else _ALLOCATED
     storage: np.dtype[Any] | None = None
     arrays: list[tuple[ArrayArgument, Array]] = []
     for argument in _table(operation, given):
         a: Any = given.get(argument.name)
-        if a is None and (argument.optional or (argument.written and argument.name in _ALLOCATED and not bound)):
+        if a is None and (argument.optional or (argument.written and argument.name in allocated)):
             continue
         _check_kind(backend, argument.name, a)
         dtype = a.dtype
@@ -209,6 +210,8 @@ def check_values(backend: Any, operation: str, given: Mapping[str, Any]) -> None
             raise ValueError(
                 f"y holds labels from {y.min()} to {y.max()}; for {classes} classes they are 0 to {classes - 1}"
             )
+    elif operation == "clip" and not given["max_norm"] > 0:
+        raise ValueError(f"max_norm is {given['max_norm']!r}; it must be a number > 0")
     elif operation == "dropout" and not 0 <= given["rate"] < 1:
         raise ValueError(f"rate is {given['rate']!r}; it must be in [0, 1)")
 

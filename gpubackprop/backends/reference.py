@@ -42,6 +42,8 @@ quiet = np.errstate(
     over="ignore", invalid="ignore", divide="ignore"
 )  # infinity and NaN are in the numbers, as on every device
 
+DEPTH = 4096  # terms of a product that are added in the arrays' dtype; such sums are added in float64
+
 
 class ReferenceBackend:
     """See :class:`gpubackprop.backends.base.Backend`."""
@@ -78,9 +80,13 @@ class ReferenceBackend:
     @checked
     @quiet
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
-        if a.dtype.itemsize > 2:
-            return np.matmul(a, b, out=out)
-        return _store(np.matmul(_wide(a), _wide(b)), out, a.dtype)
+        a_wide, b_wide, depth = _wide(a), _wide(b), a.shape[1]
+        if depth <= DEPTH:
+            return _store(np.matmul(a_wide, b_wide), out, a.dtype)
+        total = np.zeros((len(a), b.shape[1]))
+        for k in range(0, depth, DEPTH):
+            total += np.matmul(a_wide[:, k : k + DEPTH], b_wide[k : k + DEPTH])
+        return _store(total, out, a.dtype)
 
     @checked
     @quiet
