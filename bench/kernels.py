@@ -111,14 +111,14 @@ def _backward(backend: Any, name: str, shape: tuple[int, int], dtype: np.dtype[A
     activation = ACTIVATIONS[name]
 
     def make() -> Arrays:
-        at, dh = _normal(backend, shape, dtype), _normal(backend, shape, dtype)[::-1].copy()
-        if name == "tanh":
-            at = backend.xp.tanh(at)
+        z, dh = _normal(backend, shape, dtype), _normal(backend, shape, dtype)[::-1].copy()
+        h = backend.xp.tanh(z) if name == "tanh" else z  # what plain operations have kept; only relu and tanh read it
         # out is not dh, as it is in a step: dh would be multiplied by the derivative in every run, and vanish
-        return {"dh": dh, "at": at, "out": backend.zeros(shape, dtype), "db": backend.zeros(shape[1:], real_of(dtype))}
+        out, db = backend.zeros(shape, dtype), backend.zeros(shape[1:], real_of(dtype))
+        return {"dh": dh, "z": z, "h": h, "out": out, "db": db}
 
     def record(to: Recorder, a: Arrays) -> object:
-        return to.bias_activation_backward(a["dh"], a["at"], a["at"], activation, a["out"], a["db"])
+        return to.bias_activation_backward(a["dh"], a["z"], a["h"], activation, a["out"], a["db"])
 
     label = f"bias_activation_backward {name}"
     return Kernel(label, shape, make, record, partial(unfused.backward(name), backend.xp), ("out", "db"), ("db",))
