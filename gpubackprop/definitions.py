@@ -280,6 +280,11 @@ class Definition:
         return self.define(dtype.type, m, **dict(self.parameters))
 
     @property
+    def origin(self) -> Any:
+        """What :meth:`scalars` depends on, beside its arguments; None where that is too much to watch."""
+        return self.define, self.parameters
+
+    @property
     def label(self) -> str:
         """The name with its parameters, as in ``huber(delta=2.0)``."""
         values = ", ".join(f"{name}={value}" for name, value in self.parameters)
@@ -306,18 +311,31 @@ def per_definition(math: Callable[[np.dtype[Any]], Math]) -> Callable[[Callable[
     """
 
     def decorate(make: Callable[..., Made]) -> Callable[..., Made]:
+        origins: dict[Any, tuple[Watch, Digest]] = {}
         watches: dict[Any, Watch] = {}
         made: dict[Any, Made] = {}
 
-        @wraps(make)
-        def get(definition: Any, dtype: np.dtype[Any], *rest: Any, **options: Any) -> Made:
+        def digest_of(definition: Any, dtype: np.dtype[Any]) -> Digest:
             m = math(dtype)
             parts = definition.made_of(dtype, m)
             watch = watches.get((definition, dtype))
             if watch is None or not watch.holds_for(parts):
                 known = {id(function): name for name, function in m._asdict().items()}
                 watch = watches[definition, dtype] = Watch(parts, known)
-            key = watch.digest, dtype, rest, tuple(sorted(options.items()))
+            return watch.digest
+
+        @wraps(make)
+        def get(definition: Any, dtype: np.dtype[Any], *rest: Any, **options: Any) -> Made:
+            origin, found = definition.origin, origins.get((definition, dtype))
+            if found is not None and found[0].holds_for(origin):
+                digest = found[1]  # without making the scalar functions
+            elif origin is None or (found is not None and not found[0].possible):
+                digest = digest_of(definition, dtype)
+            else:
+                watch = Watch(origin, {}, results=True)  # before they are made, so that no change is missed
+                digest = digest_of(definition, dtype)
+                origins[definition, dtype] = watch, digest
+            key = digest, dtype, rest, tuple(sorted(options.items()))
             if key not in made:
                 made[key] = make(definition, dtype, *rest, **options)
             return made[key]

@@ -28,6 +28,13 @@ _LIBRARIES = frozenset({"builtins", "numpy", "scipy", "numba", "llvmlite", "numb
 """Packages whose functions are known by name and version, beside the standard library."""
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 _LOADS_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+_PURE = frozenset({
+    "abs", "all", "any", "bool", "dict", "divmod", "enumerate", "float", "int", "isinstance", "len", "list", "map", "max", "min",
+    "pow", "range", "reversed", "round", "set", "sorted", "str", "sum", "tuple", "type", "zip",
+    "ArithmeticError", "TypeError", "ValueError",
+})  # fmt: skip
+"""Built-in functions whose result depends on their arguments alone."""
+_PURE_NUMPY: tuple[Any, ...] = (np.where, np.ndim, np.finfo, np.iinfo, np.dtype, np.ndarray, np.errstate)
 _MISSING = object()
 _C_FUNCTION: Any = ctypes.CFUNCTYPE(None).__mro__[1]
 _number = itertools.count()
@@ -103,23 +110,43 @@ class Watch:
     ----------
     item, known
         As :func:`fingerprint` takes them.
+    results : bool
+        It is also about what the functions in ``item`` return for the same arguments: they, and what they call, must depend on
+        nothing else than their arguments and what is read here.
+
+    Attributes
+    ----------
+    digest : Digest
+    possible : bool
+        False where that cannot be told: the watch holds for nothing.
     """
 
-    def __init__(self, item: Any, known: Mapping[int, str]) -> None:
+    def __init__(self, item: Any, known: Mapping[int, str], results: bool = False) -> None:
         walk = _Walk(known)
         walk.value(item)
         walk.attributes()
         self.digest = walk.digest()
-        self._item, self._fixed, self._names, self._cells = item, walk.fixed and walk.lasting, walk.read, walk.cells
+        self.possible = walk.fixed and walk.lasting and (walk.pure or not results)
+        self._item, self._names, self._cells, self._functions = item, walk.read, walk.cells, walk.functions
 
     def holds_for(self, item: Any) -> bool:
         """Return whether ``item`` is made of the same, and no global or attribute that it reads has been set since."""
-        return (
-            self._fixed
-            and _same(item, self._item)
-            and all(names.get(name, _MISSING) is value for names, name, value in self._names)
-            and all(cell.cell_contents is value for cell, value in self._cells)
-        )
+        if not (self.possible and _same(item, self._item)):
+            return False
+        for names, name, value in self._names:
+            if names.get(name, _MISSING) is not value:
+                return False
+        for cell, value in self._cells:
+            if _content(cell) is not value:
+                return False
+        for function, code, defaults in self._functions:
+            if (
+                function.__code__ is not code
+                or function.__defaults__ is not defaults
+                or function.__kwdefaults__ is not None
+            ):
+                return False
+        return True
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -135,15 +162,21 @@ def _same(a: Any, b: Any) -> bool:
             and a.__globals__ is b.__globals__
             and _same(a.__defaults__, b.__defaults__)
             and a.__kwdefaults__ is b.__kwdefaults__ is None
-            and _same(a.__closure__, b.__closure__)
+            and _same_cells(a.__closure__ or (), b.__closure__ or ())
         )
     if kind is tuple:
         return len(a) == len(b) and all(map(_same, a, b))
-    if kind is types.CellType:
-        return _same(a.cell_contents, b.cell_contents)
     if kind in _NUMBERS:  # 0.0 and -0.0 are not the same
         return bool(a == b) and (a != 0 or math.copysign(1.0, a) == math.copysign(1.0, b))
     return kind is str and bool(a == b)
+
+
+def _same_cells(a: tuple[types.CellType, ...], b: tuple[types.CellType, ...]) -> bool:
+    for x, y in zip(a, b, strict=True):
+        p, q = _content(x), _content(y)
+        if p is not q and not _same(p, q):
+            return False
+    return True
 
 
 _NUMBERS = frozenset({float, int, bool, np.float32, np.float64, np.int64, np.int32, np.uint32, np.bool_})
@@ -162,6 +195,7 @@ class _Code:
         self.globals = {i.argval for i in instructions if i.opname in _LOADS_GLOBAL}
         named = [i for i in instructions if i.opcode in dis.hasname]  # SET_FUNCTION_ATTRIBUTE has a number
         self.names = {i.argval for i in named if "ATTR" in i.opname or i.opname == "LOAD_METHOD"}
+        self.pure = not any(i.opname.startswith(("IMPORT", "STORE_GLOBAL", "DELETE")) for i in instructions)
         if "getattr" in self.globals:
             self.names |= {text for text in code.co_consts if isinstance(text, str)}
         for constant in code.co_consts:
@@ -170,6 +204,7 @@ class _Code:
                 walk.feed(inner.digest)
                 self.globals |= inner.globals
                 self.names |= inner.names
+                self.pure &= inner.pure
             else:
                 walk.value(constant)
         self.digest: Digest = walk.digest()
@@ -185,6 +220,8 @@ class _Walk:
         self.known = known
         self.lasting = True
         self.fixed = True  # nothing was met that can be changed where it is, such as an array
+        self.pure = True  # what is called depends on its arguments and on what is read here alone
+        self.functions: list[tuple[types.FunctionType, types.CodeType, Any]] = []
         self.read: list[tuple[dict[str, Any], str, Any]] = []
         self.wrapped: list[Any] = []  # by Numba
         self.cells: list[tuple[types.CellType, Any]] = []
@@ -243,6 +280,7 @@ class _Walk:
                 if item is not _MISSING:
                     self.feed("attribute", k, name)
                     if library and not _has_value(item):
+                        self.pure &= _pure(item)
                         self._version(module.__name__)  # an object or a function of the library's
                     else:
                         self.value(item)
@@ -255,6 +293,7 @@ class _Walk:
                 self._version(item.__name__)
         elif hasattr(item, "py_func") and hasattr(item, "targetoptions"):  # a function as Numba wraps it
             self.feed("compiled", type(item).__name__)
+            self.pure = False  # as far as Python is concerned
             if hasattr(item, "_reset_overloads"):
                 self.wrapped.append(item)
             fixed = self.fixed
@@ -263,6 +302,7 @@ class _Walk:
             self.value(item.py_func)
         elif hasattr(item, "_defn") and hasattr(item, "_prefer_literal"):  # an intrinsic: code that emits code
             self.feed("intrinsic")
+            self.pure = False
             self.value(item._defn)
         elif self._of_library(item):
             pass
@@ -335,6 +375,7 @@ class _Walk:
             else:
                 self.cells.append((cell, content))
                 self.value(content)
+        self.functions.append((function, function.__code__, function.__defaults__))
         self.fixed &= not function.__kwdefaults__
         for name in sorted(code.globals):
             self.feed("global", name)
@@ -342,9 +383,12 @@ class _Walk:
             self.read.append((function.__globals__, name, item))
             if item is not _MISSING:
                 self.value(item)
+            else:
+                self.pure &= name in _PURE
 
     def _take(self, code: _Code) -> None:
         self.feed(str(code.digest))
+        self.pure &= code.pure
         self._names |= code.names
 
     def _class(self, kind: type) -> None:
@@ -369,6 +413,7 @@ class _Walk:
         if found is not item:  # made by a function: its name does not say what it is
             return False
         self.feed("library", module, name)
+        self.pure &= _pure(item)
         self._version(module)
         return True
 
@@ -399,6 +444,19 @@ def _content(cell: types.CellType) -> Any:
 def _library(module: str) -> bool:
     top = module.partition(".")[0]
     return top in _LIBRARIES or top in sys.stdlib_module_names
+
+
+def _pure(item: Any) -> bool:
+    """Return whether something of a library gives the same for the same arguments at any time."""
+    if isinstance(item, type):
+        return (
+            issubclass(item, np.generic)
+            or item in _PURE_NUMPY
+            or (item.__module__ == "builtins" and item.__name__ in _PURE)
+        )
+    if isinstance(item, types.BuiltinFunctionType):
+        return item.__module__ == "math" or (item.__module__ == "builtins" and item.__name__ in _PURE)
+    return isinstance(item, np.ufunc | np.generic) or item in _PURE_NUMPY
 
 
 def _has_value(item: Any) -> bool:

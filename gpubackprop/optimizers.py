@@ -55,6 +55,7 @@ class Optimizer:
     learning_rate: float | Schedule = 0.01
     n_states: ClassVar[int] = 0
     numbers: ClassVar[tuple[float, ...]] = ()
+    origin: ClassVar[None] = None  # all of a class: see definitions.per_definition
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

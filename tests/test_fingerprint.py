@@ -18,6 +18,7 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.activations import Activation
+from gpubackprop.definitions import NUMPY, Definition, per_definition
 from gpubackprop.fingerprint import Watch, fingerprint
 from gpubackprop.kernels import cpu
 
@@ -270,3 +271,75 @@ def test_another_process_does_not_find_the_kernel_of_other_constants(device: str
         command = [sys.executable, "-c", ACROSS, device, factor]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == factor
+
+
+MADE = """
+import math, os
+import numpy as np
+SLOPE = 2.0
+def scale(x, by=1.0):
+    return math.fabs(x) * by * np.pi
+def numbers(real, m):
+    slope = real(scale(SLOPE))
+    return lambda z: slope * z
+def imports(real, m):
+    from user_settings import SLOPE
+    slope = real(SLOPE)
+    return lambda z: slope * z
+def environment(real, m):
+    slope = real(os.environ["SLOPE"])
+    return lambda z: slope * z
+def file(real, m):
+    slope = real(np.fromfile("slope")[0])
+    return lambda z: slope * z
+def named(real, m):
+    slope = real(globals()["SLO" + "PE"])
+    return lambda z: slope * z
+calls = 0
+def counts(real, m):
+    global calls
+    calls = calls + 1
+    slope = real(calls)
+    return lambda z: slope * z
+"""
+
+
+@pytest.mark.parametrize("name", ["imports", "environment", "file", "named", "counts"])
+def test_what_a_function_returns_is_not_watched_where_it_depends_on_more(name: str) -> None:
+    module = types.ModuleType("user")
+    exec(MADE, vars(module))
+    function = getattr(module, name)
+    assert not Watch(function, {}, results=True).holds_for(function)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda user: setattr(user, "SLOPE", 3.0),
+        lambda user: setattr(user.scale, "__defaults__", (2.0,)),
+        lambda user: setattr(user.scale, "__code__", (lambda x, by=1.0: x).__code__),
+        lambda user: setattr(user.scale, "__kwdefaults__", {"by": 1.0}),
+        lambda user: setattr(user.numbers, "__code__", (lambda real, m: None).__code__),
+        lambda user: setattr(user, "scale", float),
+        lambda user: setattr(user, "np", user.math),
+    ],
+)
+def test_what_a_function_returns_is_watched(edit: Callable[[Any], None]) -> None:
+    module = types.ModuleType("user")
+    exec(MADE, vars(module))
+    watch = Watch(module.numbers, {}, results=True)
+    assert watch.holds_for(module.numbers)
+    edit(module)
+    assert not watch.holds_for(module.numbers)
+
+
+def test_a_definition_is_made_anew_only_where_something_it_reads_has_changed() -> None:
+    module = types.ModuleType("user")
+    exec(MADE, vars(module))
+    kernel = per_definition(lambda dtype: NUMPY)(lambda definition, dtype: definition.scalars(dtype, NUMPY)(1.0))
+    definition = Definition("user", module.numbers)
+    f64 = np.dtype(np.float64)
+    made = [kernel(definition, f64) for _ in range(3)]
+    module.SLOPE = 3.0  # type: ignore[attr-defined]
+    made += [kernel(definition, f64) for _ in range(2)]
+    assert made == [2 * np.pi] * 3 + [3 * np.pi] * 2
