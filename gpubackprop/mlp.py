@@ -16,7 +16,16 @@ from gpubackprop.architecture import DEVICE_OPTIONS, architecture_of, build, tak
 from gpubackprop.backends import choose_device, get_backend
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.current import active
-from gpubackprop.definitions import DTYPES, Array, check_dtype, check_number, check_precision, check_seed, real_of
+from gpubackprop.definitions import (
+    DTYPES,
+    Array,
+    check_dtype,
+    check_number,
+    check_precision,
+    check_seed,
+    current,
+    real_of,
+)
 from gpubackprop.initializers import INITIALIZERS, Initializer
 from gpubackprop.interop import as_array, like
 from gpubackprop.losses import LOSSES, Loss
@@ -138,7 +147,7 @@ class MLP(Network):
         allowed = getattr(self.backend, "dtypes", DTYPES[:2])
         if self.dtype.name not in allowed:
             raise ValueError(f"device {self.device!r} computes in {', '.join(allowed)}; dtype is {self.dtype.name!r}")
-        self._predictors: dict[int, Predictor] = {}  # by the samples of a call
+        self._predictors: dict[int, tuple[Any, Predictor]] = {}  # by the samples of a call
         self._thread = _OfThread()
         self._target_shape: tuple[int, ...] | None = None
         super().__init__(self._initial_parameters())
@@ -340,10 +349,11 @@ class MLP(Network):
     def _in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
         """As :meth:`outputs_in_batches`; o is overwritten by the next."""
         n = min(EVALUATION_BATCH, 1 << (len(X) - 1).bit_length())
-        predictor = self._predictors.get(n)
-        if predictor is None:
-            predictor = self._predictors[n] = Predictor(self, n)
-        yield from predictor.in_batches(X)
+        formulas = tuple(current(a, self.dtype) for a in self.activations)
+        prepared = self._predictors.get(n)
+        if prepared is None or prepared[0] != formulas:  # what an activation reads may have been edited since
+            prepared = self._predictors[n] = formulas, Predictor(self, n)
+        yield from prepared[1].in_batches(X)
 
     def warmup(self, batch_size: int = 128, optimizer: str | Optimizer = "adam", class_indices: bool = True) -> None:
         """Compile what ``fit``, ``predict`` and ``evaluate`` need, or load it from disk; this network does not change.

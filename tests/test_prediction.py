@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
+from gpubackprop.activations import Activation
 from gpubackprop.losses import LOSSES
 
 DEVICES = ["reference", "cpu"]
@@ -99,3 +100,28 @@ def test_warmup_compiles_what_fit_and_evaluate_need(monkeypatch):
     monkeypatch.setattr(Kernel, "_compile", lambda kernel, kinds: pytest.fail(f"compiles {kernel.function.__name__}"))
     model.fit(X, y, epochs=1, batch_size=10, optimizer="rmsprop", validation_data=(X, y), progress=False)
     model.predict(X)
+
+
+SLOPE = 1.0
+
+
+def sloped(real, m):
+    slope = real(SLOPE)
+
+    def phi(z):
+        return slope * z
+
+    def dphi(z, h):
+        return slope
+
+    return phi, dphi
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_predict_follows_an_edit_of_what_an_activation_reads(device, monkeypatch):
+    model = gb.MLP([12, 3, 2], Activation("sloped", sloped), "mean_squared_error", device=device)
+    X = samples(4)
+    before = model.predict(X)
+    monkeypatch.setitem(sloped.__globals__, "SLOPE", 2.0)
+    np.testing.assert_array_equal(model.predict(X), 2 * before)
+    np.testing.assert_array_equal(model.predict(X), model.forward(X))

@@ -82,7 +82,7 @@ class ReferenceBackend:
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         a_wide, b_wide, depth = _wide(a), _wide(b), a.shape[1]
         if depth <= DEPTH:
-            return _store(np.matmul(a_wide, b_wide), out, a.dtype)
+            return np.matmul(a, b, out=out) if a_wide is a else _store(np.matmul(a_wide, b_wide), out, a.dtype)
         total = np.zeros((len(a), b.shape[1]))
         for k in range(0, depth, DEPTH):
             total += np.matmul(a_wide[:, k : k + DEPTH], b_wide[k : k + DEPTH])
