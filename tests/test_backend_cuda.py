@@ -356,9 +356,9 @@ def test_work_goes_on_the_current_stream(cuda: Any, rng: Any) -> None:
     z = normal(rng, (64, 48), "float32")
     with stream:
         on = cuda.asarray(z)
-        dh, db = cuda.bias_activation_backward(on, None, on, ACTIVATIONS["tanh"])
+        dh, db = cuda.bias_activation_backward(on, on, None, ACTIVATIONS["tanh"])
         result = cuda.to_numpy(dh), cuda.to_numpy(db)
-    delta, sums = REFERENCE.bias_activation_backward(z, None, z, ACTIVATIONS["tanh"])
+    delta, sums = REFERENCE.bias_activation_backward(z, z, None, ACTIVATIONS["tanh"])
     close(cuda.asarray(result[0]), delta, cuda)
     close(cuda.asarray(result[1]), sums, cuda, sum_tolerance(delta, "f4", axis=0))
 
@@ -428,16 +428,16 @@ def test_a_step_waits_for_nothing_and_copies_nothing(cuda: Any, rng: Any) -> Non
 @counted
 def test_the_backward_pass_moves_each_byte_once(cuda: Any, rng: Any) -> None:
     n, d = 1024, 512
-    dh, h = (cuda.asarray(normal(rng, (n, d), "float32")) for _ in range(2))
+    dh, z = (cuda.asarray(normal(rng, (n, d), "float32")) for _ in range(2))
     out, db = cuda.zeros((n, d), "f4"), cuda.zeros((d,), "f4")
-    cuda.bias_activation_backward(dh, None, h, ACTIVATIONS["tanh"], out=out, db=db)
+    cuda.bias_activation_backward(dh, z, None, ACTIVATIONS["tanh"], out=out, db=db)
     cuda.synchronize()  # what was queued before does not count
     with ledger.record() as r:
-        cuda.bias_activation_backward(dh, None, h, ACTIVATIONS["tanh"], out=out, db=db)
+        cuda.bias_activation_backward(dh, z, None, ACTIVATIONS["tanh"], out=out, db=db)
         cuda.synchronize()
     kernel = r.kernels["bias_activation_backward"]
     moved = sum(k.bytes_read + k.bytes_written for k in (kernel, r.kernels["column_sum"]))
-    floor = dh.nbytes + h.nbytes + out.nbytes + db.nbytes
+    floor = dh.nbytes + z.nbytes + out.nbytes + db.nbytes
     assert moved <= 1.05 * floor
     assert kernel.reread == 1.0
     assert kernel.coalescing >= 0.95

@@ -149,10 +149,10 @@ def test_sums_in_one_launch_give_the_sums_of_two(dtype: str) -> None:
     rng = np.random.default_rng(1)
     one, two = CudaBackend(0, single_launch_sums=True), CudaBackend(0)
     for n, d in ((300, 64), (1000, 264), (1, 8), (70, 10)):
-        dh, h = (one.asarray(rng.normal(size=(n, d)).astype(check_dtype(dtype))) for _ in range(2))
+        dh, z = (one.asarray(rng.normal(size=(n, d)).astype(check_dtype(dtype))) for _ in range(2))
         results = []
         for backend in (one, one, two):
-            delta, db = backend.bias_activation_backward(dh, None, h, ACTIVATIONS["tanh"])
+            delta, db = backend.bias_activation_backward(dh, z, None, ACTIVATIONS["tanh"])
             results.append((backend.to_numpy(delta), backend.to_numpy(db)))
         np.testing.assert_array_equal(results[0][0], results[2][0])
         np.testing.assert_array_equal(
