@@ -221,10 +221,6 @@ def _elsewhere(setting: str) -> bool:
 _ENTRY, _PYTHON, _ENVIRONMENT = "entry", "python", "environment"
 
 
-def _target() -> Any:
-    return cpu_target.target_context.codegen().magic_tuple()
-
-
 class _ObjectLibrary(CPUCodeLibrary):  # type: ignore[misc]
     """The code of a function and of all that it calls, not yet known to any engine."""
 

@@ -11,7 +11,8 @@ A label outside of the classes is an error in an eager call on the host; on a GP
 and in a compiled step it is the label of no class, as if the sample's row of targets were 0.
 
 An ``out`` may be left out, and is then allocated; nothing else is allocated on the device by a method that is given all its
-outputs. No method but ``to_numpy``, ``synchronize`` and ``asarray`` waits for the device.
+outputs, but for scratch memory, which a compiled step has of its own and an eager call on a GPU takes from CuPy's pool. No
+method but ``to_numpy``, ``synchronize`` and ``asarray`` waits for the device.
 """
 
 from __future__ import annotations

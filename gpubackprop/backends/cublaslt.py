@@ -243,9 +243,9 @@ class Products:
         """Return the product out = a b, with a workspace from ``room``."""
         return bound(self.plan_for(a, b, out), a, b, out, room)
 
-    def matmul(self, a: Array, b: Array, out: Array, plan: Plan | None = None) -> None:
+    def matmul(self, a: Array, b: Array, out: Array) -> None:
         """out = a b on CuPy's current stream; the workspace is the pool's, for what comes next on this stream."""
-        bound(plan or self.plan_for(a, b, out), a, b, out, cupy.empty)()
+        bound(self.plan_for(a, b, out), a, b, out, cupy.empty)()
 
     def load(self, product: Product) -> None:
         """Run a product once, if none of its kind has run: that loads its code, for which a capture is no place."""

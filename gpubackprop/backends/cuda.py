@@ -187,7 +187,7 @@ class CudaBackend:
             if plan is None:
                 self._cublas(a, b, out)
             else:
-                self._products.matmul(a, b, out, plan)
+                self._product(plan, a, b, out, self._launches)()
         return out
 
     def _cublas(self, a: Array, b: Array, out: Array) -> None:
@@ -196,6 +196,12 @@ class CudaBackend:
             cupy.matmul(a, b, out=out)
         else:  # cupy.matmul would round to TF32 where the environment variable CUPY_TF32 is set
             cupy.cublas.gemm("N", "N", a, b, out=out)
+
+    def _product(self, plan: Any, a: Array, b: Array, out: Array, launches: Launches) -> Any:
+        """Return the product out = a b by a plan, with its workspace among the scratch of ``launches``."""
+        from gpubackprop.backends.cublaslt import bound
+
+        return bound(plan, a, b, out, launches.room)
 
     def _plan(self, a: Array, b: Array, out: Array) -> Any:
         """Return cuBLASLt's plan of a product, or None, with a warning where it has none."""
@@ -331,9 +337,10 @@ class CudaBackend:
         if operation.name != "matmul":
             return self._ranged(operation.name, self._run), (getattr(launches, operation.name)(**arguments),)
         a, b, out = arguments["a"], arguments["b"], arguments["out"]
-        if self._plan(a, b, out) is None:
+        plan = self._plan(a, b, out)
+        if plan is None:
             return self._ranged("matmul", self._cublas), (a, b, out)
-        product = self._products.bind(a, b, out, launches.room)
+        product = self._product(plan, a, b, out, launches)
         self._products.load(product)
         return self._ranged("matmul", product), ()
 
