@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     from gpubackprop.backends.base import Backend
     from gpubackprop.mlp import MLP
 
-DEVICE_OPTIONS = {"matmul_precision": ("cuda", "gpu")}
-"""Options of a network that only some devices have."""
-
 
 def architecture_of(model: MLP) -> dict[str, Any]:
     """Return all that describes a network but its device and the values of its parameters; see :func:`build`."""
@@ -32,27 +29,22 @@ def architecture_of(model: MLP) -> dict[str, Any]:
 def build(architecture: dict[str, Any], device: str | Backend) -> MLP:
     """Return a new network of an architecture on a device.
 
-    An option that the device does not have is kept for when the network goes on to one that has it: a network with
-    ``matmul_precision="tf32"`` computes in float32 on the CPU, and in TF32 again when it is back.
+    ``matmul_precision``, which only a GPU has, is kept for when the network goes on to one: with ``"tf32"`` it computes in float32
+    on the CPU, and in TF32 again when it is back.
     """
     from gpubackprop.mlp import MLP
 
     arguments = dict(architecture)
-    target_shape = arguments.pop("target_shape", None)
+    target_shape, precision = arguments.pop("target_shape", None), arguments.pop("matmul_precision", "float32")
     if device == "auto":
         device = choose_device(arguments["layer_sizes"])
-    kept = {}
-    for name, devices in DEVICE_OPTIONS.items():
-        if name in arguments and not takes(device, devices):
-            kept[name] = arguments.pop(name)
-    model = MLP(device=device, **arguments)
-    if isinstance(device, str):  # a backend has options of its own
-        for name, value in kept.items():
-            setattr(model, f"_{name}", value)
+    model = MLP(device=device, **arguments, **({"matmul_precision": precision} if takes_precision(device) else {}))
+    if isinstance(device, str):  # a backend has a precision of its own
+        model._matmul_precision = precision
     model.target_shape = target_shape
     return model
 
 
-def takes(device: str | Backend, devices: tuple[str, ...]) -> bool:
-    """Return whether a device, by name, is one of these kinds."""
-    return isinstance(device, str) and device.partition(":")[0] in devices
+def takes_precision(device: str | Backend) -> bool:
+    """Return whether a device, given by its name, multiplies matrices in another precision if it is asked to."""
+    return isinstance(device, str) and device.partition(":")[0] in ("cuda", "gpu")

@@ -351,6 +351,6 @@ def _restore(kind: type[Definition], module: str, path: str, values: dict[str, A
 
 
 @per_definition(lambda dtype: NUMPY)
-def current(definition: Definition, dtype: np.dtype[Any]) -> object:
+def version_of(definition: Definition, dtype: np.dtype[Any]) -> object:
     """Return an object that is another one once a definition computes something else than before."""
     return object()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.activations import ACTIVATIONS, Activation, identity
-from gpubackprop.architecture import DEVICE_OPTIONS, architecture_of, build, takes
+from gpubackprop.architecture import architecture_of, build, takes_precision
 from gpubackprop.backends import choose_device, get_backend
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.current import active
@@ -23,8 +23,8 @@ from gpubackprop.definitions import (
     check_number,
     check_precision,
     check_seed,
-    current,
     real_of,
+    version_of,
 )
 from gpubackprop.initializers import INITIALIZERS, Initializer
 from gpubackprop.interop import as_array, like
@@ -349,7 +349,7 @@ class MLP(Network):
     def _in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
         """As :meth:`outputs_in_batches`; o is overwritten by the next."""
         n = min(EVALUATION_BATCH, 1 << (len(X) - 1).bit_length())
-        formulas = tuple(current(a, self.dtype) for a in self.activations)
+        formulas = tuple(version_of(a, self.dtype) for a in self.activations)
         prepared = self._predictors.get(n)
         if prepared is None or prepared[0] != formulas:  # what an activation reads may have been edited since
             prepared = self._predictors[n] = formulas, Predictor(self, n)
@@ -557,7 +557,7 @@ class _OfThread(threading.local):
 def _options(device: str | Backend, matmul_precision: str) -> dict[str, Any]:
     if matmul_precision == "float32":
         return {}
-    if not takes(device, DEVICE_OPTIONS["matmul_precision"]):
+    if not takes_precision(device):
         raise ValueError(f"matmul_precision is {matmul_precision!r}, which needs device='cuda'; device is {device!r}")
     return {"matmul_precision": matmul_precision}
 
