@@ -119,7 +119,7 @@ class CudaBackend:
             for name in OPERATIONS:
                 setattr(self, name, self._ranged(name, getattr(self, name)))
         self._device = Device(index)
-        self._launches = Launches(self._device, self.device, single_launch_sums)
+        self._launches = Launches(self._device, single_launch_sums)
         self._streams: dict[int, Stream] = {}
         self._thread = threading.local()
         check_precision(matmul_precision)

@@ -1,8 +1,9 @@
 """What each operation launches on a CUDA device: its kernels, their grids, and the scratch memory between them.
 
-Kernels take raw pointers, so arrays are checked here. Partial sums go to scratch memory. That of an eager operation is its
-own, from CuPy's pool, which gives it to the next one on the same stream: two threads may queue operations on one stream, in any
-order. That of a compiled step is the step's, and goes with it: its operations come one after another and share it.
+Kernels take raw pointers: arrays have been checked by :mod:`gpubackprop.backends.checks`, or are a workspace's. Partial sums go to
+scratch memory. That of an eager operation is its own, from CuPy's pool, which gives it to the next one on the same stream: two
+threads may queue operations on one stream, in any order. That of a compiled step is the step's, and goes with it: its operations
+come one after another and share it.
 """
 
 from __future__ import annotations
@@ -56,15 +57,13 @@ class Launches:
     Parameters
     ----------
     device : cupy.cuda.Device
-    name : str
-        ``"cuda:0"``, for messages.
     finish : bool
         Add up the bias gradient in the launch that makes it, by the last block that comes to its end, where a row of blocks
         spans whole rows; else in a launch of its own.
     """
 
-    def __init__(self, device: Any, name: str, finish: bool = False) -> None:
-        self.device, self.name, self.finish = device, name, finish
+    def __init__(self, device: Any, finish: bool = False) -> None:
+        self.device, self.finish = device, finish
         capability = device.compute_capability
         self.capability = (int(capability[:-1]), int(capability[-1]))
         self.blocks = BLOCKS_PER_MULTIPROCESSOR * int(device.attributes["MultiProcessorCount"])
@@ -82,12 +81,10 @@ class Launches:
         self, z: Array, b: Array, activation: Activation, out: Array, dropout: Mapping[str, Any] | None = None
     ) -> list[Launch]:
         """``dropout``: the arguments of that operation, done on the way; ``output`` among them says whether out is written."""
-        n, d, dtype = *self._matrix("z", z), z.dtype
-        self._require(dtype, b=(b, (d,)), out=(out, (n, d)))
+        (n, d), dtype = z.shape, z.dtype
         dropped, output = out, True
         if dropout is not None:
             dropped, output = dropout["out"], dropout["output"]
-            self._require(dtype, dropped=(dropped, (n, d)))
         width = passes.width_of(dtype, _at(z), _at(out), _at(dropped))
         line = d * passes.rows_of_line(width, d)
         keep = _at(out) != _at(z)
@@ -107,10 +104,8 @@ class Launches:
         dropout: Mapping[str, Any] | None = None,
     ) -> list[Launch]:
         """With ``dropout``, the arguments of that operation, it is done to dh first."""
-        n, d, dtype = *self._matrix("dh", dh), dh.dtype
+        (n, d), dtype = dh.shape, dh.dtype
         s, real = h if activation.needs == "h" else z, real_of(dtype)
-        self._require(dtype, **{activation.needs: (s, (n, d))}, out=(out, (n, d)))
-        self._require(real, db=(db, (d,)))
         width = passes.width_of(dtype, _at(dh), _at(s), _at(out))
         rows = passes.rows_of_line(width, d)
         grid, block = self._cut(n * d, d * rows, width, dtype, 64 // dtype.itemsize, in_a_row=IN_A_ROW)
@@ -140,19 +135,9 @@ class Launches:
         samples: int | None = None,
         total: Array | None = None,
     ) -> list[Launch]:
-        n, d, dtype = *self._matrix("z", z), z.dtype
+        (n, d), dtype = z.shape, z.dtype
         real, softmax = real_of(dtype), loss.family == "softmax"
         indices = y.ndim == 1 and softmax
-        self._require(dtype, b=(b, (d,)), out=(out, (n, d)))
-        self._require(real, db=(db, (d,)))
-        self._require(np.dtype(np.int64) if indices else real, y=(y, (n,) if indices else (n, d)))
-        self._require(np.dtype(np.float64), value=(value, (2,)))
-        if weight is not None:
-            self._require(real, weight=(weight, (n,)))
-        if scalars is not None:
-            self._require(real, scalars=(scalars, (8,)))
-        if total is not None:
-            self._require(np.dtype(np.float64), total=(total, (1,)))
         variant = cuda_loss.Variant(indices, weight is not None, _at(out) != _at(z), scalars is not None)
         scale = loss.scale(samples or n, d, weight is not None)
         # dense targets are real: where z has 16 bits, a thread takes as many as 16 bytes of targets hold
@@ -221,9 +206,7 @@ class Launches:
 
     def normalize_weights(self, weight: Array, out: Array, total: Array | None = None) -> list[Launch]:
         (n,), dtype = weight.shape, check_dtype(weight.dtype)
-        self._require(dtype, weight=(weight, (n,)), out=(out, (n,)))
         total = self.room(1, np.dtype(np.float64)) if total is None else total
-        self._require(np.dtype(np.float64), total=(total[:1], (1,)))
         source = cuda_training.normalize_weights(dtype)
         return [self._launch(source, (1, 1), (THREADS, 1), _at(weight), _at(out), _at(total), n, scratch=total)]
 
@@ -231,7 +214,6 @@ class Launches:
         self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array, first_block: int = 0
     ) -> list[Launch]:
         size, dtype = x.size, check_dtype(x.dtype)
-        self._require(dtype, x=(x, x.shape), out=(out, x.shape))
         mask = {"rate": rate, "seed": seed, "layer": layer, "counters": counters, "first_block": first_block}
         width = passes.width_of(dtype, _at(x), _at(out))
         source = cuda_training.dropout(dtype, width)
@@ -240,9 +222,7 @@ class Launches:
 
     def accumulate(self, total: Array | None, term: Array, out: Array) -> list[Launch]:
         size, dtype = term.size, check_dtype(term.dtype)
-        self._require(dtype, term=(term, (size,)), out=(out, (size,)))
         first, a = total is None, term if total is None else total
-        self._require(dtype, total=(a, (size,)))
         width = passes.width_of(dtype, _at(a), _at(term), _at(out))
         source = cuda_training.accumulate(dtype, width, first)
         grid = (self._flat_grid(-(-size // width)), 1)
@@ -250,8 +230,6 @@ class Launches:
 
     def gather(self, source: Array, order: Array, counters: Array, out: Array) -> list[Launch]:
         size, rows, n = len(order), len(source), len(out)
-        self._require(source.dtype, source=(source, source.shape), out=(out, (n, *source.shape[1:])))
-        self._require(np.dtype(np.int64), order=(order, (size,)), counters=(counters, (2,)))
         nbytes = out.nbytes // n
         storage, width = _copy_unit(nbytes, _at(source), _at(out))
         d = nbytes // np.dtype(STORAGE[storage]).itemsize
@@ -264,7 +242,6 @@ class Launches:
 
     def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool) -> list[Launch]:
         size, dtype = gradients.size, check_dtype(gradients.dtype)
-        self._require(dtype, gradients=(gradients, (size,)), scalars=(scalars, (8,)))
         if _at(gradients) % VECTOR_BYTES:
             raise ValueError("gradients must be aligned to 16 bytes, as backend.zeros gives them")
         vectors = size * dtype.itemsize // VECTOR_BYTES + 1
@@ -286,9 +263,6 @@ class Launches:
         self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool
     ) -> list[Launch]:
         dtype = check_dtype(scalars.dtype)
-        self._require(dtype, scalars=(scalars, (8,)))
-        self._require(np.dtype(np.float64), rate=(rate, (1,)))
-        self._require(np.dtype(np.int64), counters=(counters, (2,)))
         source = cuda_training.advance(optimizer, dtype, loss_scaling)
         numbers = map(float, (*optimizer.numbers, *optimizer.schedule.numbers))
         return [self._launch(source, (1, 1), (1, 1), _at(rate), _at(counters), _at(scalars), int(batch), *numbers)]
@@ -303,13 +277,10 @@ class Launches:
         weights: Array | None,
     ) -> list[Launch]:
         size, dtype = parameters.size, check_dtype(parameters.dtype)
-        self._require(dtype, parameters=(parameters, (size,)), gradients=(gradients, (size,)), scalars=(scalars, (8,)))
         pointers = [_at(parameters), _at(gradients), 0, _at(scalars), 0]
         if optimizer.n_states:
-            self._require(dtype, states=(states, (optimizer.n_states, size)))
             pointers[2] = _at(states)
         if weights is not None:
-            self._require(check_dtype(weights.dtype), weights=(weights, (size,)))
             pointers[4] = _at(weights)
         width = cuda_training.update_width(optimizer, dtype, size, *pointers[:3], pointers[4])
         source = cuda_training.update(optimizer, dtype, width, None if weights is None else weights.dtype)
@@ -328,9 +299,8 @@ class Launches:
         kernel = self._kernels.get(source)
         if kernel is None:
             kernel = load(source, self.capability)
-            cupy.cuda.runtime.setDevice(
-                self.device.id
-            )  # a new thread has no context, which the driver's functions need
+            # a new thread has no context, which the driver's functions need
+            cupy.cuda.runtime.setDevice(self.device.id)
             error, function = driver.cuKernelGetFunction(kernel.handle)
             if not error:  # a driver that loads lazily does it to answer such a question
                 error, _ = driver.cuFuncGetAttribute(driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS, function)
@@ -389,7 +359,6 @@ class Launches:
         if dropout is None:
             return 0, 0, real(1), 0, 0, 0, 0
         rate, counters = dropout["rate"], dropout["counters"]
-        self._require(np.dtype(np.int64), counters=(counters, (2,)))
         numbers = keep_threshold(rate), real(1 / (1 - rate)), *split_seed(dropout["seed"])
         return _at(counters), *numbers, dropout["layer"], dropout.get("first_block", 0)
 
@@ -405,24 +374,6 @@ class Launches:
         if room is None or room.size < size:
             room = self._scratch[dtype] = new(-(-size // SCRATCH_STEP) * SCRATCH_STEP, dtype)
         return room
-
-    def _matrix(self, name: str, a: Array) -> tuple[int, int]:
-        if a.ndim != 2:
-            raise ValueError(f"{name} has shape {a.shape}; it must have rows (samples) and columns")
-        self._require(check_dtype(a.dtype), **{name: (a, a.shape)})
-        return a.shape  # type: ignore[no-any-return]
-
-    def _require(self, dtype: np.dtype[Any], **arrays: tuple[Array | None, tuple[int, ...]]) -> None:
-        """Check what kernels take on trust: kind, place, dtype, shape and order of memory."""
-        for name, (a, shape) in arrays.items():
-            if not isinstance(a, cupy.ndarray) or a.device != self.device:
-                raise TypeError(f"{name} is {type(a).__name__}; it must be an array on {self.name}")
-            if a.dtype != dtype or a.shape != shape or not a.flags.c_contiguous:
-                raise ValueError(
-                    f"{name} is an array {a.shape} of {a.dtype}; it must be {shape} of {dtype}, C-contiguous"
-                )
-            if a.size == 0:
-                raise ValueError(f"{name} is empty: its shape is {a.shape}")
 
 
 def _copy_unit(nbytes: int, *addresses: int) -> tuple[str, int]:
