@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -28,11 +29,17 @@ EVERY_DEVICE = pytest.mark.parametrize("device", ["reference", "cpu", CUDA])
 
 @pytest.fixture
 def pool() -> Iterator[None]:
-    """Let CuPy allocate from its pool, also where the tests run without."""
+    """Let CuPy allocate from its pool, also where the tests run without; what earlier tests left is gone, and does not go now."""
     import cupy
 
-    with cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc):
-        yield
+    gc.collect()
+    cupy.cuda.Device().synchronize()
+    gc.disable()
+    try:
+        with cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc):
+            yield
+    finally:
+        gc.enable()
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, model: Any, free: int) -> None:
