@@ -9,9 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from gpubackprop.backends.diagnosis import cuda_version, cupy_wheels, installed
 from gpubackprop.bench.devices import Device, Gpu
 from gpubackprop.bench.threads import usable
+from gpubackprop.machine.diagnosis import cuda_version, cupy_wheels, installed
 
 PACKAGES = (
     "gpubackprop", "numpy", "scipy", "numba", "llvmlite", "numba-cuda", "cuda-core", "nvmath-python", "nvidia-cublas-cu12",

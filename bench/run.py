@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gpubackprop.backends.crossover import remember
 from gpubackprop.bench.case import Row, Settings, run_case
 from gpubackprop.bench.devices import Device
 from gpubackprop.bench.peers import reason_of
@@ -14,6 +13,7 @@ from gpubackprop.bench.report import Report, add_row, keys, write_report
 from gpubackprop.bench.sizes import SUITES
 from gpubackprop.bench.suites import NothingToMeasureError, cases_of
 from gpubackprop.bench.suites.crossover import overtaking
+from gpubackprop.machine.crossover import remember
 
 QUICK_SECONDS = 45.0  # after which a quick run begins no case
 COLD_SECONDS = 30.0  # that a cold start takes longer than other cases: it begins new processes, and we compile

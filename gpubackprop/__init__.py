@@ -11,7 +11,7 @@ The README says where each equation of backpropagation lives in the code.
 
 from pathlib import Path as _Path
 
-if (_root := _Path(__file__).parents[1]).joinpath("kernels", "cpu.py").is_file():
+if (_root := _Path(__file__).parents[1]).joinpath("kernels", "cpu", "__init__.py").is_file():
     # Python was started in a clone: kernels/ and bench/, parts of this package once installed, lie beside it.
     __path__.append(str(_root))
 
@@ -19,23 +19,23 @@ from gpubackprop import activations, initializers, losses, optimizers, schedules
 from gpubackprop._version import __version__
 from gpubackprop.activations import Activation
 from gpubackprop.backends import DeviceUnavailableError, available_devices, get_backend, register_backend
-from gpubackprop.callbacks import Callback, EarlyStopping, ReduceOnPlateau
-from gpubackprop.checkpoint import load
-from gpubackprop.explain import explain
-from gpubackprop.gradcheck import check_gradients
+from gpubackprop.inspect.explain import explain
+from gpubackprop.inspect.gradcheck import check_gradients
+from gpubackprop.inspect.parity import parity
 from gpubackprop.losses import Loss
 from gpubackprop.memory import DeviceMemoryError
 from gpubackprop.mlp import MLP
 from gpubackprop.optimizers import LBFGS, SGD, Adagrad, Adam, AdamW, Lion, Optimizer, RMSprop
-from gpubackprop.parity import parity
-from gpubackprop.schedules import Cosine, Exponential, LinearWarmup, OneCycle, Schedule, Step
-from gpubackprop.step import Step as TrainingStep
-from gpubackprop.training import History
+from gpubackprop.schedules import Cosine, Exponential, LinearWarmup, OneCycle, Schedule, StepDecay
+from gpubackprop.step import Step
+from gpubackprop.training.callbacks import Callback, EarlyStopping, ReduceOnPlateau
+from gpubackprop.training.checkpoint import load
+from gpubackprop.training.fit import History
 
 __all__ = [
     "LBFGS", "MLP", "SGD", "Activation", "Adagrad", "Adam", "AdamW", "Callback", "Cosine", "DeviceMemoryError",
     "DeviceUnavailableError", "EarlyStopping", "Exponential", "History", "LinearWarmup", "Lion", "Loss", "OneCycle",
-    "Optimizer", "RMSprop", "ReduceOnPlateau", "Schedule", "Step", "TrainingStep", "__version__", "activations",
+    "Optimizer", "RMSprop", "ReduceOnPlateau", "Schedule", "Step", "StepDecay", "__version__", "activations",
     "available_devices", "check_gradients", "explain", "get_backend", "initializers", "load", "losses", "optimizers",
     "parity", "register_backend", "schedules",
 ]  # fmt: skip

@@ -63,12 +63,12 @@ def train(
 ) -> None:
     """Train a multilayer perceptron and measure it on a test set."""
     from gpubackprop.backends import get_backend
-    from gpubackprop.callbacks import EarlyStopping
     from gpubackprop.datasets import load_dataset
+    from gpubackprop.intake import check_count, check_features, check_targets
     from gpubackprop.losses import LOSSES
     from gpubackprop.mlp import MLP
-    from gpubackprop.training import History
-    from gpubackprop.validation import check_count, check_features, check_targets
+    from gpubackprop.training.callbacks import EarlyStopping
+    from gpubackprop.training.fit import History
 
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
@@ -139,7 +139,7 @@ def train(
         f"after {new.compile_seconds:.2f} s of compiling"
     )
     if history.get("val_loss"):
-        from gpubackprop.pictures import sparkline
+        from gpubackprop.inspect.pictures import sparkline
 
         print(f"test loss   {sparkline(history['val_loss'])}  {result['loss']:.4f}")
     for name, value in result.items():
@@ -159,7 +159,7 @@ def explain(
     seed: Seed = 0,
 ) -> None:
     """Print the forward and the backward phase of a network, operation by operation, and check each gradient."""
-    from gpubackprop.explain import explain as explain_network
+    from gpubackprop.inspect.explain import explain as explain_network
 
     per_layer: Any = activation.split(",") if "," in activation else activation
     explanation = explain_network(
@@ -182,10 +182,10 @@ def check(
     """Check that a device computes what it should: gradients by finite differences, and each array against the reference."""
     import numpy as np
 
-    from gpubackprop.explain import random_batch
-    from gpubackprop.gradcheck import check_gradients
+    from gpubackprop.inspect.explain import random_batch
+    from gpubackprop.inspect.gradcheck import check_gradients
+    from gpubackprop.inspect.parity import parity
     from gpubackprop.mlp import MLP
-    from gpubackprop.parity import parity
 
     model = MLP(parse_layers(layers), activation, loss, device, dtype, seed)
     X, y = random_batch(model, 37, np.random.default_rng(seed))
@@ -203,7 +203,7 @@ def check(
 @app.command()
 def info() -> None:
     """Print devices and versions, and which pieces are missing."""
-    from gpubackprop.info import info as facts
+    from gpubackprop.machine.info import info as facts
 
     for name, value in facts().items():
         print(f"{name + ':':15s} {value}")
@@ -261,13 +261,13 @@ class _Keep:
         self._write(training)
 
     def _write(self, training: Any) -> None:
-        from gpubackprop.checkpoint import save
+        from gpubackprop.training.checkpoint import save
 
         save(training.model, self.out / "checkpoint.safetensors", _joined(self.before, training.history))
 
 
 def _resume(out: Path | None, device: str) -> tuple[MLP, Any]:
-    from gpubackprop.checkpoint import load_training
+    from gpubackprop.training.checkpoint import load_training
 
     if out is None:
         raise ValueError("--resume goes on with the training in a folder; name it with --out")
@@ -275,7 +275,7 @@ def _resume(out: Path | None, device: str) -> tuple[MLP, Any]:
 
 
 def _joined(before: Any, after: Any) -> Any:
-    from gpubackprop.training import History
+    from gpubackprop.training.fit import History
 
     return History({name: [*before.get(name, []), *after.get(name, [])] for name in {**before, **after}})
 
@@ -292,8 +292,8 @@ def _check_folder(out: Path) -> None:
 
 
 def _write(out: Path, model: MLP, history: dict[str, list[float]], name: str) -> None:
-    from gpubackprop.checkpoint import write_whole
-    from gpubackprop.pictures import learning_curve
+    from gpubackprop.inspect.pictures import learning_curve
+    from gpubackprop.training.checkpoint import write_whole
 
     model.save(out / "model.safetensors")
     write_whole(out / "history.json", json.dumps(history, indent=1).encode())

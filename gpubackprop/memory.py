@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.definitions import Array
+from gpubackprop.intake import check_count
 from gpubackprop.interop import bytes_to_copy
-from gpubackprop.validation import check_count
 
 if TYPE_CHECKING:
     from gpubackprop.backends.base import Backend

@@ -27,15 +27,7 @@ from gpubackprop.definitions import (
     version_of,
 )
 from gpubackprop.initializers import INITIALIZERS, Initializer
-from gpubackprop.interop import as_array, like
-from gpubackprop.losses import LOSSES, Loss
-from gpubackprop.memory import Tally, bytes_of, check_memory, data_bytes
-from gpubackprop.network import Data, Network
-from gpubackprop.optimizers import Optimizer
-from gpubackprop.parameters import Parameters
-from gpubackprop.prediction import Predictor
-from gpubackprop.step import Names
-from gpubackprop.validation import (
+from gpubackprop.intake import (
     check_count,
     check_features,
     check_layer_sizes,
@@ -44,6 +36,14 @@ from gpubackprop.validation import (
     check_targets,
     check_weight,
 )
+from gpubackprop.interop import as_array, like
+from gpubackprop.losses import LOSSES, Loss
+from gpubackprop.memory import Tally, bytes_of, check_memory, data_bytes
+from gpubackprop.network import Data, Network
+from gpubackprop.optimizers import Optimizer
+from gpubackprop.parameters import Parameters
+from gpubackprop.predictor import Predictor
+from gpubackprop.step import Names
 from gpubackprop.workspace import Workspace, make_layers
 
 EVALUATION_BATCH = 1024  # rows of a pass without an update: large enough for the products, small enough for the caches
@@ -274,7 +274,7 @@ class MLP(Network):
         self._target_shape = None if shape is None else tuple(check_count("target_shape", size) for size in shape)
 
     def fit(self, X: Any, y: Any, epochs: int = 10, batch_size: int | str = 128, **options: Any) -> Any:
-        """Train; see :func:`gpubackprop.training.fit` for all options. Returns the history.
+        """Train; see :func:`gpubackprop.training.fit.fit` for all options. Returns the history.
 
         Raises
         ------
@@ -282,7 +282,7 @@ class MLP(Network):
             Another ``fit`` trains this network, in another thread or around this callback. While it runs, callbacks may
             predict, evaluate, save and load parameters, other threads only what leaves the network as it is.
         """
-        from gpubackprop.training import fit
+        from gpubackprop.training.fit import fit
 
         check_options(fit, options)
         self._thread.last = None  # its intermediates are those of other parameters, and take memory
@@ -327,7 +327,7 @@ class MLP(Network):
 
     def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, float]:
         """Return the loss on a data set, and ``"accuracy"`` of a classification or ``"r2"`` of a regression."""
-        from gpubackprop.evaluation import evaluate
+        from gpubackprop.training.evaluation import evaluate
 
         X = check_features(self.backend, X, self.layer_sizes[0], self.dtype)
         y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
@@ -365,7 +365,7 @@ class MLP(Network):
         class_indices : bool
             y of a classification holds class indices, not rows of probabilities.
         """
-        from gpubackprop.evaluation import evaluate
+        from gpubackprop.training.evaluation import evaluate
 
         n = check_count("batch_size", batch_size)
         twin = self.to(self.device)
@@ -454,8 +454,8 @@ class MLP(Network):
         self.refresh()
 
     def save(self, path: Any) -> None:
-        """Write the network to a safetensors file; see :mod:`gpubackprop.checkpoint`."""
-        from gpubackprop.checkpoint import save
+        """Write the network to a safetensors file; see :mod:`gpubackprop.training.checkpoint`."""
+        from gpubackprop.training.checkpoint import save
 
         save(self, path)
 

@@ -20,12 +20,12 @@ from gpubackprop.backends.base import FACTOR, FIRST_SCALE, SCALE, Backend
 from gpubackprop.backends.checks import unchecked
 from gpubackprop.backends.current import OnDevice
 from gpubackprop.definitions import Array, real_of
+from gpubackprop.intake import check_count
 from gpubackprop.losses import Loss
 from gpubackprop.memory import bytes_of, check_fixed, fit_into_memory, fits, step_parts
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.parameters import Parameters, SetOnce
 from gpubackprop.step import Names, Recorder, Step
-from gpubackprop.validation import check_count
 from gpubackprop.workspace import Inputs, Layer, Pool, Workspace, make_layers
 
 

@@ -3,7 +3,7 @@
 Every optimizer takes a number or one of these as its ``learning_rate``. A schedule is evaluated inside the step, on
 the device, in float64, with t = 0 for the first step. Units: steps, not epochs; ``fit`` takes
 ceil(samples / batch size) steps in an epoch. ``ReduceOnPlateau`` reads the validation loss, so it is a callback
-(:mod:`gpubackprop.callbacks`).
+(:mod:`gpubackprop.training.callbacks`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Schedule:
     learning_rate: float
     numbers: ClassVar[tuple[float, ...]] = ()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "define" in vars(cls) and "numbers" not in vars(cls):
             cls.numbers = ()  # the base class's are for the base class's formula
-        SCHEDULES["".join("_" + c.lower() if c.isupper() else c for c in cls.__name__)[1:]] = cls
+        SCHEDULES[name or "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__)[1:]] = cls
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -77,7 +77,7 @@ def _check_positive(name: str, value: float) -> None:
 
 
 @dataclass(frozen=True)
-class Step(Schedule):
+class StepDecay(Schedule, name="step"):
     """eta(t) = eta_0 gamma^floor(t / step_size); ``torch.optim.lr_scheduler.StepLR`` counted in steps."""
 
     step_size: int = 1000

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.backends.diagnosis import cuda_problem
+from gpubackprop.machine.diagnosis import cuda_problem
 
 sys.path.insert(0, str(Path(__file__).parent))  # for oracle.py and tolerances.py: pytest's importlib mode leaves it out
 

@@ -1,7 +1,7 @@
 """Compiles CUDA kernels, links them and reports what the compiler says of them; no device and no driver is needed.
 
     python tests/cuda_compile.py 90 some     # for one architecture, as JSON lines: what test_kernels_cuda_compile.py runs
-    python tests/cuda_compile.py table       # every kernel for every architecture: writes kernels/registers.csv
+    python tests/cuda_compile.py table       # every kernel for every architecture: writes kernels/cuda/registers.csv
     python tests/cuda_compile.py table update_ advance_    # those whose names begin so; the other rows stay as they are
     python tests/cuda_compile.py table clip  # only those whose names begin so (several may be given): changes their rows
 
@@ -29,9 +29,12 @@ import numpy as np
 from gpubackprop import SGD, Adam, schedules
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.definitions import check_dtype, real_of
-from gpubackprop.kernels import cuda as passes
-from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_softmax_rows, cuda_training
-from gpubackprop.kernels.cuda_launch import Source, compile_ptx, link, resident
+from gpubackprop.kernels.cuda import loss as cuda_loss
+from gpubackprop.kernels.cuda import passes
+from gpubackprop.kernels.cuda import softmax as cuda_softmax
+from gpubackprop.kernels.cuda import softmax_rows as cuda_softmax_rows
+from gpubackprop.kernels.cuda import training as cuda_training
+from gpubackprop.kernels.cuda.compile import Source, compile_ptx, link, resident
 from gpubackprop.losses import LOSSES
 from gpubackprop.optimizers import LBFGS, OPTIMIZERS
 from gpubackprop.schedules import SCHEDULES
@@ -39,7 +42,7 @@ from gpubackprop.schedules import SCHEDULES
 F4, F8, F2, BF16 = (check_dtype(name) for name in ("float32", "float64", "float16", "bfloat16"))
 ARCHITECTURES = ("75", "80", "90", "100", "120")
 REGISTERS = 65536  # of a multiprocessor
-TABLE = Path(__file__).parents[1] / "kernels" / "registers.csv"
+TABLE = Path(__file__).parents[1] / "kernels" / "cuda" / "registers.csv"
 SOME = ("relu", "gelu", "tanh", "mish")  # a choice, erf, an approximation by parts, exp with divisions
 
 

@@ -22,10 +22,13 @@ from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.backends.base import FACTOR, GOOD, GROW_AFTER, NORM, SCALE, SKIP
 from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.definitions import check_dtype, eps_of, real_of
-from gpubackprop.kernels import cuda as passes
-from gpubackprop.kernels import cuda_loss, cuda_softmax, cuda_softmax_rows, cuda_training
-from gpubackprop.kernels.cuda_numba import cuda
-from gpubackprop.kernels.cuda_vector import STORAGE, access, compute_type
+from gpubackprop.kernels.cuda import loss as cuda_loss
+from gpubackprop.kernels.cuda import passes
+from gpubackprop.kernels.cuda import softmax as cuda_softmax
+from gpubackprop.kernels.cuda import softmax_rows as cuda_softmax_rows
+from gpubackprop.kernels.cuda import training as cuda_training
+from gpubackprop.kernels.cuda.access import STORAGE, access, compute_type
+from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.losses import LOSSES
 from gpubackprop.philox import keep_threshold, split_seed
 

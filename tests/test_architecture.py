@@ -10,8 +10,8 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.architecture import architecture_of, build
-from gpubackprop.backends.diagnosis import cuda_problem, installed
-from gpubackprop.gradcheck import gradient_step
+from gpubackprop.inspect.gradcheck import gradient_step
+from gpubackprop.machine.diagnosis import cuda_problem, installed
 
 gpu = [
     pytest.mark.gpu,
@@ -80,7 +80,7 @@ def test_an_option_of_another_device_is_kept_by_way_of_this_one(tmp_path: Any) -
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=gpu)])
 def test_tf32_survives_and_comes_back(device: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpubackprop.backends import cublaslt
+    from gpubackprop.backends.cuda import products as cublaslt
 
     if gb.get_backend(device)._launches.capability < (8, 0):  # type: ignore[attr-defined]
         pytest.skip("TF32 begins with compute capability 8.0")

@@ -18,10 +18,10 @@ from gpubackprop import schedules
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.base import CURSOR, FACTOR, GOOD, GROW_AFTER, NORM, SCALE, SKIP
-from gpubackprop.backends.diagnosis import cuda_problem
 from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.definitions import check_dtype, eps_of, real_of
 from gpubackprop.losses import LOSSES
+from gpubackprop.machine.diagnosis import cuda_problem
 from gpubackprop.optimizers import LBFGS, OPTIMIZERS
 
 try:
@@ -209,7 +209,7 @@ def optimizers() -> list[Any]:
     plain = [cls() for cls in OPTIMIZERS.values() if cls is not LBFGS]
     return [
         *plain,
-        gb.SGD(schedules.Step(0.1, step_size=2), momentum=0.9, nesterov=True, weight_decay=0.1, clip_value=0.5),
+        gb.SGD(schedules.StepDecay(0.1, step_size=2), momentum=0.9, nesterov=True, weight_decay=0.1, clip_value=0.5),
         gb.Adam(schedules.OneCycle(0.1, steps=5), amsgrad=True, weight_decay=0.1),
         gb.RMSprop(schedules.Cosine(0.1, steps=4), centered=True, momentum=0.9),
         gb.Adagrad(schedules.Exponential(0.1, gamma=0.9), lr_decay=0.1),

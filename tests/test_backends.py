@@ -16,7 +16,7 @@ from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.backends import BACKENDS, register_backend
 from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
 from gpubackprop.backends.reference import ReferenceBackend
-from gpubackprop.explain import random_batch
+from gpubackprop.inspect.explain import random_batch
 from gpubackprop.losses import LOSSES
 
 REFERENCE = gb.get_backend("reference")

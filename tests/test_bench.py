@@ -229,7 +229,7 @@ def test_the_crossover_lies_between_the_last_slower_and_the_first_faster_size():
 
 def test_auto_reads_the_crossover(monkeypatch, tmp_path):
     from gpubackprop import backends
-    from gpubackprop.backends import crossover
+    from gpubackprop.machine import crossover
 
     monkeypatch.setenv("GPUBACKPROP_CACHE_DIR", str(tmp_path))
     assert backends.choose_device((10, 10)) in ("cpu", "cuda:0")

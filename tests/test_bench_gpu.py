@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import gpubackprop.bench
-from gpubackprop.backends.diagnosis import cuda_problem
 from gpubackprop.bench import case as cases
 from gpubackprop.bench import report, run, sizes
 from gpubackprop.bench.peers import make_peer, make_problem
 from gpubackprop.bench.suites import cases_of
 from gpubackprop.bench.suites import kernels as kernel_suite
+from gpubackprop.machine.diagnosis import cuda_problem
 
 PROBLEM = cuda_problem()
 SETTINGS = cases.Settings(sizes.DRY, (), rounds=2, seconds=0.0, dry=True)
@@ -143,7 +143,7 @@ def test_arrays_of_16_bits_are_compared_in_float64(device):
 
 def test_the_crossover_is_measured_and_remembered(device, tmp_path, monkeypatch):
     from gpubackprop import backends
-    from gpubackprop.backends import crossover
+    from gpubackprop.machine import crossover
 
     monkeypatch.setenv("GPUBACKPROP_CACHE_DIR", str(tmp_path))
     settings = cases.Settings(sizes.DRY, (), rounds=3, seconds=0.0)

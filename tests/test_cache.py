@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from gpubackprop import cache
-from gpubackprop.info import info
+from gpubackprop.machine import cache
+from gpubackprop.machine.info import info
 
 posix = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are those of POSIX")
 
@@ -139,7 +139,7 @@ def test_without_a_home_there_is_no_cache(tmp_path: Path) -> None:
 import os, pwd
 def nobody(uid): raise KeyError(uid)
 pwd.getpwuid = nobody
-from gpubackprop import cache
+from gpubackprop.machine import cache
 cache.write("entry", b"content")
 print(cache.cache_folder(), cache.read("entry"), cache.cache_problem(), os.listdir("."))
 """
@@ -156,7 +156,7 @@ print(cache.cache_folder(), cache.read("entry"), cache.cache_problem(), os.listd
 COLLIDE = """
 import sys
 import numpy as np
-from gpubackprop.kernels.cpu_compile import compiled, helper
+from gpubackprop.kernels.cpu.compile import compiled, helper
 
 def define(factor):
     namespace = {"factor": factor, "__name__": "user"}

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS, activation
-from gpubackprop.checkpoint import FORMAT, load_training, save
-from gpubackprop.explain import random_batch
+from gpubackprop.inspect.explain import random_batch
 from gpubackprop.losses import LOSSES
+from gpubackprop.training.checkpoint import FORMAT, load_training, save
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.checkpoint import load_training
 from gpubackprop.cli import main
+from gpubackprop.training.checkpoint import load_training
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop import cache
 from gpubackprop.activations import ACTIVATIONS, Activation
 from gpubackprop.fingerprint import fingerprint
-from gpubackprop.kernels import cpu
+from gpubackprop.kernels.cpu import passes as cpu
 from gpubackprop.losses import LOSSES
+from gpubackprop.machine import cache
 from gpubackprop.optimizers import OPTIMIZERS
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)

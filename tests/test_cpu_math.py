@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gpubackprop.definitions import NUMPY
-from gpubackprop.kernels.cpu_compile import _OPTIONS
-from gpubackprop.kernels.cpu_math import vector_math
+from gpubackprop.kernels.cpu.compile import _OPTIONS
+from gpubackprop.kernels.cpu.math import vector_math
 
 # of the functions' bits on a fixed set of numbers; they change where a definition does, and never with the machine
 DIGESTS = {np.float32: "ad845b2534b046c2", np.float64: "fe490eb9e393ec80"}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpubackprop.kernels.cpu_product import (
+from gpubackprop.kernels.cpu.gemm import (
     BREADTH,
     DEPTH,
     HEIGHT,
@@ -16,7 +16,7 @@ from gpubackprop.kernels.cpu_product import (
     scratch_for,
     total_for,
 )
-from gpubackprop.kernels.cpu_step import Program
+from gpubackprop.kernels.cpu.program import Program
 
 
 def multiply(a, b, at, bt, shares=1):

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 import gpubackprop as gb
 from gpubackprop.backends.cpu import CpuStep
-from gpubackprop.kernels import cpu_product, cpu_step, cpu_threads
-from gpubackprop.kernels.cpu_product import scratch_for
+from gpubackprop.kernels.cpu import gemm as cpu_product
+from gpubackprop.kernels.cpu import program as cpu_step
+from gpubackprop.kernels.cpu import threads as cpu_threads
+from gpubackprop.kernels.cpu.gemm import scratch_for
 from gpubackprop.network import Data
 
 CASES = [
@@ -98,7 +100,7 @@ def test_threads_are_tried_and_the_faster_number_is_kept(monkeypatch):
             self(times)
 
     now = [0.0]
-    monkeypatch.setattr("gpubackprop.kernels.cpu_step.Program", Program)
+    monkeypatch.setattr("gpubackprop.kernels.cpu.program.Program", Program)
     monkeypatch.setattr("gpubackprop.backends.cpu.time.perf_counter", lambda: now[0])
     run = CpuStep([], 1e9)
     for _ in range(2 * CpuStep.TRIALS + 2):
@@ -126,7 +128,7 @@ def test_the_usual_variables_limit_the_threads(name, value, expected, monkeypatc
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity masks")
 def test_the_affinity_mask_limits_the_threads():
     program = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-    program += "from gpubackprop.kernels.cpu_threads import available_threads; print(available_threads())"
+    program += "from gpubackprop.kernels.cpu.threads import available_threads; print(available_threads())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
 

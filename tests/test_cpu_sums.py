@@ -11,9 +11,9 @@ import pytest
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.backends.base import FACTOR, NORM
-from gpubackprop.kernels import cpu
-from gpubackprop.kernels.cpu_step import Program
-from gpubackprop.kernels.cpu_vector import LANES, define_sum
+from gpubackprop.kernels.cpu import passes as cpu
+from gpubackprop.kernels.cpu.program import Program
+from gpubackprop.kernels.cpu.vector import LANES, define_sum
 from gpubackprop.losses import LOSSES
 
 BOTH = pytest.mark.parametrize("dtype", [np.float32, np.float64])

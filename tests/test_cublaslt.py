@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from gpubackprop.backends.diagnosis import cuda_problem
+from gpubackprop.machine.diagnosis import cuda_problem
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, re
 @pytest.fixture(scope="module")
 def products():
     pytest.importorskip("nvmath")
-    from gpubackprop.backends.cublaslt import Products
+    from gpubackprop.backends.cuda.products import Products
 
     return Products(0)
 
@@ -31,7 +31,7 @@ def stored(rng, cupy, rows, columns, transposed, dtype):
 def test_products_of_every_order_are_exact_on_whole_numbers(products, dtype, m, n, k):
     import cupy
 
-    from gpubackprop.backends.cublaslt import UnsupportedProductError
+    from gpubackprop.backends.cuda.products import UnsupportedProductError
 
     rng = np.random.default_rng(0)
     few_bits = dtype in ("float16", "bfloat16")
@@ -110,7 +110,7 @@ def test_an_address_that_is_no_multiple_of_16_is_no_claim_of_one(products, first
 def test_where_no_algorithm_takes_the_alignment_one_without_is_asked_for(products, monkeypatch):
     import cupy
 
-    from gpubackprop.backends import cublaslt
+    from gpubackprop.backends.cuda import products as cublaslt
 
     choose, asked = cublaslt.Plan._choose, []
 

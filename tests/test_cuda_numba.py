@@ -18,8 +18,8 @@ import numpy as np
 if hasattr(np, "row_stack"):  # gone from NumPy 2.5 on
     del vars(np)["row_stack"]
     np.__all__.remove("row_stack")
-from gpubackprop.kernels.cuda_launch import Source, compile_ptx
-from gpubackprop.kernels.cuda_numba import cuda
+from gpubackprop.kernels.cuda.compile import Source, compile_ptx
+from gpubackprop.kernels.cuda.numba import cuda
 
 def add(x, y):
     i = cuda.threadIdx.x

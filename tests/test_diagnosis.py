@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.backends import diagnosis, probe
+from gpubackprop.machine import diagnosis, probe
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
 GOOD = diagnosis.Machine(0, 12090, ((8, 0), (9, 0)), (), (75, 80, 90, 100, 120))
@@ -237,7 +237,8 @@ def test_the_driver_is_asked_in_another_process(tmp_path: Path, monkeypatch: pyt
 def test_a_forked_process_is_told_of_spawn() -> None:
     code = """
 import os, gpubackprop as gb
-from gpubackprop.backends import BACKENDS, diagnosis
+from gpubackprop.backends import BACKENDS
+from gpubackprop.machine import diagnosis
 import gpubackprop.backends as backends
 
 class Driver:

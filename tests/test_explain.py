@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.explain import random_batch
+from gpubackprop.inspect.explain import random_batch
 from gpubackprop.losses import LOSSES
 
 

@@ -20,7 +20,7 @@ import gpubackprop as gb
 from gpubackprop.activations import Activation
 from gpubackprop.definitions import NUMPY, Definition, per_definition
 from gpubackprop.fingerprint import Watch, fingerprint
-from gpubackprop.kernels import cpu
+from gpubackprop.kernels.cpu import passes as cpu
 
 F32 = np.dtype(np.float32)
 

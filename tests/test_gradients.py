@@ -12,7 +12,7 @@ from tolerances import assert_within
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS, Activation
-from gpubackprop.explain import random_batch
+from gpubackprop.inspect.explain import random_batch
 from gpubackprop.losses import LOSSES
 
 RELATIVE = 1e-6  # the promise of the project; a wrong term of any equation is off by far more

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 import gpubackprop as gb
-from gpubackprop import info
-from gpubackprop.backends import diagnosis
-from gpubackprop.backends.diagnosis import compute_capability, cuda_problem, missing_dtypes
+from gpubackprop.machine import diagnosis, info
+from gpubackprop.machine.diagnosis import compute_capability, cuda_problem, missing_dtypes
 
 
 @pytest.fixture

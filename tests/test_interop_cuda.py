@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.backends.diagnosis import cuda_problem
 from gpubackprop.interop import as_array, kind_of, to_backend
+from gpubackprop.machine.diagnosis import cuda_problem
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
 SIZES = [6, 8, 3]
@@ -131,7 +131,7 @@ def data(dtype: Any = np.float32) -> Any:
 
 
 def numba_array(array: Any) -> Any:
-    from gpubackprop.kernels.cuda_numba import cuda
+    from gpubackprop.kernels.cuda.numba import cuda
 
     return cuda.as_cuda_array(array, sync=False)
 

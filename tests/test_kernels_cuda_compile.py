@@ -1,6 +1,6 @@
 """CUDA kernels compiled and linked for five architectures, with gates on the code; see ``cuda_compile.py``.
 
-Every kernel, with a few definitions of each kind; ``kernels/registers.csv``, which has all, must agree.
+Every kernel, with a few definitions of each kind; ``kernels/cuda/registers.csv``, which has all, must agree.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def reports() -> Any:
 
 @pytest.fixture(scope="module")
 def table() -> dict[str, dict[str, int]]:
-    """The registers of ``kernels/registers.csv``, by kernel and architecture."""
+    """The registers of ``kernels/cuda/registers.csv``, by kernel and architecture."""
     _, *lines = cuda_compile.TABLE.read_text(encoding="utf-8").splitlines()
     rows = csv.DictReader(lines)
     return {row.pop("kernel"): {key[3:]: int(value) for key, value in row.items()} for row in rows}

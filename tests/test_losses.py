@@ -11,7 +11,7 @@ import pytest
 from tolerances import assert_within, eps
 
 import gpubackprop as gb
-from gpubackprop.explain import random_batch
+from gpubackprop.inspect.explain import random_batch
 from gpubackprop.losses import LOSSES, loss
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "golden.json").read_text(encoding="utf-8"))

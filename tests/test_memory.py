@@ -16,7 +16,7 @@ from tolerances import assert_within, eps
 
 import gpubackprop as gb
 from gpubackprop import memory
-from gpubackprop.backends.diagnosis import cuda_problem
+from gpubackprop.machine.diagnosis import cuda_problem
 from gpubackprop.memory import BLOCK, bytes_of, choose_micro_batch, largest_that_fits, step_parts
 from gpubackprop.parameters import Parameters
 

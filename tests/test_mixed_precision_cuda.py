@@ -9,8 +9,8 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.backends.base import SCALE
-from gpubackprop.backends.diagnosis import cuda_problem, installed
 from gpubackprop.definitions import check_dtype, eps_of
+from gpubackprop.machine.diagnosis import cuda_problem, installed
 from gpubackprop.network import Data
 
 try:
@@ -144,7 +144,7 @@ def test_dropout_on_the_way_gives_the_bits_of_dropout_apart(activation: str, dty
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sums_in_one_launch_give_the_sums_of_two(dtype: str) -> None:
     from gpubackprop.activations import ACTIVATIONS
-    from gpubackprop.backends.cuda import CudaBackend
+    from gpubackprop.backends.cuda.backend import CudaBackend
 
     rng = np.random.default_rng(1)
     one, two = CudaBackend(0, single_launch_sums=True), CudaBackend(0)

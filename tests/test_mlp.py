@@ -11,7 +11,7 @@ from tolerances import assert_within, eps, matmul_tolerance
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
-from gpubackprop.explain import random_batch
+from gpubackprop.inspect.explain import random_batch
 from gpubackprop.losses import LOSSES
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.backends.diagnosis import DeviceUnavailableError, cuda_problem, installed
+from gpubackprop.machine.diagnosis import DeviceUnavailableError, cuda_problem, installed
 from gpubackprop.step import Recorder
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
@@ -50,7 +50,7 @@ def timeline(monkeypatch: pytest.MonkeyPatch) -> Timeline:
 
 
 def make(**options: Any) -> Any:
-    from gpubackprop.backends.cuda import CudaBackend
+    from gpubackprop.backends.cuda.backend import CudaBackend
 
     return CudaBackend(0, **options)
 

@@ -12,7 +12,7 @@ from tolerances import assert_within
 import gpubackprop as gb
 from gpubackprop.backends.base import FACTOR
 from gpubackprop.definitions import NUMPY
-from gpubackprop.kernels import cpu
+from gpubackprop.kernels.cpu import passes as cpu
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES
 
@@ -182,7 +182,7 @@ ONE_KERNEL = [
     (gb.RMSprop(), gb.RMSprop(alpha=0.6, eps=0.1, weight_decay=0.1)),
     (gb.Adagrad(), gb.Adagrad(lr_decay=0.5, eps=0.1, weight_decay=0.1)),
     (gb.Lion(), gb.Lion(betas=(0.6, 0.7), weight_decay=0.1)),
-    (gb.SGD(gb.Step(0.1)), gb.SGD(gb.Step(0.1, step_size=2, gamma=0.3))),
+    (gb.SGD(gb.StepDecay(0.1)), gb.SGD(gb.StepDecay(0.1, step_size=2, gamma=0.3))),
     (gb.SGD(gb.Exponential(0.1)), gb.SGD(gb.Exponential(0.1, gamma=0.3))),
     (gb.SGD(gb.Cosine(0.1)), gb.SGD(gb.Cosine(0.1, steps=7, final=0.5))),
     (gb.SGD(gb.LinearWarmup(0.1)), gb.SGD(gb.LinearWarmup(0.1, steps=7))),
@@ -201,7 +201,7 @@ def test_numbers_are_data_not_code(one: Any, other: Any) -> None:
 def test_what_a_step_does_is_code() -> None:
     others = [
         gb.SGD(), gb.SGD(momentum=0.9), gb.SGD(momentum=0.9, nesterov=True), gb.Adam(), gb.AdamW(), gb.Adam(amsgrad=True),
-        gb.Adam(betas=(0.1, 0.999)), gb.Adam(clip_value=1.0), gb.Adam(gb.Cosine(0.1)), gb.Adam(gb.Step(0.1)), gb.RMSprop(),
+        gb.Adam(betas=(0.1, 0.999)), gb.Adam(clip_value=1.0), gb.Adam(gb.Cosine(0.1)), gb.Adam(gb.StepDecay(0.1)), gb.RMSprop(),
         gb.RMSprop(momentum=0.9), gb.RMSprop(centered=True), gb.Adagrad(), gb.Lion(),
     ]  # fmt: skip
     assert len({o.fingerprint for o in others}) == len(others)
@@ -209,7 +209,7 @@ def test_what_a_step_does_is_code() -> None:
 
 def test_numbers_are_data_on_cuda() -> None:
     pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
-    from gpubackprop.kernels import cuda_training
+    from gpubackprop.kernels.cuda import training as cuda_training
 
     F4, one, other = np.dtype(np.float32), *ONE_KERNEL[2]
     assert cuda_training.update(one, F4, 4) is cuda_training.update(other, F4, 4)

@@ -14,7 +14,7 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
-from gpubackprop.backends.diagnosis import cuda_problem, installed
+from gpubackprop.machine.diagnosis import cuda_problem, installed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
 planned = pytest.mark.skipif(installed("nvmath-python") is None, reason="products are planned with nvmath-python")
@@ -113,7 +113,7 @@ def test_two_networks_on_two_streams_get_the_bits_they_get_alone(rng: np.random.
 
 
 def test_the_first_launch_of_a_thread_has_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpubackprop.backends import cuda
+    from gpubackprop.backends.cuda import backend as cuda
 
     backend = cuda.CudaBackend(0)
     z, b, out = (backend.zeros(shape, np.float32) for shape in ((4, 3), (3,), (4, 3)))
@@ -137,7 +137,9 @@ def test_the_first_launch_of_a_thread_has_a_context(monkeypatch: pytest.MonkeyPa
 
 @planned
 def test_what_a_capture_launches_has_been_loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpubackprop.backends import cublaslt, cuda, cuda_launches
+    from gpubackprop.backends.cuda import backend as cuda
+    from gpubackprop.backends.cuda import launches as cuda_launches
+    from gpubackprop.backends.cuda import products as cublaslt
 
     backend = cuda.CudaBackend(0)
     loaded: set[Any] = set()
@@ -165,7 +167,8 @@ def test_what_a_capture_launches_has_been_loaded_before(monkeypatch: pytest.Monk
 def test_a_product_that_cublaslt_does_not_have_is_left_to_cublas_with_a_word(
     monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    from gpubackprop.backends import cublaslt, cuda
+    from gpubackprop.backends.cuda import backend as cuda
+    from gpubackprop.backends.cuda import products as cublaslt
 
     X, y = data(rng, 12)
 
@@ -190,7 +193,7 @@ def test_a_product_that_cublaslt_does_not_have_is_left_to_cublas_with_a_word(
 
 @planned
 def test_an_epilogue_is_left_out_where_its_arrays_are_not_aligned(rng: np.random.Generator) -> None:
-    from gpubackprop.backends import cuda
+    from gpubackprop.backends.cuda import backend as cuda
 
     X, y = data(rng, 12)
     for dtype, micro in (("float32", 2), ("float32", 1), ("bfloat16", 2)):
@@ -219,7 +222,7 @@ def test_eager_products_take_transposed_views_and_refuse_others(dtype: str, rng:
 
 
 def test_without_nvmath_products_are_float32_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpubackprop.backends import cuda
+    from gpubackprop.backends.cuda import backend as cuda
 
     monkeypatch.setattr(cuda, "installed", lambda package: None)
     monkeypatch.setenv("CUPY_TF32", "1")
@@ -247,7 +250,7 @@ class Watch:
     """Counts what is put on the device, and how much of it while a backend's context is entered."""
 
     def __init__(self, record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        from gpubackprop.backends import cuda
+        from gpubackprop.backends.cuda import backend as cuda
 
         self.record, self.within, self.depth, self.started = record, 0, 0, 0
         enter, leave = cuda.Device.__enter__, cuda.Device.__exit__
@@ -291,8 +294,8 @@ def test_everything_runs_with_the_networks_device_current(
 
     import cupy
 
-    from gpubackprop.checkpoint import load_training, save
-    from gpubackprop.training import Training
+    from gpubackprop.training.checkpoint import load_training, save
+    from gpubackprop.training.fit import Training
 
     if os.environ.get("EMULATOR_LAZY", "0") != "0":
         pytest.skip("work is counted where it is done, which is later")
@@ -360,7 +363,7 @@ def test_everything_runs_with_the_networks_device_current(
 def test_an_iterators_caller_has_his_own_device_between_two_items() -> None:
     import cupy
 
-    from gpubackprop.backends import cuda
+    from gpubackprop.backends.cuda import backend as cuda
 
     depth: list[int] = []
     model = gb.MLP([3, 4, 2], device="cuda")
@@ -408,7 +411,7 @@ def test_a_queue_is_a_stream_or_a_thread_with_its_own() -> None:
 def test_a_predictor_keeps_passes_of_a_few_streams(rng: np.random.Generator) -> None:
     import cupy
 
-    from gpubackprop import prediction
+    from gpubackprop import predictor as prediction
 
     X = cupy.asarray(rng.normal(size=(2, 3)).astype(np.float32))
     predictor = gb.MLP([3, 4, 2], device="cuda").predictor(2)
@@ -447,7 +450,7 @@ def test_a_network_is_trained_while_another_thread_captures(rng: np.random.Gener
 
 
 def test_an_option_that_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpubackprop.backends import cuda
+    from gpubackprop.backends.cuda import backend as cuda
 
     with pytest.raises(ValueError, match="epilogues is 'some'; choose from auto, all, off"):
         cuda.CudaBackend(0, epilogues="some")

@@ -60,7 +60,7 @@ def test_a_clone_can_be_used_as_it_is(tmp_path: Path) -> None:
         (tmp_path / folder).symlink_to(root / folder, target_is_directory=True)
     code = (
         "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ditable' not in repr(f)];"  # no editable installation
-        "import gpubackprop as gb, gpubackprop.kernels.cpu, gpubackprop.bench.cli;"
+        "import gpubackprop as gb, gpubackprop.kernels.cpu.passes, gpubackprop.bench.cli;"
         "m = gb.MLP([3, 2]); print(gb.__file__.startswith(sys.argv[1]), m.forward([[1, 2, 3]]).shape)"
     )
     done = subprocess.run(

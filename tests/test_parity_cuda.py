@@ -5,9 +5,9 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
-from gpubackprop.backends.diagnosis import cuda_problem
-from gpubackprop.explain import random_batch
+from gpubackprop.inspect.explain import random_batch
 from gpubackprop.losses import LOSSES
+from gpubackprop.machine.diagnosis import cuda_problem
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
 SIZES, SAMPLES = [5, 8, 6, 3], 9

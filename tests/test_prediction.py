@@ -93,7 +93,7 @@ def test_warmup_changes_nothing(loss, device):
 
 
 def test_warmup_compiles_what_fit_and_evaluate_need(monkeypatch):
-    from gpubackprop.kernels.cpu_compile import Kernel
+    from gpubackprop.kernels.cpu.compile import Kernel
 
     model, X, y = gb.MLP([5, 4, 3], "elu"), samples(20, 5), np.arange(20) % 3
     model.warmup(10, "rmsprop")

@@ -46,13 +46,13 @@ def test_the_makefile_has_the_two_commands():
 
 def test_the_names_in_the_table_of_the_mathematics_exist():
     import gpubackprop.step
-    from gpubackprop import training
     from gpubackprop.mlp import MLP
+    from gpubackprop.training import fit
 
     for name in re.findall(r"`MLP\.(\w+)`", README):
         assert hasattr(MLP, name)
     assert hasattr(gpubackprop.step.Step, "needs")
-    assert hasattr(training, "fit")
+    assert hasattr(fit, "fit")
 
 
 def test_the_table_of_times_is_that_of_the_stored_run():

@@ -28,7 +28,7 @@ def theirs(make: Any, rate: float, n: int) -> list[float]:
     ("schedule", "make", "n"),
     [
         (Schedule(0.3), lambda s, o: s.ConstantLR(o, factor=1.0), 5),
-        (gb.Step(0.3, step_size=4, gamma=0.5), lambda s, o: s.StepLR(o, 4, 0.5), 14),
+        (gb.StepDecay(0.3, step_size=4, gamma=0.5), lambda s, o: s.StepLR(o, 4, 0.5), 14),
         (gb.Exponential(0.3, gamma=0.9), lambda s, o: s.ExponentialLR(o, 0.9), 14),
         (gb.Cosine(0.3, steps=12), lambda s, o: s.CosineAnnealingLR(o, 12), 13),
         (gb.Cosine(0.3, steps=12, final=0.1), lambda s, o: s.CosineAnnealingLR(o, 12, eta_min=0.03), 13),
@@ -53,7 +53,7 @@ def test_schedules_stay_at_their_end() -> None:
 
 
 CHANGING = [
-    Schedule(0.2), gb.Step(0.2, step_size=2), gb.Exponential(0.2), gb.Cosine(0.2, steps=3), gb.LinearWarmup(0.2, steps=3),
+    Schedule(0.2), gb.StepDecay(0.2, step_size=2), gb.Exponential(0.2), gb.Cosine(0.2, steps=3), gb.LinearWarmup(0.2, steps=3),
     gb.OneCycle(0.2, steps=6),
 ]  # fmt: skip
 
@@ -71,11 +71,11 @@ def test_the_step_uses_the_rate_of_its_number(schedule: Schedule) -> None:
     ("make", "message"),
     [
         (lambda: gb.Cosine(0.1, steps=0), "steps is 0; it must be a whole number of steps >= 1"),
-        (lambda: gb.Step(0.1, step_size=2.5), r"step_size is 2\.5"),  # type: ignore[arg-type]
+        (lambda: gb.StepDecay(0.1, step_size=2.5), r"step_size is 2\.5"),  # type: ignore[arg-type]
         (lambda: gb.LinearWarmup(-1.0), r"learning_rate is -1\.0; it must be a number > 0"),
         (lambda: gb.OneCycle(0.1, warmup=1.0), r"warmup is 1\.0; it must be a fraction in \(0, 1\)"),
-        (lambda: gb.Step(0.1, step_size=True), "step_size is True; it must be a whole number of steps >= 1"),
-        (lambda: gb.Step(0.1, gamma=-1.0), r"gamma is -1\.0; it must be a number > 0"),
+        (lambda: gb.StepDecay(0.1, step_size=True), "step_size is True; it must be a whole number of steps >= 1"),
+        (lambda: gb.StepDecay(0.1, gamma=-1.0), r"gamma is -1\.0; it must be a number > 0"),
         (lambda: gb.Exponential(0.1, gamma=float("nan")), "gamma is nan; it must be a number > 0"),
         (lambda: gb.Exponential(0.1, gamma="0.9"), "gamma is '0.9'; it must be a number > 0"),  # type: ignore[arg-type]
         (lambda: gb.Cosine(0.1, final=-1.0), r"final is -1\.0; it must be a fraction of the rate, in \[0, 1\]"),

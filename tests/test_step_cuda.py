@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.backends.diagnosis import cuda_problem, installed
+from gpubackprop.machine.diagnosis import cuda_problem, installed
 from gpubackprop.network import Data
 
 pytestmark = [
@@ -156,7 +156,7 @@ def test_tf32_is_used_only_where_it_is_asked_for(monkeypatch):
 
 
 def test_the_rule_of_epilogues(digits):
-    from gpubackprop.backends.cuda import CudaBackend
+    from gpubackprop.backends.cuda.backend import CudaBackend
 
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(24, 16)).astype(np.float32), rng.integers(0, 8, 24)
@@ -189,7 +189,7 @@ def test_the_rule_of_epilogues(digits):
 def test_nothing_is_timed_and_nothing_kept_on_disk(tmp_path, monkeypatch):
     import cupy
 
-    from gpubackprop.backends.cuda import CudaBackend
+    from gpubackprop.backends.cuda.backend import CudaBackend
 
     gb.MLP([16, 32, 8], "gelu_tanh", device="cuda").step(24, "sgd").compile()()  # its kernels are compiled now
     monkeypatch.setenv("GPUBACKPROP_CACHE_DIR", str(tmp_path))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.backends.diagnosis import cuda_problem, installed
+from gpubackprop.machine.diagnosis import cuda_problem, installed
 
 gpu = [
     pytest.mark.gpu,
@@ -43,7 +43,7 @@ def test_streamed_data_gives_the_same_bits(device: str, n: int, options: Any, rn
 def test_a_data_set_of_half_the_memory_stays_on_the_host(
     device: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    from gpubackprop import streaming
+    from gpubackprop.training import streaming
 
     made = []
 
@@ -71,7 +71,7 @@ def test_a_warm_streamed_step_copies_its_batch_launches_one_graph_and_waits_for_
     if not ledger.available():
         pytest.skip("counts need an emulated device")
     from gpubackprop.network import Data
-    from gpubackprop.streaming import Prefetcher
+    from gpubackprop.training.streaming import Prefetcher
 
     X, y = rng.normal(size=(64, 6)).astype(np.float32), np.arange(64) % 3
     model = gb.MLP([6, 8, 3], device=device)
@@ -106,7 +106,7 @@ def test_a_warm_streamed_step_copies_its_batch_launches_one_graph_and_waits_for_
 def test_without_graphs_streamed_data_gives_the_same_bits(
     device: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    from gpubackprop.backends import cuda
+    from gpubackprop.backends.cuda import backend as cuda
 
     X, y = rng.normal(size=(29, 6)).astype(np.float32), np.arange(29) % 3
     with monkeypatch.context() as patch:
@@ -120,7 +120,7 @@ def test_without_graphs_streamed_data_gives_the_same_bits(
 def test_an_interrupted_fit_leaves_no_copy_behind(
     device: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    from gpubackprop.streaming import Prefetcher
+    from gpubackprop.training.streaming import Prefetcher
 
     closed: list[bool] = []
     close = Prefetcher.close

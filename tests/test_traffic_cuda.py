@@ -1,7 +1,7 @@
 """What the CUDA kernels move: each input read once, each output written once, by whole sectors; counted, so on an emulated device.
 
 Beside the arrays of the operation, a block reads its bias and writes sums of its own, which are read again: a few percent
-where it has many rows. Below LARGE bytes (:mod:`gpubackprop.backends.cuda_launches`) many blocks are worth more than few bytes.
+where it has many rows. Below LARGE bytes (:mod:`gpubackprop.backends.cuda.launches`) many blocks are worth more than few bytes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.base import SKIP
-from gpubackprop.backends.diagnosis import cuda_problem
 from gpubackprop.definitions import check_dtype, real_of
 from gpubackprop.losses import LOSSES
+from gpubackprop.machine.diagnosis import cuda_problem
 
 try:
     import ledger  # counts launches and bytes where the device is simulated; absent elsewhere

@@ -10,8 +10,8 @@ from tolerances import assert_within
 
 import gpubackprop as gb
 from gpubackprop.backends.base import STEPS
-from gpubackprop.callbacks import Callback, EarlyStopping, ReduceOnPlateau
-from gpubackprop.training import History, Training, _order
+from gpubackprop.training.callbacks import Callback, EarlyStopping, ReduceOnPlateau
+from gpubackprop.training.fit import History, Training, _order
 
 
 def clusters(rng: np.random.Generator, n: int = 60, d: int = 8, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:

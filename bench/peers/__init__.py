@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 import gpubackprop as gb
-from gpubackprop.backends.crossover import step_flops
 from gpubackprop.bench.sizes import LIBRARIES
 from gpubackprop.bench.timing import Timer, WallTimer
+from gpubackprop.machine.crossover import step_flops
 
 LEARNING_RATE = 1e-3
 LONG_STEP = "a step is so long that a call of its own costs nothing"

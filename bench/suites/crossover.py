@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
-from gpubackprop.backends.crossover import step_flops
 from gpubackprop.bench.case import Case, Cases, Prepared, Row, Settings, best_seconds
 from gpubackprop.bench.devices import Device, device_of
 from gpubackprop.bench.ours import Trained, compare, ours
@@ -15,6 +14,7 @@ from gpubackprop.bench.peers import Problem, make_problem
 from gpubackprop.bench.sizes import StepSize, parse_step
 from gpubackprop.bench.suites import NothingToMeasureError
 from gpubackprop.bench.suites.step import size_of
+from gpubackprop.machine.crossover import step_flops
 
 
 def cases(device: Device, dtype: str, settings: Settings) -> Cases:

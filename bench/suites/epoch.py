@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.crossover import step_flops
 from gpubackprop.bench.case import Case, Cases, Prepared, Settings, admit
 from gpubackprop.bench.devices import Device
 from gpubackprop.bench.ours import TOLERANCE, model_of, optimizer_of
@@ -17,6 +16,7 @@ from gpubackprop.bench.peers.arrays import ArrayPeer
 from gpubackprop.bench.sizes import StepSize, parse_step
 from gpubackprop.bench.suites.step import size_of
 from gpubackprop.bench.timing import Contestant
+from gpubackprop.machine.crossover import step_flops
 
 
 def cases(device: Device, dtype: str, settings: Settings) -> Cases:

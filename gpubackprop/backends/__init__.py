@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from gpubackprop.backends import crossover
-from gpubackprop.backends.diagnosis import (
+from gpubackprop.machine import crossover
+from gpubackprop.machine.diagnosis import (
     DeviceUnavailableError,
     cuda_device_count,
     cuda_problem,

@@ -56,7 +56,7 @@ class CpuBackend(ReferenceBackend):
         return out
 
     def _bind_matmul(self, a: Array, b: Array, out: Array) -> Call:
-        from gpubackprop.kernels.cpu_product import compile_product, total_for
+        from gpubackprop.kernels.cpu.gemm import compile_product, total_for
 
         a_transposed, b_transposed = not a.flags.c_contiguous, not b.flags.c_contiguous
         a, b = a.T if a_transposed else a, b.T if b_transposed else b
@@ -71,7 +71,7 @@ class CpuBackend(ReferenceBackend):
         return out
 
     def _bind_bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array) -> Call:
-        from gpubackprop.kernels.cpu import compile_bias_activation_forward
+        from gpubackprop.kernels.cpu.passes import compile_bias_activation_forward
 
         kernel = compile_bias_activation_forward(activation, z.dtype, address(z) == address(out))
         return kernel, (z, b, out)
@@ -94,7 +94,7 @@ class CpuBackend(ReferenceBackend):
     def _bind_bias_activation_backward(
         self, dh: Array, z: Array | None, h: Array | None, activation: Activation, out: Array, db: Array
     ) -> Call:
-        from gpubackprop.kernels.cpu import compile_bias_activation_backward, shares_of
+        from gpubackprop.kernels.cpu.passes import compile_bias_activation_backward, shares_of
 
         at = h if activation.needs == "h" else z
         kernel = compile_bias_activation_backward(activation, dh.dtype, address(dh) == address(out))
@@ -136,7 +136,7 @@ class CpuBackend(ReferenceBackend):
         samples: int | None = None,
         total: Array | None = None,
     ) -> Call:
-        from gpubackprop.kernels.cpu import compile_bias_loss, loss_scratch, shares_of
+        from gpubackprop.kernels.cpu.passes import compile_bias_loss, loss_scratch, shares_of
 
         n, d, shares = samples or len(z), z.shape[1], shares_of(len(z))
         kernel = compile_bias_loss(loss, z.dtype, y.ndim == 1, weight is not None, address(z) == address(out))
@@ -154,7 +154,7 @@ class CpuBackend(ReferenceBackend):
         return out
 
     def _bind_normalize_weights(self, weight: Array, out: Array, total: Array | None = None) -> Call:
-        from gpubackprop.kernels.cpu import compile_normalize_weights
+        from gpubackprop.kernels.cpu.passes import compile_normalize_weights
 
         return compile_normalize_weights(weight.dtype), (weight, out, np.empty(1) if total is None else total)
 
@@ -176,7 +176,7 @@ class CpuBackend(ReferenceBackend):
     def _bind_dropout(
         self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array, first_block: int = 0
     ) -> Call:
-        from gpubackprop.kernels.cpu import compile_dropout
+        from gpubackprop.kernels.cpu.passes import compile_dropout
 
         scale, (low, high) = x.dtype.type(1 / (1 - rate)), split_seed(seed)
         flat = x.reshape(-1), keep_threshold(rate), scale, low, high, layer, counters, out.reshape(-1), first_block
@@ -189,7 +189,7 @@ class CpuBackend(ReferenceBackend):
         return out
 
     def _bind_gather(self, source: Array, order: Array, counters: Array, out: Array) -> Call:
-        from gpubackprop.kernels.cpu import compile_gather
+        from gpubackprop.kernels.cpu.passes import compile_gather
 
         return compile_gather(out.dtype, out.ndim), (source, order, counters, out)
 
@@ -199,7 +199,7 @@ class CpuBackend(ReferenceBackend):
         return out
 
     def _bind_accumulate(self, total: Array | None, term: Array, out: Array) -> Call:
-        from gpubackprop.kernels.cpu import compile_accumulate
+        from gpubackprop.kernels.cpu.passes import compile_accumulate
 
         arguments = (term, out) if total is None else (total, term, out)
         return compile_accumulate(term.dtype, total is None), arguments
@@ -209,7 +209,7 @@ class CpuBackend(ReferenceBackend):
         _run(self._bind_clip(gradients, max_norm, scalars, loss_scaling))
 
     def _bind_clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool) -> Call:
-        from gpubackprop.kernels.cpu import compile_clip
+        from gpubackprop.kernels.cpu.passes import compile_clip
 
         return compile_clip(gradients.dtype), (gradients, float(max_norm), scalars)
 
@@ -222,7 +222,7 @@ class CpuBackend(ReferenceBackend):
     def _bind_advance(
         self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool
     ) -> Call:
-        from gpubackprop.kernels.cpu import compile_advance
+        from gpubackprop.kernels.cpu.passes import compile_advance
 
         numbers, of_schedule = np.array(optimizer.numbers, float), np.array(optimizer.schedule.numbers, float)
         return compile_advance(optimizer, scalars.dtype), (rate, batch, counters, scalars, numbers, of_schedule)
@@ -248,7 +248,7 @@ class CpuBackend(ReferenceBackend):
         scalars: Array,
         weights: Array | None,
     ) -> Call:
-        from gpubackprop.kernels.cpu import compile_update
+        from gpubackprop.kernels.cpu.passes import compile_update
 
         real, limit = parameters.dtype.type, optimizer.clipping[1]
         numbers = np.array([real(number) for number in optimizer.numbers], parameters.dtype)
@@ -267,8 +267,8 @@ class CpuStep:
     LONG = 3e8  # FLOP of a run that is long enough to be judged by: some milliseconds, beside 50 microseconds to begin
 
     def __init__(self, calls: Sequence[Call], flops: float) -> None:
-        from gpubackprop.kernels.cpu_step import Program
-        from gpubackprop.kernels.cpu_threads import available_threads
+        from gpubackprop.kernels.cpu.program import Program
+        from gpubackprop.kernels.cpu.threads import available_threads
 
         self._program, self._flops = Program(calls), flops
         self._seconds: dict[int, list[float]] = {1: []}  # of a step, in the trials with so many threads
@@ -309,8 +309,8 @@ class _Scratch(threading.local):
 
     def of(self, dtype: np.dtype[Any]) -> Array:
         """Return the memory for a dtype."""
-        from gpubackprop.kernels.cpu_product import scratch_for
-        from gpubackprop.kernels.cpu_threads import available_threads
+        from gpubackprop.kernels.cpu.gemm import scratch_for
+        from gpubackprop.kernels.cpu.threads import available_threads
 
         if dtype not in self._arrays:
             self._arrays[dtype] = scratch_for(dtype, available_threads())

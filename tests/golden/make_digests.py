@@ -1,7 +1,8 @@
 """Write digests.json: the SHA-256 of whole trainings on the CPU, which every machine repeats.
 
-    python tests/golden/make_digests.py          # after a change that changes bits on purpose
-    python tests/golden/make_digests.py --print  # what this machine has
+    python tests/golden/make_digests.py                # after a change that changes bits on purpose
+    python tests/golden/make_digests.py --print        # what this machine has
+    python tests/golden/make_digests.py --print cuda   # another device: its digests are this machine's, to compare before and after
 
 The data and the first parameters are made of uniform random numbers, which NumPy makes by whole numbers alone.
 """
@@ -42,7 +43,7 @@ CLASSES = "softmax_cross_entropy"
 TRAININGS = {
     "relu, SGD": Training((13, 37, 18, 5), "relu", CLASSES, lambda: gb.SGD(0.1), 130, 50),
     "tanh, momentum": Training(
-        (13, 37, 5), "tanh", CLASSES, lambda: gb.SGD(gb.Step(0.1, step_size=3), momentum=0.9, nesterov=True), 130, 50
+        (13, 37, 5), "tanh", CLASSES, lambda: gb.SGD(gb.StepDecay(0.1, step_size=3), momentum=0.9, nesterov=True), 130, 50
     ),
     "gelu, Adam, clipped": Training((30, 65, 10), "gelu", CLASSES, lambda: gb.Adam(1e-2, clip_norm=0.5), 262, 131),
     "sigmoid, AdamW, dropout": Training(
@@ -68,12 +69,12 @@ def bits(a: Any) -> bytes:
     return np.where(np.isnan(a), a.dtype.type(np.nan), a).tobytes()
 
 
-def digest(t: Training, epochs: int = 3) -> str:
+def digest(t: Training, device: str = "cpu", epochs: int = 3) -> str:
     """Return a digest of the parameters, the optimizer's state and the losses."""
     rng = np.random.default_rng(7)
-    model = gb.MLP(list(t.sizes), t.activation, t.loss, "cpu", t.dtype, seed=1, dropout=t.dropout)
+    model = gb.MLP(list(t.sizes), t.activation, t.loss, device, t.dtype, seed=1, dropout=t.dropout)
     for w, d in zip(model.parameters.W, t.sizes, strict=False):
-        w[...] = (rng.random(w.shape) - 0.5) * (12 / d) ** 0.5
+        w[...] = model.backend.asarray((rng.random(w.shape) - 0.5) * (12 / d) ** 0.5, w.dtype)
     X = rng.random((t.samples, t.sizes[0])) * 2 - 1
     y = (
         rng.random((t.samples, t.sizes[-1]))
@@ -87,12 +88,14 @@ def digest(t: Training, epochs: int = 3) -> str:
         X.astype(t.dtype), y, epochs=epochs, batch_size=t.batch, optimizer=t.optimizer(), progress=False, **options
     )
     state = model.optimizer_state
-    parts = [bits(model.parameters.flat), bits(state.states), bits(state.scalars), bits(history["loss"])]
+    arrays = [model.backend.to_numpy(a) for a in (model.parameters.flat, state.states, state.scalars)]
+    parts = [bits(a) for a in (*arrays, history["loss"])]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 if __name__ == "__main__":
-    text = json.dumps({name: digest(t) for name, t in TRAININGS.items()}, indent=0) + "\n"
+    device = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "cpu")
+    text = json.dumps({name: digest(t, device) for name, t in TRAININGS.items()}, indent=0) + "\n"
     if "--print" in sys.argv:
         print(text, end="")
     else:

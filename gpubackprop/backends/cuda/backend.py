@@ -1,0 +1,428 @@
+"""The CUDA backend: products by cuBLAS, everything else by fused kernels, on CuPy's current stream.
+
+A method makes a list of launches (:mod:`gpubackprop.backends.cuda.launches`); an eager call runs the list at once, a compiled
+step keeps it. A compiled step owns its scratch and the workspace of its products, so steps on different streams do not meet;
+one step runs on one stream at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import cupy
+import cupy.cublas
+import numpy as np
+import numpy.typing as npt
+from cuda.core import Stream, launch
+
+from gpubackprop.backends import reduce_backend
+from gpubackprop.backends.base import Run
+from gpubackprop.backends.checks import check_arrays, checked
+from gpubackprop.backends.cuda import nvtx as ranges
+from gpubackprop.backends.cuda.launches import Launch, Launches
+from gpubackprop.definitions import DTYPES, Array, address, check_precision, real_of
+from gpubackprop.interop import as_cupy, on_gpu
+from gpubackprop.machine.diagnosis import DeviceUnavailableError, installed, missing_dtypes
+from gpubackprop.memory import DeviceMemoryError
+from gpubackprop.step import Recorder
+
+if TYPE_CHECKING:
+    from gpubackprop.activations import Activation
+    from gpubackprop.losses import Loss
+    from gpubackprop.optimizers import Optimizer
+    from gpubackprop.step import Operation, Step
+
+LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the same stream as handle 0, which cuda.core takes for no stream
+PER_THREAD_STREAM = 2  # CU_STREAM_PER_THREAD: one handle for a stream of each thread
+EPILOGUES = ("auto", "all", "off")
+STREAMS = 8  # whose wrapper for cuda.core is kept
+
+OPERATIONS = [name for name in vars(Recorder) if not name.startswith("_")]
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class Device(cupy.cuda.Device):  # type: ignore[misc]
+    """A CUDA device; where CuPy finds no memory in its context, the error is the one that users know."""
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        super().__exit__(kind, error, traceback)
+        if isinstance(error, cupy.cuda.memory.OutOfMemoryError):
+            needed, (free, _) = error._size, self.memory() or (0, 0)
+            raise DeviceMemoryError(
+                f"an array of {needed:,} bytes does not fit on cuda:{self.id}: {free:,} are free, perhaps in pieces",
+                needed, free,
+            ) from None  # fmt: skip
+
+    def memory(self, wanted: int = 0) -> tuple[int, int] | None:
+        """See :meth:`gpubackprop.backends.base.Backend.memory`."""
+        pool = cupy.get_default_memory_pool()
+        if cupy.cuda.get_allocator() not in (pool.malloc, cupy.cuda.memory._malloc):
+            return None
+        with cupy.cuda.Device(self.id):
+            free, total = self._beyond_pool(pool)
+            if wanted <= free:
+                return free + pool.free_bytes(), total
+            pool.free_all_blocks()  # what is left of the pool are pieces between arrays
+            return self._beyond_pool(pool)
+
+    def _beyond_pool(self, pool: Any) -> tuple[int, int]:
+        """Return the bytes that the pool may still get, and all there are."""
+        (free, total), limit = cupy.cuda.runtime.memGetInfo(), pool.get_limit()
+        return min(free, max(0, limit - pool.total_bytes())) if limit else free, total
+
+
+class CudaBackend:
+    """See :class:`gpubackprop.backends.base.Backend`.
+
+    Parameters
+    ----------
+    index : int
+        The number of the device, as CUDA counts them.
+    matmul_precision : {"float32", "tf32"}
+        How float32 matrices are multiplied; TF32 keeps 10 bits of each factor's mantissa, and is never used unasked.
+    epilogues : {"auto", "all", "off"}
+        Which products end with the next operation, see :mod:`gpubackprop.backends.cuda.epilogues`.
+    single_launch_sums : bool
+        Let the last block of the backward kernel add up the bias gradient, instead of a second launch. Its order of sums is
+        fixed too. Off until a device has shown it to be right and faster: no emulation runs blocks side by side.
+    nvtx : bool, optional
+        Name each operation and each launch of a graph on a profiler's timeline; by default where the environment variable
+        GPUBACKPROP_NVTX is 1 when the backend is made.
+
+    Raises
+    ------
+    DeviceUnavailableError
+        What is asked for needs nvmath-python.
+    """
+
+    xp: ModuleType = cupy
+    dtypes: tuple[str, ...] = DTYPES
+
+    def __init__(
+        self,
+        index: int = 0,
+        *,
+        matmul_precision: str = "float32",
+        epilogues: str = "auto",
+        single_launch_sums: bool = False,
+        nvtx: bool | None = None,
+    ) -> None:
+        self.device = f"cuda:{index}"
+        self._ranged = ranges.choose(nvtx)
+        if self._ranged is not ranges.plain:
+            for name in OPERATIONS:
+                setattr(self, name, self._ranged(name, getattr(self, name)))
+        self._device = Device(index)
+        self._launches = Launches(self._device, single_launch_sums)
+        self._streams: dict[int, Stream] = {}
+        self._thread = threading.local()
+        check_precision(matmul_precision)
+        if epilogues not in EPILOGUES:
+            raise ValueError(f"epilogues is {epilogues!r}; choose from {', '.join(EPILOGUES)}")
+        self.matmul_precision = matmul_precision
+        self._products: Any = None
+        if installed("nvmath-python"):
+            from gpubackprop.backends.cuda.epilogues import Epilogues
+            from gpubackprop.backends.cuda.products import Products
+
+            self._products = Products(index, tf32=matmul_precision == "tf32")
+            self._epilogues: Any = Epilogues(self._products, epilogues, self._ranged)
+        elif matmul_precision == "tf32" or epilogues == "all":
+            what = "matmul_precision 'tf32'" if matmul_precision == "tf32" else "epilogues 'all'"
+            raise DeviceUnavailableError(f"{what} needs nvmath-python; run: pip install nvmath-python")
+        missing = missing_dtypes(self._launches.capability)
+        self.dtypes = tuple(name for name in DTYPES if name not in missing)
+
+    def __deepcopy__(self, memo: Any) -> CudaBackend:
+        return self  # one for all networks of a process
+
+    def __reduce__(self) -> Any:
+        return reduce_backend(self)
+
+    def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
+        with self._device:
+            a = as_cupy(a) if on_gpu(a) else a
+            if isinstance(a, cupy.ndarray) and a.device != self._device:
+                a = a.copy()
+            return cupy.ascontiguousarray(cupy.asarray(a, dtype=dtype))
+
+    def to_numpy(self, a: Array) -> np.ndarray:
+        with self._device:
+            return cupy.asnumpy(a)  # type: ignore[no-any-return]
+
+    def synchronize(self) -> None:
+        self._device.synchronize()
+
+    def active(self) -> Device:
+        """Return a context in which this device is the current one; see :mod:`gpubackprop.backends.current`."""
+        return self._device
+
+    def queue(self) -> Any:
+        """Return what orders the work that is put on this device now: CuPy's stream, and the thread where each has its own."""
+        handle = cupy.cuda.get_current_stream(self._device.id).ptr
+        if handle != PER_THREAD_STREAM:
+            return handle
+        if not hasattr(self._thread, "queue"):
+            self._thread.queue = object()  # a later thread may get this one's number
+        return self._thread.queue
+
+    def memory(self, wanted: int = 0) -> tuple[int, int] | None:
+        return self._device.memory(wanted)
+
+    def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        with self._device:
+            return cupy.zeros(shape, dtype)
+
+    @checked
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        with self._device:
+            out = cupy.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out
+            plan = self._plan(a, b, out)
+            if plan is None:
+                self._cublas(a, b, out)
+            else:
+                self._product(plan, a, b, out, self._launches)()
+        return out
+
+    def _cublas(self, a: Array, b: Array, out: Array) -> None:
+        """out = a b without a plan, which no capture allows."""
+        if a.dtype.itemsize == 2:
+            cupy.matmul(a, b, out=out)
+        else:  # cupy.matmul would round to TF32 where the environment variable CUPY_TF32 is set
+            cupy.cublas.gemm("N", "N", a, b, out=out)
+
+    def _product(self, plan: Any, a: Array, b: Array, out: Array, launches: Launches) -> Any:
+        """Return the product out = a b by a plan, with its workspace among the scratch of ``launches``."""
+        from gpubackprop.backends.cuda.products import bound
+
+        return bound(plan, a, b, out, launches.room)
+
+    def _plan(self, a: Array, b: Array, out: Array) -> Any:
+        """Return cuBLASLt's plan of a product, or None, with a warning where it has none."""
+        if self._products is None:
+            return None
+        from gpubackprop.backends.cuda.products import UnsupportedProductError
+
+        try:
+            return self._products.plan_for(a, b, out)
+        except UnsupportedProductError as error:
+            if a.dtype.itemsize == 2 and out.dtype != a.dtype:
+                raise  # which cuBLAS by itself cannot either
+            warnings.warn(f"{error}; it is left to cuBLAS, without TF32 and outside of CUDA graphs", RuntimeWarning, 3)
+            return None
+
+    @checked
+    def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
+        with self._device:
+            out = cupy.empty_like(z) if out is None else out
+            self._run(self._launches.bias_activation_forward(z, b, activation, out))
+        return out
+
+    @checked
+    def bias_activation_backward(
+        self,
+        dh: Array,
+        z: Array | None,
+        h: Array | None,
+        activation: Activation,
+        out: Array | None = None,
+        db: Array | None = None,
+    ) -> tuple[Array, Array]:
+        with self._device:
+            out = cupy.empty_like(dh) if out is None else out
+            db = cupy.empty(dh.shape[1], real_of(dh.dtype)) if db is None else db
+            self._run(self._launches.bias_activation_backward(dh, z, h, activation, out, db))
+        return out, db
+
+    @checked
+    def bias_loss(
+        self,
+        z: Array,
+        b: Array,
+        y: Array,
+        loss: Loss,
+        weight: Array | None = None,
+        out: Array | None = None,
+        db: Array | None = None,
+        value: Array | None = None,
+        scalars: Array | None = None,
+        samples: int | None = None,
+        total: Array | None = None,
+    ) -> tuple[Array, Array, Array]:
+        with self._device:
+            out = cupy.empty_like(z) if out is None else out
+            db = cupy.empty(z.shape[1], real_of(z.dtype)) if db is None else db
+            value = cupy.zeros(2) if value is None else value
+            self._run(self._launches.bias_loss(z, b, y, loss, weight, out, db, value, scalars, samples, total))
+        return value, out, db
+
+    @checked
+    def normalize_weights(self, weight: Array, out: Array | None = None, total: Array | None = None) -> Array:
+        with self._device:
+            out = cupy.empty_like(weight) if out is None else out
+            self._run(self._launches.normalize_weights(weight, out, total))
+        return out
+
+    @checked
+    def dropout(
+        self,
+        x: Array,
+        rate: float,
+        seed: int,
+        layer: int,
+        counters: Array,
+        out: Array | None = None,
+        first_block: int = 0,
+    ) -> Array:
+        with self._device:
+            out = cupy.empty_like(x) if out is None else out
+            self._run(self._launches.dropout(x, rate, seed, layer, counters, out, first_block))
+        return out
+
+    @checked
+    def gather(self, source: Array, order: Array, counters: Array, out: Array | None = None) -> Array:
+        assert out is not None
+        with self._device:
+            self._run(self._launches.gather(source, order, counters, out))
+        return out
+
+    @checked
+    def accumulate(self, total: Array | None, term: Array, out: Array) -> Array:
+        with self._device:
+            self._run(self._launches.accumulate(total, term, out))
+        return out
+
+    @checked
+    def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
+        with self._device:
+            self._run(self._launches.clip(gradients, max_norm, scalars, loss_scaling))
+
+    @checked
+    def advance(
+        self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool = False
+    ) -> None:
+        with self._device:
+            self._run(self._launches.advance(optimizer, rate, batch, counters, scalars, loss_scaling))
+
+    @checked
+    def update(
+        self,
+        optimizer: Optimizer,
+        parameters: Array,
+        gradients: Array,
+        states: Array,
+        scalars: Array,
+        weights: Array | None = None,
+    ) -> None:
+        with self._device:
+            self._run(self._launches.update(optimizer, parameters, gradients, states, scalars, weights))
+
+    def bind(self, operation: Operation) -> Call:
+        """Return the function of an operation of a step, and its arguments; shapes, kernels and grids are settled here.
+
+        With nvmath-python it may be captured. Its scratch memory is its own.
+        """
+        check_arrays(self, operation.name, operation.arguments, bound=True)
+        with self._device:
+            return self._bind(operation, self._launches.for_step())
+
+    def _bind(self, operation: Operation, launches: Launches) -> Call:
+        arguments = operation.arguments
+        if operation.name != "matmul":
+            return self._ranged(operation.name, self._run), (getattr(launches, operation.name)(**arguments),)
+        a, b, out = arguments["a"], arguments["b"], arguments["out"]
+        plan = self._plan(a, b, out)
+        if plan is None:
+            return self._ranged("matmul", self._cublas), (a, b, out)
+        product = self._product(plan, a, b, out, launches)
+        self._products.load(product)
+        return self._ranged("matmul", product), ()
+
+    def compile(self, step: Step) -> Run:
+        """Return the step as CUDA graphs, or, where a product cannot be captured, as a loop over its operations.
+
+        The kernels and products of a kind that has not run yet are loaded; for a product that means to run it.
+        """
+        for operation in step.operations:
+            check_arrays(self, operation.name, operation.arguments, bound=True)
+        with self._device:
+            launches, operations = self._launches.for_step(), fuse_dropout(step)
+            plans = [self._plan(**o.arguments) for o in operations if o.name == "matmul"]
+            captured = None not in plans
+            if captured:
+                from gpubackprop.backends.cuda.graph import CapturedStep
+
+                # the largest workspace first: the others are parts of it
+                launches.room(max((plan.workspace for plan in plans), default=0), np.dtype(np.uint8))
+                calls = self._epilogues.calls(operations, lambda one: self._bind(one, launches), launches.room)
+            else:
+                calls = [self._bind(operation, launches) for operation in operations]
+            # what was allocated is there, whatever stream the step runs on; the device as a whole must not be waited for
+            # while another thread captures
+            cupy.cuda.get_current_stream().synchronize()
+            if captured:
+                return CapturedStep(self._device, calls, step, self._ranged)
+
+        def run(times: int = 1, step: Step = step) -> None:  # the calls hold only the addresses of the step's arrays
+            with self._device:
+                for _ in range(times):
+                    for function, arguments in calls:
+                        function(*arguments)
+
+        return run
+
+    @property
+    def epilogue_choices(self) -> list[Any]:
+        """For each pair of a product and the operation after it: whether they are one product, and why."""
+        return [] if self._products is None else list(self._epilogues.choices.values())
+
+    # Launching. The current device is this one.
+
+    def _run(self, launches: Sequence[Launch]) -> None:
+        stream = self._stream()
+        for one in launches:
+            launch(stream, one.config, one.kernel, *one.arguments)
+
+    def _stream(self) -> Stream:
+        """Return CuPy's current stream for cuda.core."""
+        if not hasattr(
+            self._thread, "ready"
+        ):  # a new thread: the default stream alone does not tell the driver a context
+            cupy.cuda.runtime.setDevice(self._device.id)
+            self._thread.ready = True
+        handle = cupy.cuda.get_current_stream().ptr or LEGACY_STREAM
+        stream = self._streams.get(handle)
+        if stream is None:
+            if len(self._streams) >= STREAMS:  # of streams that are gone, most of them
+                self._streams.clear()
+            stream = self._streams[handle] = Stream.from_handle(handle)
+        return stream
+
+
+def fuse_dropout(step: Step) -> list[Operation]:
+    """Return the operations of a step with dropout done by the pass before or after it, in the same launch and bits.
+
+    An activation that only dropout reads is then not written at all. A step that keeps every intermediate is left as it is.
+    """
+    operations = list(step.operations)
+    if step.keep:
+        return operations
+    result: list[Operation] = []
+    while operations:
+        first = operations.pop(0)
+        second = operations[0] if operations else None
+        if second is not None and first.name == "bias_activation_forward" and second.name == "dropout":
+            p, q = first.arguments, operations.pop(0).arguments
+            used = p["activation"].needs == "h" or address(p["out"]) in (address(p["z"]), address(q["out"]))
+            first = replace(first, arguments={**p, "dropout": {**q, "output": used}})
+        elif second is not None and first.name == "dropout" and second.name == "bias_activation_backward":
+            p, second = first.arguments, operations.pop(0)
+            first = replace(second, arguments={**second.arguments, "dh": p["x"], "dropout": p})
+        result.append(first)
+    return result

@@ -1,0 +1,137 @@
+"""Products that do the next operation on their way to memory.
+
+cuBLASLt can end a product with bias + activation, or with the activation's derivative and the bias gradient. That saves a
+launch and a pass over memory. Which pairs of operations are joined is a rule, never a measurement: the bits of a training
+depend on its shapes and its device alone.
+
+========  ===============================================  =====================================================
+epilogue  pair                                             used with
+========  ===============================================  =====================================================
+BIAS      product, identity                                "auto", "all": one sum more per element, NaN stays NaN
+GELU      product, gelu_tanh; product, gelu_tanh backward  "all"
+RELU      product, relu                                    "all"
+========  ===============================================  =====================================================
+
+GELU is not in "auto" since cuBLASLt was seen to take longer with it than a product and a kernel of one's own, in float32 and
+bfloat16 (github.com/karpathy/llm.c/pull/338; llm.c has it off). RELU is not since it turns NaN into 0, which hides a
+training that diverges. Where cuBLASLt has no such product, or an address is no multiple of 16, the two operations stay
+apart. :attr:`gpubackprop.backends.cuda.backend.CudaBackend.epilogue_choices` says what was chosen and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpubackprop.backends.cuda.nvtx import Ranged, plain
+from gpubackprop.backends.cuda.products import (
+    ALIGNMENT,
+    Epilogue,
+    Plan,
+    Products,
+    Room,
+    UnsupportedProductError,
+    alignment_of,
+    bound,
+    layout,
+)
+from gpubackprop.definitions import Array, address
+from gpubackprop.step import Operation
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+WHY_NOT = {
+    Epilogue.GELU_AUX_BIAS: "cuBLASLt was seen to take longer than two kernels; epilogues='all' uses it",
+    Epilogue.DGELU_BGRAD: "cuBLASLt was seen to take longer than two kernels; epilogues='all' uses it",
+    Epilogue.RELU_BIAS: "it turns NaN into 0; epilogues='all' uses it",
+}
+"""Why an epilogue is left out with "auto"."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether a product does the operation after it, and why."""
+
+    pair: str
+    fused: bool
+    reason: str
+
+
+def epilogue_of(first: Operation, second: Operation) -> tuple[Any, Array, Array | None] | None:
+    """Return the epilogue that does ``second`` after the product ``first``, its vector and its matrix, or None."""
+    if first.name != "matmul" or second.name not in ("bias_activation_forward", "bias_activation_backward"):
+        return None
+    p, q = first.arguments, second.arguments
+    activation, forward = q["activation"], second.name == "bias_activation_forward"
+    if activation.parameters or q.get("dropout") or address(p["out"]) != address(q["z"] if forward else q["dh"]):
+        return None
+    in_place = address(q["out"]) == address(p["out"])
+    aligned = p["b"].shape[1] % 8 == 0  # the leading dimension of the epilogue's matrix
+    if forward and activation.name == "identity" and in_place:
+        return Epilogue.BIAS, q["b"], None
+    if forward and activation.name == "relu" and in_place:
+        return Epilogue.RELU_BIAS, q["b"], None
+    if forward and activation.name == "gelu_tanh" and aligned and not in_place:
+        return Epilogue.GELU_AUX_BIAS, q["b"], q["z"]
+    if not forward and activation.name == "gelu_tanh" and aligned and in_place and q["db"].dtype == q["out"].dtype:
+        return Epilogue.DGELU_BGRAD, q["db"], q["z"]
+    return None
+
+
+class Epilogues:
+    """Chooses, for each pair of operations, between two launches and one product with an epilogue.
+
+    Parameters
+    ----------
+    products : Products
+    mode : {"auto", "all", "off"}
+        The pairs of the rule above; every pair that cuBLASLt has; none.
+    ranged : callable
+        See :mod:`gpubackprop.backends.cuda.nvtx`.
+    """
+
+    def __init__(self, products: Products, mode: str, ranged: Ranged[Any] = plain) -> None:
+        self.products, self.mode, self.ranged = products, mode, ranged
+        self.choices: dict[str, Choice] = {}
+
+    def calls(self, operations: Sequence[Operation], bind: Callable[[Operation], Call], room: Room) -> list[Call]:
+        """Return the calls of a step; workspaces are from ``room``."""
+        result: list[Call] = []
+        pending = list(operations)
+        while pending:
+            first = pending.pop(0)
+            product = self._fused(first, pending[0], room) if pending and self.mode != "off" else None
+            if product is None:
+                result.append(bind(first))
+            else:
+                pending.pop(0)
+                result.append(product)
+        return result
+
+    def _fused(self, first: Operation, second: Operation, room: Room) -> Call | None:
+        """Return the call of a product that does ``second`` too, or None; note the choice."""
+        found = epilogue_of(first, second)
+        if found is None:
+            return None
+        epilogue, vector, matrix = found
+        a, b, out = first.arguments["a"], first.arguments["b"], second.arguments["out"]
+        (m, k), n = a.shape, b.shape[1]
+        name = f"{epilogue.name.lower()} {m}x{n}x{k} {a.dtype.name}{' tf32' if self.products.tf32 else ''}"
+        product, reason = None, "" if self.mode == "all" else WHY_NOT.get(epilogue, "")
+        if not reason and alignment_of(vector, *([] if matrix is None else [matrix])) < ALIGNMENT:
+            name, reason = f"{name} not aligned", f"an address is no multiple of {ALIGNMENT}"
+        if not reason:
+            try:
+                plan = Plan(
+                    self.products.handle, m, n, k, layout(a)[0], layout(b)[0], a.dtype.name, out.dtype.name,
+                    tf32=self.products.tf32, epilogue=epilogue, bias=address(vector),
+                    aux=0 if matrix is None else address(matrix), aux_ld=n, alignment=alignment_of(a, b, out),
+                    workspace=self.products.most_workspace,
+                )  # fmt: skip
+                product = bound(plan, a, b, out, room)
+                self.products.load(product)
+            except UnsupportedProductError as error:
+                reason = str(error)
+        self.choices[name] = Choice(name, product is not None, reason or "it saves a launch and a pass over memory")
+        return None if product is None else (self.ranged(name, product), ())

@@ -1,0 +1,397 @@
+"""What each operation launches on a CUDA device: its kernels, their grids, and the scratch memory between them.
+
+Kernels take raw pointers: arrays have been checked by :mod:`gpubackprop.backends.checks`, or are a workspace's. Partial sums go to
+scratch memory. That of an eager operation is its own, from CuPy's pool, which gives it to the next one on the same stream: two
+threads may queue operations on one stream, in any order. That of a compiled step is the step's, and goes with it: its operations
+come one after another and share it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cupy
+import numpy as np
+from cuda.bindings import driver
+
+from gpubackprop.definitions import Array, check_dtype, real_of
+from gpubackprop.kernels.cuda import loss as cuda_loss
+from gpubackprop.kernels.cuda import passes
+from gpubackprop.kernels.cuda import softmax as cuda_softmax
+from gpubackprop.kernels.cuda import softmax_rows as cuda_softmax_rows
+from gpubackprop.kernels.cuda import training as cuda_training
+from gpubackprop.kernels.cuda.access import STORAGE, VECTOR_BYTES
+from gpubackprop.kernels.cuda.compile import THREADS, Source, launch_config, load
+from gpubackprop.philox import keep_threshold, split_seed
+
+if TYPE_CHECKING:
+    from gpubackprop.activations import Activation
+    from gpubackprop.losses import Loss
+    from gpubackprop.optimizers import Optimizer
+
+BLOCKS_PER_MULTIPROCESSOR = 4  # of 256 threads with up to 64 registers: one full wave, the rest by striding
+SCRATCH_STEP = 4096  # elements; scratch grows in multiples of it
+LARGE = 1 << 20
+"""Bytes of a matrix from which on a block takes so many rows that its own bias and sums are a few percent of the traffic;
+below it, many blocks with few rows are done sooner."""
+IN_A_ROW = 32
+"""Terms that one thread adds up one after another in float32. Where terms are equal, each addition may round to the same side, so a
+sum of many would lose digits: 32 lose 2^-20 at the very most, and sums of sums, each of so few, hardly more."""
+MOST_BLOCKS = 65535  # CUDA's limit along y
+
+Grid = tuple[int, int]
+
+
+class Launch(NamedTuple):
+    """A kernel, its grid and its arguments."""
+
+    config: Any
+    kernel: Any
+    arguments: tuple[Any, ...]
+    scratch: Array | None = None
+    """Kept, since the arguments hold only its address."""
+
+
+class Launches:
+    """A method for each operation of :class:`gpubackprop.backends.base.Backend`, all outputs given, on CuPy's current device.
+
+    Parameters
+    ----------
+    device : cupy.cuda.Device
+    finish : bool
+        Add up the bias gradient in the launch that makes it, by the last block that comes to its end, where a row of blocks
+        spans whole rows; else in a launch of its own.
+    """
+
+    def __init__(self, device: Any, finish: bool = False) -> None:
+        self.device, self.finish = device, finish
+        capability = device.compute_capability
+        self.capability = (int(capability[:-1]), int(capability[-1]))
+        self.blocks = BLOCKS_PER_MULTIPROCESSOR * int(device.attributes["MultiProcessorCount"])
+        self._kernels: dict[Source, Any] = {}
+        self._shared = False
+        self._scratch: dict[np.dtype[Any], Array] = {}
+
+    def for_step(self) -> Launches:
+        """Return the same for the operations of one step, which share scratch memory of their own."""
+        own = copy.copy(self)
+        own._shared, own._scratch = True, {}
+        return own
+
+    def bias_activation_forward(
+        self, z: Array, b: Array, activation: Activation, out: Array, dropout: Mapping[str, Any] | None = None
+    ) -> list[Launch]:
+        """``dropout``: the arguments of that operation, done on the way; ``output`` among them says whether out is written."""
+        (n, d), dtype = z.shape, z.dtype
+        dropped, output = out, True
+        if dropout is not None:
+            dropped, output = dropout["out"], dropout["output"]
+        width = passes.width_of(dtype, _at(z), _at(out), _at(dropped))
+        line = d * passes.rows_of_line(width, d)
+        keep = _at(out) != _at(z)
+        source = passes.bias_activation_forward(activation, dtype, width, keep, dropout is not None, output)
+        grid, block = self._cut(n * d, line, width, dtype, 16)
+        pointers = _at(z), _at(b), _at(out), _at(dropped)
+        return [self._launch(source, grid, block, *pointers, *self._mask(dtype, dropout), n * d, line, d)]
+
+    def bias_activation_backward(
+        self,
+        dh: Array,
+        z: Array | None,
+        h: Array | None,
+        activation: Activation,
+        out: Array,
+        db: Array,
+        dropout: Mapping[str, Any] | None = None,
+    ) -> list[Launch]:
+        """With ``dropout``, the arguments of that operation, it is done to dh first."""
+        (n, d), dtype = dh.shape, dh.dtype
+        s, real = h if activation.needs == "h" else z, real_of(dtype)
+        width = passes.width_of(dtype, _at(dh), _at(s), _at(out))
+        rows = passes.rows_of_line(width, d)
+        grid, block = self._cut(n * d, d * rows, width, dtype, 64 // dtype.itemsize, in_a_row=IN_A_ROW)
+        whole = grid[1] * rows == 1
+        finish = self.finish and rows == 1 and 1 < grid[1] <= block[1] * IN_A_ROW
+        source = passes.bias_activation_backward(activation, dtype, width, dropout is not None, finish)
+        partial = db if whole else self.room(grid[1] * d * rows, real)
+        tickets = self.room(grid[0], np.dtype(np.int64)) if finish else None
+        pointers = _at(dh), _at(s), _at(out), _at(partial), _at(db), 0 if tickets is None else _at(tickets)
+        numbers = *self._mask(dtype, dropout), n * d, d * rows
+        launches = [self._launch(source, grid, block, *pointers, *numbers, scratch=(partial, tickets))]
+        if not (whole or finish):
+            launches += self._column_sums(_at(partial), _at(db), grid[1] * rows, d, real)
+        return launches
+
+    def bias_loss(
+        self,
+        z: Array,
+        b: Array,
+        y: Array,
+        loss: Loss,
+        weight: Array | None,
+        out: Array,
+        db: Array,
+        value: Array,
+        scalars: Array | None,
+        samples: int | None = None,
+        total: Array | None = None,
+    ) -> list[Launch]:
+        (n, d), dtype = z.shape, z.dtype
+        real, softmax = real_of(dtype), loss.family == "softmax"
+        indices = y.ndim == 1 and softmax
+        variant = cuda_loss.Variant(indices, weight is not None, _at(out) != _at(z), scalars is not None)
+        scale = loss.scale(samples or n, d, weight is not None)
+        # dense targets are real: where z has 16 bits, a thread takes as many as 16 bytes of targets hold
+        width = passes.width_of(dtype if indices else real, _at(z), _at(out), 0 if indices else _at(y))
+        inputs = [_at(a) if a is not None else 0 for a in (z, b, y, weight, out)]
+        numbers: list[Any] = [0 if scalars is None else _at(scalars), real.type(scale)]
+        first: list[Launch] = []
+        if not softmax:
+            width = 1 if weight is not None and d % width else width
+            repeat = passes.rows_of_line(width, d)
+            # a thread also adds up the losses of a line's ``width`` numbers, one after another
+            grid, block = self._cut(n * d, d * repeat, width, dtype, 32, 1, in_a_row=IN_A_ROW // width)
+            source = cuda_loss.elementwise_loss(loss, dtype, width, variant)
+            rows, numbers = grid[1] * repeat, [*numbers, n * d, d * repeat, d]
+        else:
+            source, grid, block, more = self._softmax(loss, dtype, n, d, width, variant, _at(b))
+            rows, numbers = grid[1], [*numbers, real.type(1 / d), n, d, *more]
+        count, long = grid[0] * grid[1], "_long_" in source.name
+        rows = 0 if long else rows
+        room = self.room(rows * d + count, real)
+        partial, losses = _at(room), _at(room) + rows * d * real.itemsize
+        places = [losses] if long else [partial, losses]
+        first.append(self._launch(source, grid, block, *inputs, *places, *numbers, scratch=room))
+        if long:  # its kernel leaves the sums over columns to another
+            partial, rows, sums = self._shorten(_at(out), n, d, dtype, always=True)
+        else:
+            partial, rows, sums = self._shorten(partial, rows, d, real)
+        first += sums
+        growth = 1.0 if loss.reduction == "sum" else float(samples or n) if total is None else 0.0
+        columns, rows_at_once = passes.block_shape(d, passes.SUM_COLUMNS)
+        finish = self._launch(
+            cuda_loss.finish_loss(dtype), (-(-d // columns) + 1, 1), (columns, rows_at_once),
+            partial, _at(db), losses, _at(value), 0 if total is None else _at(total), float(scale), growth, rows, d, count,
+        )  # fmt: skip
+        return [*first, finish]
+
+    def _softmax(
+        self, loss: Loss, dtype: np.dtype[Any], n: int, d: int, width: int, variant: cuda_loss.Variant, b: int
+    ) -> tuple[Source, Grid, Grid, list[int]]:
+        """Return kernel, grid, block and what it takes beyond n and d."""
+        if d <= cuda_softmax.tile_columns(dtype):
+            lanes = cuda_softmax.lanes_of(d)
+            at_once, most = THREADS // lanes, cuda_softmax.tile_rows(dtype, d)
+            down = min(self.blocks, -(-n // at_once))
+            if n * d * dtype.itemsize >= LARGE:
+                down = min(down, n // 64)
+            down = _at_least(down, n, at_once * IN_A_ROW)
+            rows = min(most, -(-n // (down * at_once)) * at_once)
+            source = cuda_softmax.softmax_loss_tile(loss, dtype, width, d, variant)
+            return source, (1, min(down, -(-n // rows))), (lanes, at_once), [rows]
+        width = width if d % width == 0 and b % VECTOR_BYTES == 0 else 1
+        shape = cuda_softmax_rows.row_shape(dtype, width, d, not variant.indices)
+        if shape is None:
+            width = (
+                width if dtype.itemsize < 8 else 1
+            )  # two numbers of float64 at a time would take more than 64 registers
+            return (
+                cuda_softmax_rows.softmax_loss_long(loss, dtype, width, variant),
+                (1, _at_least(min(n, self.blocks), n, IN_A_ROW)),
+                (THREADS, 1),
+                [],
+            )
+        threads, _, rows = shape
+        down = _at_least(min(-(-n // rows), max(1, self.blocks * THREADS // threads)), n, rows * IN_A_ROW)
+        return cuda_softmax_rows.softmax_loss_row(loss, dtype, width, shape, variant), (1, down), (threads, 1), []
+
+    def normalize_weights(self, weight: Array, out: Array, total: Array | None = None) -> list[Launch]:
+        (n,), dtype = weight.shape, check_dtype(weight.dtype)
+        total = self.room(1, np.dtype(np.float64)) if total is None else total
+        source = cuda_training.normalize_weights(dtype)
+        return [self._launch(source, (1, 1), (THREADS, 1), _at(weight), _at(out), _at(total), n, scratch=total)]
+
+    def dropout(
+        self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array, first_block: int = 0
+    ) -> list[Launch]:
+        size, dtype = x.size, check_dtype(x.dtype)
+        mask = {"rate": rate, "seed": seed, "layer": layer, "counters": counters, "first_block": first_block}
+        width = passes.width_of(dtype, _at(x), _at(out))
+        source = cuda_training.dropout(dtype, width)
+        grid = (self._flat_grid(-(-size // width)), 1)
+        return [self._launch(source, grid, (THREADS, 1), _at(x), _at(out), *self._mask(dtype, mask), size)]
+
+    def accumulate(self, total: Array | None, term: Array, out: Array) -> list[Launch]:
+        size, dtype = term.size, check_dtype(term.dtype)
+        first, a = total is None, term if total is None else total
+        width = passes.width_of(dtype, _at(a), _at(term), _at(out))
+        source = cuda_training.accumulate(dtype, width, first)
+        grid = (self._flat_grid(-(-size // width)), 1)
+        return [self._launch(source, grid, (THREADS, 1), _at(a), _at(term), _at(out), size)]
+
+    def gather(self, source: Array, order: Array, counters: Array, out: Array) -> list[Launch]:
+        size, rows, n = len(order), len(source), len(out)
+        nbytes = out.nbytes // n
+        storage, width = _copy_unit(nbytes, _at(source), _at(out))
+        d = nbytes // np.dtype(STORAGE[storage]).itemsize
+        bx, by = passes.block_shape(-(-d // width))
+        across = -(-d // (bx * width))
+        down = max(1, min(self.blocks // across, -(-n // (by * cuda_training.ROWS_AT_ONCE))))
+        arrays = (_at(source), _at(order), _at(counters), _at(out))
+        kernel = cuda_training.gather(storage, width)
+        return [self._launch(kernel, (across, down), (bx, by), *arrays, size, rows, n, d)]
+
+    def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool) -> list[Launch]:
+        size, dtype = gradients.size, check_dtype(gradients.dtype)
+        if _at(gradients) % VECTOR_BYTES:
+            raise ValueError("gradients must be aligned to 16 bytes, as backend.zeros gives them")
+        vectors = size * dtype.itemsize // VECTOR_BYTES + 1
+        blocks = max(self._flat_grid(vectors), -(-vectors // (THREADS * IN_A_ROW)))
+        partial = self.room(2 * blocks, dtype)
+        block = (THREADS, 1)
+        return [
+            self._launch(
+                cuda_training.sum_of_squares(dtype), (blocks, 1), block, _at(gradients), _at(partial), size,
+                scratch=partial,
+            ),
+            self._launch(
+                cuda_training.clip(dtype, loss_scaling), (1, 1), block,
+                _at(partial), _at(scalars), dtype.type(max_norm), blocks,
+            ),
+        ]  # fmt: skip
+
+    def advance(
+        self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool
+    ) -> list[Launch]:
+        dtype = check_dtype(scalars.dtype)
+        source = cuda_training.advance(optimizer, dtype, loss_scaling)
+        numbers = map(float, (*optimizer.numbers, *optimizer.schedule.numbers))
+        return [self._launch(source, (1, 1), (1, 1), _at(rate), _at(counters), _at(scalars), int(batch), *numbers)]
+
+    def update(
+        self,
+        optimizer: Optimizer,
+        parameters: Array,
+        gradients: Array,
+        states: Array,
+        scalars: Array,
+        weights: Array | None,
+    ) -> list[Launch]:
+        size, dtype = parameters.size, check_dtype(parameters.dtype)
+        pointers = [_at(parameters), _at(gradients), 0, _at(scalars), 0]
+        if optimizer.n_states:
+            pointers[2] = _at(states)
+        if weights is not None:
+            pointers[4] = _at(weights)
+        width = cuda_training.update_width(optimizer, dtype, size, *pointers[:3], pointers[4])
+        source = cuda_training.update(optimizer, dtype, width, None if weights is None else weights.dtype)
+        grid = (self._flat_grid(-(-size // width)), 1)
+        limit, real = optimizer.clipping[1], dtype.type
+        numbers = map(real, (0 if limit is None else limit, *optimizer.numbers))
+        return [self._launch(source, grid, (THREADS, 1), *pointers, size, *numbers)]
+
+    # Grids, scratch, checks.
+
+    def _launch(self, source: Source, grid: Grid, block: Grid, *arguments: Any, scratch: Any = None) -> Launch:
+        return Launch(launch_config(grid, block), self._kernel(source), arguments, scratch)
+
+    def _kernel(self, source: Source) -> Any:
+        """Return a kernel whose code is on the device: its first launch may be captured, when loading may not be allowed."""
+        kernel = self._kernels.get(source)
+        if kernel is None:
+            kernel = load(source, self.capability)
+            # a new thread has no context, which the driver's functions need
+            cupy.cuda.runtime.setDevice(self.device.id)
+            error, function = driver.cuKernelGetFunction(kernel.handle)
+            if not error:  # a driver that loads lazily does it to answer such a question
+                error, _ = driver.cuFuncGetAttribute(driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS, function)
+            if error:
+                raise RuntimeError(f"the driver cannot load the kernel {source.name}: {error.name}")
+            self._kernels[source] = kernel
+        return kernel
+
+    def _cut(
+        self, size: int, line: int, width: int, dtype: np.dtype[Any], least: int, in_flight: int = 0, in_a_row: int = 0
+    ) -> tuple[Grid, Grid]:
+        """Return grid and block for a matrix, see :mod:`gpubackprop.kernels.cuda.passes`.
+
+        A large matrix has at least ``least`` lines to a block, and where ``in_a_row`` is given at most so many to a thread.
+        """
+        bx, by = passes.block_shape(-(-line // width))
+        across, lines = -(-line // (bx * width)), -(-size // line)
+        in_flight = in_flight or passes.lines_in_flight(dtype, width)
+        down = min(self.blocks // across, -(-lines // (by * in_flight)))
+        if size * dtype.itemsize >= LARGE:
+            down = min(down, lines // least)
+        if in_a_row:
+            down = _at_least(down, lines, by * in_a_row)
+        return (across, max(1, down)), (bx, by)
+
+    def _flat_grid(self, threads: int) -> int:
+        return max(1, min(2 * self.blocks, -(-threads // THREADS)))
+
+    def _column_sums(self, a: int, out: int, n: int, d: int, dtype: np.dtype[Any]) -> list[Launch]:
+        """Return the launches for out = sums over the rows of a (n, d)."""
+        a, n, first = self._shorten(a, n, d, dtype)
+        real, (bx, by) = real_of(dtype) if first else dtype, passes.block_shape(d, passes.SUM_COLUMNS)
+        return [*first, self._launch(passes.column_sum(real), (-(-d // bx), 1), (bx, by), a, out, n, d)]
+
+    def _shorten(
+        self, a: int, n: int, d: int, dtype: np.dtype[Any], *, always: bool = False
+    ) -> tuple[int, int, list[Launch]]:
+        """Return address and rows of a matrix of real numbers with the column sums of a (n, d), and the launches that make it.
+
+        It has so few rows that one row of blocks can add them up; a itself is returned if it has, unless ``always``.
+        """
+        bx, by = passes.block_shape(d, passes.SUM_COLUMNS)
+        at_once = passes.SUM_ROWS * by
+        if n <= at_once * IN_A_ROW and not always:
+            return a, n, []
+        across, real = -(-d // bx), real_of(dtype)
+        down = _at_least(min(max(1, self.blocks // across), -(-n // at_once)), n, at_once * IN_A_ROW)
+        room = self.room(down * d, real, apart=True)
+        first = self._launch(passes.column_sum(dtype), (across, down), (bx, by), a, _at(room), n, d, scratch=room)
+        sums, rows, more = self._shorten(_at(room), down, d, real)
+        return sums, rows, [first, *more]
+
+    def _mask(self, dtype: np.dtype[Any], dropout: Mapping[str, Any] | None) -> tuple[Any, ...]:
+        """Return counters, bound, scale, low, high, layer and first, as the kernels take them."""
+        real = real_of(dtype).type
+        if dropout is None:
+            return 0, 0, real(1), 0, 0, 0, 0
+        rate, counters = dropout["rate"], dropout["counters"]
+        numbers = keep_threshold(rate), real(1 / (1 - rate)), *split_seed(dropout["seed"])
+        return _at(counters), *numbers, dropout["layer"], dropout.get("first_block", 0)
+
+    def room(self, size: int, dtype: np.dtype[Any], *, apart: bool = False) -> Array:
+        """Return scratch for ``size`` numbers; that of whole numbers is 0, and whoever uses it leaves it so.
+
+        An operation that needs two at once takes the second ``apart``.
+        """
+        new = cupy.zeros if dtype.kind == "i" else cupy.empty
+        if apart or not self._shared:
+            return new(size, dtype)
+        room = self._scratch.get(dtype)
+        if room is None or room.size < size:
+            room = self._scratch[dtype] = new(-(-size // SCRATCH_STEP) * SCRATCH_STEP, dtype)
+        return room
+
+
+def _copy_unit(nbytes: int, *addresses: int) -> tuple[str, int]:
+    """Return (storage, width) of the widest access that rows of so many bytes allow; bits are copied, whatever they mean."""
+    for size, unit in ((16, ("f4", 4)), (8, ("f8", 1)), (4, ("f4", 1))):
+        if not any(number % size for number in (nbytes, *addresses)):
+            return unit
+    return "u2", 1
+
+
+def _at_least(blocks: int, n: int, of_block: int) -> int:
+    """Return ``blocks``, or more where n would be more than ``of_block`` for each."""
+    return min(MOST_BLOCKS, max(1, blocks, -(-n // of_block)))
+
+
+def _at(a: Array | None) -> int:
+    assert a is not None
+    return int(a.data.ptr)

@@ -1,0 +1,147 @@
+"""Backpropagation in a network of one's own, step by step: equations, shapes, FLOP, what needs what, checked gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.definitions import check_count, check_seed
+from gpubackprop.inspect.gradcheck import GradientCheck, check_gradient, gradient_step, gradients_of
+from gpubackprop.losses import LOSSES, Loss
+from gpubackprop.mlp import MLP
+from gpubackprop.step import Operation, Step
+
+PHASES = {
+    "input": "INPUT",
+    "forward": "FORWARD PHASE: from the input to the output",
+    "loss": "LOSS, and its gradient with respect to the output",
+    "backward": "BACKWARD PHASE: from the output to the input; each gradient needs the one above it",
+    "update": "UPDATE",
+}
+
+
+@dataclass(frozen=True)
+class ExplainedOperation:
+    """One operation of the step, with the checks of the gradients it computes."""
+
+    number: int
+    operation: Operation
+    shapes: tuple[str, ...]
+    needs: tuple[str, ...]
+    checks: tuple[GradientCheck, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What :func:`explain` returns; ``print`` it, or read ``operations``."""
+
+    title: str
+    operations: list[ExplainedOperation]
+    step: Step
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """True if every gradient agrees with finite differences."""
+        return all(check.error <= self.tolerance for e in self.operations for check in e.checks)
+
+    def __str__(self) -> str:
+        lines = [self.title]
+        phase = ""
+        for e in self.operations:
+            if e.operation.phase != phase:
+                phase = e.operation.phase
+                lines += ["", PHASES[phase]]
+            first, *rest = e.operation.equation.split(";  ")
+            lines.append(f"{e.number:3d}. {first}")
+            lines += [f"     {equation}" for equation in rest]
+            lines.append(f"       {',  '.join(e.shapes)}")
+            lines.append(f"       {e.operation.flops:,} FLOP;  needs {', '.join(e.needs) or 'nothing computed before'}")
+            for check in e.checks:
+                verdict = "agrees with" if check.error <= self.tolerance else "DIFFERS FROM"
+                lines.append(f"       {check.name} {verdict} finite differences: relative error {check.error:.1e}")
+        lines += [
+            "",
+            f"one step: {self.step.flops:,} FLOP, {self.step.bytes:,} bytes, {len(self.operations)} operations",
+        ]
+        return "\n".join(lines)
+
+
+def explain(
+    network: MLP | Sequence[int],
+    X: Any = None,
+    y: Any = None,
+    *,
+    activation: str = "relu",
+    loss: str | Loss = "softmax_cross_entropy",
+    batch_size: int = 5,
+    seed: int = 0,
+    tolerance: float = 1e-6,
+) -> Explanation:
+    """Go through one forward and one backward phase, operation by operation, and check each gradient on the way.
+
+    Parameters
+    ----------
+    network : MLP or sequence of int
+        A network, or layer sizes for a new one with ``activation`` and ``loss``.
+    X, y : array, optional
+        A mini-batch; random by default, of ``batch_size`` samples.
+    tolerance : float
+        Largest relative error of a gradient.
+
+    Returns
+    -------
+    Explanation
+        In float64, on the reference backend, whatever the network's own device.
+    """
+    rng = np.random.default_rng(check_seed(seed))
+    batch_size = check_count("batch_size", batch_size)
+    if isinstance(network, MLP):
+        model = network
+    else:
+        model = MLP(network, activation, loss, "reference", "float64", seed)
+        for b in model.parameters.b:
+            b[...] = rng.normal(size=b.shape) / 10  # zero biases would sit on the kink of relu
+    if X is None or y is None:
+        X, y = random_batch(model, batch_size, rng)
+    step, run = gradient_step(model, X, y)
+    for operation in step.operations:
+        run(operation)
+    computed = {n: step.names.array(n).copy() for op in step.operations for n in gradients_of(op.writes)}
+    explained = []
+    for number, operation in enumerate(step.operations, 1):
+        arrays = dict.fromkeys((*operation.reads, *operation.writes))
+        shapes = tuple(f"{n} {_shape(step.names.array(n).shape)}" for n in arrays if n != "loss")
+        checks = tuple(check_gradient(step, run, n, computed[n], rng) for n in gradients_of(operation.writes))
+        explained.append(ExplainedOperation(number, operation, shapes, step.needs(operation), checks))
+    sizes = "-".join(map(str, model.layer_sizes))
+    hidden = ", ".join(dict.fromkeys(a.label for a in model.activations)) or "no hidden layer"
+    title = f"MLP {sizes} ({hidden}; {model.loss.label}), {len(step.names.array('X'))} samples: rows are samples"
+    return Explanation(title, explained, step, tolerance)
+
+
+def random_batch(model: MLP, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return random inputs and targets that fit a network and its loss."""
+    d = model.layer_sizes[-1]
+    X = rng.normal(size=(n, model.layer_sizes[0]))
+    kind = LOSSES.resolve(model.loss).targets
+    if kind == "classes":
+        return X, rng.integers(0, d, n)
+    y = rng.normal(size=(n, d))
+    if kind == "counts":
+        return X, rng.poisson(2.0, (n, d)).astype(np.float64)
+    if kind == "binary":
+        return X, (y > 0).astype(np.float64)
+    if kind == "signs":
+        return X, np.where(y > 0, 1.0, -1.0)
+    if kind == "distribution":
+        e = np.exp(y)
+        return X, e / e.sum(axis=1, keepdims=True)
+    return X, y
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))

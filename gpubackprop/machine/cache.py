@@ -1,0 +1,134 @@
+"""Compiled code and measurements on disk: verified before use, written atomically, and never needed.
+
+The folder is ``$GPUBACKPROP_CACHE_DIR``, by default the platform's user cache folder. An entry's name holds a digest of everything
+that shaped it (code, constants, versions, architecture), so an entry is never stale, only unused. Its content begins with a digest
+of itself: a damaged entry counts as missing, and the next write replaces it. Since entries are run, a folder or a file that
+somebody else could have written is not used. Whatever is wrong with the disk costs the time to compile, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+import warnings
+from contextlib import suppress
+from functools import cache
+from pathlib import Path, PurePath
+
+import platformdirs
+
+from gpubackprop._version import __version__
+from gpubackprop.fingerprint import fingerprint
+
+_MAGIC = b"gpubackprop cache entry 1\n"
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of compiled kernels, or None where there is no place for one: no home folder, or no absolute one."""
+    chosen = os.environ.get("GPUBACKPROP_CACHE_DIR")
+    with suppress(OSError, RuntimeError, KeyError):  # no HOME and no entry in the password file, no current folder
+        if chosen:
+            return Path(chosen).absolute()
+        folder = Path(platformdirs.user_cache_dir("gpubackprop", appauthor=False))
+        return folder if folder.is_absolute() else None
+    return None
+
+
+def cache_problem(part: str = "") -> str | None:
+    """Return why the cache, or a folder in it, is not used and what to do, or None if nobody else can write in it."""
+    folder = cache_folder()
+    if folder is None:
+        return "there is no home folder; set GPUBACKPROP_CACHE_DIR to keep compiled kernels"
+    if not hasattr(os, "geteuid"):  # Windows: the user's profile is closed to others
+        return None
+    with suppress(OSError, RuntimeError):
+        ours = {folder / part, folder, (folder / part).resolve(), folder.resolve()}
+        for place in dict.fromkeys([*_and_parents(folder / part), *_and_parents((folder / part).resolve())]):
+            try:
+                status = place.stat()
+            except FileNotFoundError:
+                continue  # it will be made, for us alone
+            if place in ours and status.st_uid != os.geteuid():
+                return f"{place} belongs to another user; set GPUBACKPROP_CACHE_DIR to a folder of your own"
+            # in a sticky folder such as /tmp nobody can replace what is another's
+            if _writable_by_others(status.st_mode) and (place in ours or not status.st_mode & stat.S_ISVTX):
+                return f"{place} can be written by other users; run: chmod go-w {place}"
+    return None
+
+
+def read(name: str) -> bytes | None:
+    """Return the content of the entry called ``name``, or None where there is none that is whole and ours."""
+    path = _path(name)
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            if hasattr(os, "geteuid"):
+                status = os.fstat(file.fileno())
+                if status.st_uid != os.geteuid() or _writable_by_others(status.st_mode):
+                    return None
+            whole = file.read()
+    except OSError:
+        return None
+    content = whole[len(_MAGIC) + 32 :]
+    return content if whole.startswith(_head(name, content)) else None
+
+
+def write(name: str, content: bytes) -> None:
+    """Store an entry: all of it or nothing, whatever other processes do."""
+    path = _path(name)
+    if path is None:
+        return
+    with suppress(OSError):
+        for place in reversed([place for place in _and_parents(path.parent) if not place.exists()]):
+            place.mkdir(mode=0o700, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)  # readable and writable by its owner alone
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(_head(name, content) + content)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _path(name: str) -> Path | None:
+    """Return the path of an entry, or None where the folder is not to be used, which is said once."""
+    folder = cache_folder()
+    if folder is None:
+        return None
+    problem = cache_problem(str(PurePath(name).parent))
+    if problem is not None:
+        if problem not in _said:
+            _said.add(problem)
+            warnings.warn(f"compiled kernels are not kept on disk: {problem}", RuntimeWarning, stacklevel=2)
+        return None
+    return folder / name
+
+
+_said: set[str] = set()
+
+
+def _head(name: str, content: bytes) -> bytes:
+    """Return what comes before an entry's content: it tells damage, and an entry under the name of another."""
+    return _MAGIC + hashlib.sha256(name.encode() + b"\0" + content).digest()
+
+
+def _and_parents(path: Path) -> list[Path]:
+    return [path, *path.parents]
+
+
+def _writable_by_others(mode: int) -> bool:
+    return bool(mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+@cache
+def source_digest() -> str:
+    """Return a digest of the source text of all kernels of this package, and of its version."""
+    from gpubackprop import kernels
+
+    folders = [Path(folder) for folder in kernels.__path__]
+    files = [(path.relative_to(folder).as_posix(), path) for folder in folders for path in folder.rglob("*.py")]
+    return fingerprint(__version__, [(name, path.read_bytes()) for name, path in sorted(files)])

@@ -1,0 +1,140 @@
+"""Prediction: the forward pass, prepared once for a number of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpubackprop.backends.base import Run
+from gpubackprop.backends.current import OnDevice, active
+from gpubackprop.definitions import Array
+from gpubackprop.intake import check_features
+from gpubackprop.interop import as_array, like
+from gpubackprop.memory import bytes_of, check_memory
+from gpubackprop.network import Network
+from gpubackprop.workspace import Workspace
+
+QUEUES = 16  # streams, or threads with streams of their own, whose passes are kept; they come and go
+
+
+class _Prepared(NamedTuple):
+    """A forward pass that one caller at a time may run."""
+
+    X: Array
+    o: Array
+    run: Callable[[], None]
+    step: Run
+
+
+class Predictor(OnDevice):
+    """The outputs o of a network for a fixed number of samples, with everything decided and allocated beforehand.
+
+    It reads the parameters where they are, so it follows training and :meth:`MLP.load_state_dict`. Several threads may call it
+    at once: each call has memory of its own, of which as much is kept as was ever needed at a time.
+
+    Parameters
+    ----------
+    network : Network
+    batch_size : int
+        Samples of a call.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpubackprop as gb
+    >>> predictor = gb.MLP([4, 8, 3], device="reference").predictor()
+    >>> predictor(np.zeros(4, np.float32)).shape
+    (1, 3)
+    """
+
+    def __init__(self, network: Network, batch_size: int = 1) -> None:
+        self._network, self._n, d = network, batch_size, network.layer_sizes[0]
+        self.backend = network.backend
+        self._dtype, self._shape, self._size = network.dtype, (batch_size, d), batch_size * d
+        self._queue: Callable[[], Any] | None = getattr(network.backend, "queue", None)
+        # arrays that need no more than a look: of this type, dtype and size, where all calls are of one queue
+        self._simple = np.ndarray if self._queue is None and network.weights is network.parameters else None
+        self._of_queues: dict[Any, list[_Prepared]] = {}  # nothing orders the work of two queues of a device
+        self._free = self._here()
+        self._free.append(self._prepare())
+
+    def __reduce__(self) -> Any:
+        return Predictor, (self._network, self._n)
+
+    def __call__(self, X: Any) -> Array:
+        """Return the outputs for X, shape (batch_size, d_0), or (d_0,) for one sample, of the kind of array that X is.
+
+        X is quickest as an array of the network's dtype on its device. Its values are not looked at.
+        """
+        # list.pop and list.append are atomic: no lock, which a forked process could find taken
+        if type(X) is not self._simple or X.dtype is not self._dtype or X.size != self._size:
+            return self._convert(X)
+        try:
+            prepared = self._free.pop()
+        except IndexError:
+            prepared = self._prepare()
+        place, o, run, _ = prepared
+        place[...] = X  # an error for another shape of this size
+        run()
+        result = o.copy()
+        self._free.append(prepared)
+        return result
+
+    def in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
+        """Yield (rows, o) for consecutive batches of X; o is overwritten by the next, and the last may be shorter."""
+        if X.ndim != 2 or X.shape[1] != self._shape[1]:
+            raise ValueError(f"X has shape {tuple(X.shape)}; the network takes (samples, {self._shape[1]})")
+        self._network.refresh()
+        n, prepared, free = self._n, self._take(), self._here()
+        for first in range(0, len(X), n):
+            rows = slice(first, min(first + n, len(X)))
+            count = rows.stop - rows.start
+            prepared.X[:count] = X[rows]
+            prepared.run()
+            yield rows, prepared.o[:count]
+        free.append(prepared)
+
+    def _convert(self, given: Any) -> Any:
+        X = as_array(given, "X")
+        if tuple(X.shape) != self._shape and (self._n > 1 or tuple(X.shape) != self._shape[1:]):
+            one = f" or {self._shape[1:]}" if self._n == 1 else ""
+            raise ValueError(f"X has shape {tuple(X.shape)}; this predictor takes {self._shape}{one}")
+        with active(self.backend):
+            X = check_features(self.backend, X.reshape(self._shape), self._shape[1], self._dtype, finite=False)
+            for _, o in self.in_batches(X):
+                result = o.copy()
+            return like(self.backend, result, given)
+
+    def _here(self) -> list[_Prepared]:
+        """Return the passes that are free, of the current queue of the device."""
+        queue = None if self._queue is None else self._queue()
+        free = self._of_queues.get(queue)
+        if free is None:
+            for old in list(self._of_queues)[: 1 - QUEUES]:
+                self._of_queues.pop(old, None)
+            free = self._of_queues.setdefault(queue, [])
+        return free
+
+    def _take(self) -> _Prepared:
+        """Return a pass that is the caller's alone, until it is free again; not after an exception, since threads may run on."""
+        try:
+            return self._here().pop()
+        except IndexError:
+            return self._prepare()
+
+    def _prepare(self) -> _Prepared:
+        network, n = self._network, self._n
+
+        def allocate(n: int, backend: Any) -> Workspace:
+            return Workspace(backend, network.layers, network.inputs(n, True, False, backend))
+
+        def parts(n: int) -> dict[str, int]:
+            return {"workspace": bytes_of(lambda backend: allocate(n, backend))}
+
+        network.make_room(sum(parts(n).values()))
+        check_memory(network.backend, f"prediction over {n} samples", n, parts)
+        ws = allocate(n, network.backend)
+        run = network.forward_step(ws).compile()
+        return _Prepared(ws.X, ws.o, getattr(run, "once", run), run)

@@ -1,0 +1,1 @@
+"""Training: the loop over epochs and mini-batches, data sources, callbacks, evaluation, checkpoints."""

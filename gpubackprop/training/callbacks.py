@@ -1,0 +1,195 @@
+"""Callbacks: what happens between the epochs of ``fit``.
+
+A callback is any object with one or more of the methods of :class:`Callback`; it is given the training as it stands.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from typing import TYPE_CHECKING, Any
+
+from gpubackprop.definitions import Array, check_count, check_flag, check_number
+
+if TYPE_CHECKING:
+    from gpubackprop.training.fit import Training
+
+
+METHODS = ("on_train_begin", "on_epoch_end", "on_train_end")
+
+
+class Callback:
+    """Does nothing; override what is needed.
+
+    ``training`` has ``model``, ``history``, ``epoch`` (from 0), ``epochs``, ``stop`` (set it to True to end after this epoch) and
+    ``learning_rate`` (the base rate; may be set).
+    """
+
+    def on_train_begin(self, training: Training) -> None:
+        """Run before the first epoch."""
+
+    def on_epoch_end(self, training: Training) -> None:
+        """Run after each epoch, when its row is in ``training.history``."""
+
+    def on_train_end(self, training: Training) -> None:
+        """Run after the last epoch, also after Ctrl-C."""
+
+
+class _Monitor(Callback):
+    """Watches one column of the history; accuracy and r2 are better when larger, everything else when smaller."""
+
+    def __init__(self, monitor: str, patience: int, min_delta: float) -> None:
+        self.monitor = monitor
+        self.patience = check_count("patience", patience, " of epochs")
+        self.min_delta = check_number("min_delta", min_delta, lambda x: 0 <= x < math.inf, "a number >= 0")
+
+    def on_train_begin(self, training: Training) -> None:
+        self.best = float("inf")
+        self.since = 0
+
+    def improved(self, training: Training) -> bool:
+        """Return whether the watched value is better than ever, by more than ``min_delta``; NaN is never better."""
+        name = self.monitor
+        if not training.history.get(name):
+            have = ", ".join(k for k, v in training.history.items() if v)
+            hint = "; give fit validation_data" if name.startswith("val_") else ""
+            raise ValueError(f"monitor is {name!r}; the history has {have}{hint}")
+        value = training.history[name][-1]
+        if name.endswith(("accuracy", "r2")):
+            value = -value
+        better = value < self.best - self.min_delta
+        self.best = value if better else self.best
+        self.since = 0 if better else self.since + 1
+        return better
+
+
+class EarlyStopping(_Monitor):
+    """Stop when the watched value has not improved for ``patience`` epochs, and go back to the best parameters.
+
+    Parameters
+    ----------
+    monitor : str
+        A column of the history.
+    patience : int
+        Epochs without improvement.
+    min_delta : float
+        A change counts if it is larger, as in Keras and PyTorch.
+    restore_best : bool
+        End with the parameters of the best epoch.
+    """
+
+    def __init__(
+        self, monitor: str = "val_loss", patience: int = 10, min_delta: float = 0.0, restore_best: bool = True
+    ) -> None:
+        super().__init__(monitor, patience, min_delta)
+        self.restore_best = check_flag("restore_best", restore_best)
+        self._parameters: Array | None = None
+
+    def on_train_begin(self, training: Training) -> None:
+        super().on_train_begin(training)
+        self._parameters = None  # those of a training that was broken off are of no use
+
+    def on_epoch_end(self, training: Training) -> None:
+        if self.improved(training) and self.restore_best:
+            self._parameters = training.model.parameters.flat.copy()
+        training.stop = training.stop or self.since >= self.patience
+
+    def on_train_end(self, training: Training) -> None:
+        if self._parameters is not None:
+            training.model.parameters.flat[...] = self._parameters
+            self._parameters = None
+
+
+class ReduceOnPlateau(_Monitor):
+    """Multiply the base learning rate by ``factor`` when the watched value has not improved for ``patience`` epochs.
+
+    ``torch.optim.lr_scheduler.ReduceLROnPlateau``, with its defaults but for the absolute ``min_delta``. The rate never
+    rises: one that is at ``min_rate`` or below is left as it is.
+
+    Parameters
+    ----------
+    monitor : str
+        A column of the history.
+    factor : float
+        In (0, 1).
+    patience : int
+        Epochs without improvement that are still borne.
+    min_delta : float
+        A change counts if it is larger.
+    min_rate : float
+        The base rate is not reduced below it.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        factor: float = 0.1,
+        patience: int = 10,
+        min_delta: float = 1e-4,
+        min_rate: float = 0.0,
+    ) -> None:
+        super().__init__(monitor, patience, min_delta)
+        self.factor = check_number("factor", factor, lambda x: 0 < x < 1, "in (0, 1)")
+        self.min_rate = check_number("min_rate", min_rate, lambda x: 0 <= x < math.inf, "a number >= 0")
+
+    def on_epoch_end(self, training: Training) -> None:
+        if not self.improved(training) and self.since > self.patience:
+            rate = training.learning_rate
+            training.learning_rate = min(rate, max(rate * self.factor, self.min_rate))
+            self.since = 0
+
+
+def as_callbacks(given: Any) -> list[Any]:
+    """Return one callback, or several, as a list.
+
+    Raises
+    ------
+    ValueError
+        One has none of the methods that ``fit`` calls, or one with a name like theirs that it does not call.
+    """
+    lone = given is not None and (isinstance(given, type) or not hasattr(given, "__iter__"))
+    callbacks = [given] if lone else list(given or ())
+    for callback in callbacks:
+        name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
+        if isinstance(callback, type):
+            raise ValueError(f"callbacks holds the class {name}; make one, as in {name}(...)")
+        for method in dir(callback):
+            if method.startswith("on_") and method not in METHODS and callable(getattr(callback, method)):
+                near = difflib.get_close_matches(method, METHODS, n=1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                raise ValueError(
+                    f"callback {name} has {method}, which fit does not call{hint}; it calls {', '.join(METHODS)}"
+                )
+        for method in METHODS:
+            if hasattr(callback, method) and not _takes_one(getattr(callback, method)):
+                raise ValueError(f"{method} of callback {name} must be a method with one argument, the training")
+        if not any(_overrides(callback, method) for method in METHODS) and type(callback) is not Callback:
+            raise ValueError(f"callback {name} has no method that fit calls; it calls {', '.join(METHODS)}")
+    return callbacks
+
+
+def _overrides(callback: Any, method: str) -> bool:
+    """Return whether a callback has a method of its own, not the empty one of :class:`Callback`."""
+    own = getattr(callback, method, None)
+    return callable(own) and getattr(own, "__func__", own) is not getattr(Callback, method)
+
+
+def _takes_one(method: Any) -> bool:
+    try:
+        inspect.signature(method).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # compiled, without a signature: to be seen when it is called
+        return True
+    return True
+
+
+def call(callbacks: list[Any], method: str, training: Training) -> None:
+    """Call one method of each callback that has it."""
+    for callback in callbacks:
+        if hasattr(callback, method):
+            try:
+                getattr(callback, method)(training)
+            except StopIteration as error:  # which would end a minimization by SciPy as if it were wanted
+                raise RuntimeError(f"{method} of {type(callback).__name__} raised StopIteration") from error

@@ -1,0 +1,177 @@
+"""Networks on disk: one safetensors file, with torch's names for the parameters and the network's description as metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpubackprop.activations import ACTIVATIONS
+from gpubackprop.architecture import architecture_of, build
+from gpubackprop.backends.current import active
+from gpubackprop.definitions import Definition
+from gpubackprop.initializers import INITIALIZERS
+from gpubackprop.losses import LOSSES
+from gpubackprop.optimizers import OPTIMIZERS, Optimizer
+from gpubackprop.schedules import SCHEDULES, Schedule
+
+if TYPE_CHECKING:
+    from gpubackprop.mlp import MLP
+    from gpubackprop.training.fit import History
+
+FORMAT = "gpubackprop-mlp-1"
+STATE_ARRAYS = ("states", "counters", "rate", "scalars")
+
+
+def save(model: MLP, path: str | Path, history: dict[str, list[float]] | None = None) -> None:
+    """Write a network, and with a history also the state of its training: all of the file or nothing.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    description = architecture_of(model) | {
+        "activation": [_describe(a) for a in model.activations],
+        "loss": _describe(model.loss) | {"reduction": model.loss.reduction},
+        "dtype": model.dtype.name,
+        "initializer": next((name for name, one in INITIALIZERS.items() if one is model.initializer), None),
+    }
+    if description["initializer"] is None:
+        warnings.warn(
+            "the network's initializer is not registered, so the file cannot name it; a network from the file has the saved "
+            "parameters, and 'he_normal' for new ones. Decorate the function with gpubackprop.initializers.initializer",
+            stacklevel=3,
+        )  # fmt: skip
+    metadata = {"format": FORMAT, "mlp": json.dumps(description)}
+    tensors = model.state_dict()
+    state = model.optimizer_state
+    if history is not None and state is not None:
+        metadata["optimizer"] = json.dumps(_describe_dataclass(state.optimizer))
+        metadata["history"] = json.dumps(history)
+        for name in STATE_ARRAYS:
+            tensors[f"optimizer.{name}"] = np.ascontiguousarray(model.backend.to_numpy(getattr(state, name)))
+    write_whole(Path(path), _in_order(to_bytes(tensors, metadata=metadata)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata sorted: the library writes them in another order each time."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers stay aligned
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+def load(path: str | Path, device: str = "cpu") -> MLP:
+    """Return the network in a file that :meth:`MLP.save` wrote, on any device.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is truncated, of another format, or names an activation, loss or initializer that is not registered.
+    """
+    return load_training(path, device)[0]
+
+
+def load_training(path: str | Path, device: str = "cpu") -> tuple[MLP, History]:
+    """Return the network and the history of its training; ``fit`` with the same optimizer goes on where it ended.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`load`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from gpubackprop.training.fit import History
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}")
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a dict)
+    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy does not know
+        raise ValueError(f"{str(path)!r} is not a whole safetensors file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{str(path)!r} holds format {metadata.get('format')!r}; this version reads {FORMAT!r}")
+    saved = {name: tensors.pop(f"optimizer.{name}", None) for name in STATE_ARRAYS}
+    try:
+        description = json.loads(metadata["mlp"])
+        loss = description["loss"]
+        architecture = {name: description[name] for name in ("layer_sizes", "dtype", "seed", "dropout")} | {
+            "activation": [_definition(ACTIVATIONS, a) for a in description["activation"]],
+            "loss": _definition(LOSSES, loss)(reduction=loss["reduction"]),
+            "initializer": description.get("initializer") or "he_normal",  # these are not there in older files
+            "matmul_precision": description.get("matmul_precision", "float32"),
+            "target_shape": description.get("target_shape"),
+        }
+        model = build(architecture, device)
+        model.load_state_dict(tensors)
+        if "optimizer" in metadata:
+            state = model.state_of(_optimizer(json.loads(metadata["optimizer"])))
+            with active(model.backend):
+                for name, array in saved.items():
+                    getattr(state, name)[...] = model.backend.asarray(array)
+        return model, History(json.loads(metadata.get("history", "{}")))
+    except (LookupError, TypeError, AttributeError, RecursionError, OverflowError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(path)!r} has a damaged description: {type(error).__name__} {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _describe(definition: Definition) -> dict[str, Any]:
+    return {"name": definition.name, "parameters": dict(definition.parameters)}
+
+
+def _definition(registry: Any, description: dict[str, Any]) -> Any:
+    entry = registry.resolve(description["name"])
+    return entry(**description["parameters"]) if description["parameters"] else entry
+
+
+def _describe_dataclass(item: Optimizer | Schedule) -> dict[str, Any]:
+    values = {f.name: getattr(item, f.name) for f in fields(item)}
+    values = {k: _describe_dataclass(v) if isinstance(v, Schedule) else v for k, v in values.items()}
+    registry: Any = OPTIMIZERS if isinstance(item, Optimizer) else SCHEDULES
+    return {"name": next(name for name, kind in registry.items() if kind is type(item)), "values": values}
+
+
+def _optimizer(description: dict[str, Any]) -> Optimizer:
+    values = dict(description["values"])
+    rate = values["learning_rate"]
+    if isinstance(rate, dict):
+        values["learning_rate"] = SCHEDULES.resolve(rate["name"])(**rate["values"])
+    return OPTIMIZERS.resolve(description["name"])(**values)

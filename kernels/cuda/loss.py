@@ -1,0 +1,151 @@
+"""CUDA kernels of the elementwise losses: bias add, loss, its gradient and the bias gradient in one pass over the outputs.
+
+Each leaves the loss of its share of the rows in ``losses`` (one number a block) and the column sums of do in ``partial``;
+:func:`finish_loss` adds both up. ``scale`` is the factor of the gradient, 1 / (n d) for a mean. Storage and "real" numbers,
+and the lines that a matrix is cut into, are those of :mod:`gpubackprop.kernels.cuda.passes`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+
+from gpubackprop.backends.base import SCALE
+from gpubackprop.definitions import per_definition, real_of
+from gpubackprop.kernels.cuda.access import MATH, access_within, block_reductions, inlined, read_once, storage_of
+from gpubackprop.kernels.cuda.compile import THREADS, Source, occupancy_of
+from gpubackprop.kernels.cuda.numba import cuda
+from gpubackprop.kernels.cuda.passes import WIDEST, fold_rows, label, signature, stage_bias, sum_columns
+from gpubackprop.kernels.cuda.unroll import static_range, unrolled
+from gpubackprop.losses import Loss
+
+
+class Variant(NamedTuple):
+    """What a kernel of a loss is given.
+
+    Parameters
+    ----------
+    indices : bool
+        y holds class indices (n,), else real numbers (n, d).
+    weighted : bool
+        There are sample weights.
+    keep : bool
+        z <- z + b; else ``out`` may be ``z``.
+    scaled : bool
+        The gradient is multiplied by the loss scale, ``scalars[SCALE]``.
+    """
+
+    indices: bool = False
+    weighted: bool = False
+    keep: bool = False
+    scaled: bool = False
+
+    def name(self, loss: Loss, dtype: np.dtype[Any], *style: str) -> str:
+        """Return the name of the kernel."""
+        flags = [name for name, value in zip(self._fields, self, strict=True) if value]
+        return label("bias_loss", loss.name, storage_of(dtype), *style, *flags)
+
+
+@per_definition(lambda dtype: MATH)
+def elementwise_loss(loss: Loss, dtype: np.dtype[Any], width: int, variant: Variant, threads: int = THREADS) -> Source:
+    """kernel(z, b, y, weight, out, partial, losses, scalars, scale, size, line, d), cut like ``bias_activation_backward``.
+
+    With weights a line is one row.
+    """
+    storage, real_dtype = storage_of(dtype), real_of(dtype)
+    load_within, store_within = access_within(storage, width)
+    load_real_within, _ = access_within(storage_of(real_dtype), width)
+    real, zero, one, where = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1), MATH.where
+    ell, dell = map(inlined, loss.scalars(real_dtype, MATH))
+    stage, fetch = stage_bias(dtype, width, threads), read_once(storage_of(real_dtype))
+    fold = fold_rows(width, threads)
+    block_sum, _ = block_reductions(threads)
+    weighted, keep, scaled = variant.weighted, variant.keep, variant.scaled
+    STAGED = WIDEST * width
+
+    @unrolled
+    def kernel(z, b, y, weight, out, partial, losses, scalars, scale, size, line, d):  # type: ignore[no-untyped-def]
+        staged = cuda.shared.array(STAGED, real)
+        shared = cuda.shared.array(threads * width, real)  # the weights of a trip's rows, then the sums
+        warps = cuda.shared.array(32, real)
+        bias = cuda.local.array(width, real)
+        sums = cuda.local.array(width, real)
+        o = cuda.local.array(width, real)
+        t = cuda.local.array(width, real)
+        for k in static_range(width):
+            sums[k] = zero
+        if scaled:
+            scale = scale * fetch(scalars, SCALE, warps)
+        stage(b, staged, bias, line, d)
+        total = zero
+        thread = cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x
+        column = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
+        first = numba.int64(cuda.blockIdx.y * cuda.blockDim.y)
+        w = one
+        while first * line < size:  # as many trips for every thread of the block
+            if weighted:
+                if thread < cuda.blockDim.y and (first + thread) * line < size:
+                    shared[thread] = weight[first + thread]
+                cuda.syncthreads()
+                w = shared[cuda.threadIdx.y]
+                cuda.syncthreads()
+            p = (first + cuda.threadIdx.y) * line + column
+            if column < line and p < size:
+                load_within(o, 0, z, p, size)
+                load_real_within(t, 0, y, p, size)
+                for k in static_range(width):
+                    o[k] = o[k] + bias[k]
+                    total = total + where(p + k < size, ell(o[k], t[k]) * w, zero)
+                    t[k] = where(p + k < size, dell(o[k], t[k]) * w * scale, zero)
+                    sums[k] = sums[k] + t[k]
+                if keep:
+                    store_within(z, p, o, 0, size)
+                store_within(out, p, t, 0, size)
+            first += cuda.gridDim.y * cuda.blockDim.y
+        fold(sums, shared, partial, numba.int64(cuda.blockIdx.y), line)
+        total = block_sum(total, warps)
+        if thread == 0:
+            losses[cuda.blockIdx.y * cuda.gridDim.x + cuda.blockIdx.x] = total
+
+    types = signature(dtype, "s* s* r* r* s* r* r* r* r i8 i8 i8")
+    return Source(variant.name(loss, dtype, f"v{width}"), kernel, types, threads, occupancy_of(dtype))
+
+
+@cache
+def finish_loss(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
+    """kernel(partial, db, losses, value, weights, scale, growth, rows, d, count): the sums over blocks, all of real numbers.
+
+    db = column sums of partial (rows, d), cut like ``column_sum``; the last block, one more than the columns need, sets
+    value[0] = scale * sum(losses) and value[1] += growth * value[0], in float64: a sum over an epoch is long. A ``growth`` of 0
+    is weights[0] instead, the sum of the weights of the mini-batch.
+    """
+    dtype = real_of(dtype)
+    real, zero = numba.from_dtype(dtype), np.float64(0)
+    body = sum_columns(dtype, threads)
+    block_sum, _ = block_reductions(threads)
+
+    @unrolled
+    def kernel(partial, db, losses, value, weights, scale, growth, rows, d, count):  # type: ignore[no-untyped-def]
+        shared = cuda.shared.array(threads, real)
+        warps = cuda.shared.array(32, numba.float64)
+        if cuda.blockIdx.x < cuda.gridDim.x - 1:
+            body(partial, db, rows, d, shared)
+        else:
+            t = cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x
+            total = zero
+            i = numba.int64(t)
+            while i < count:
+                total = total + losses[i]
+                i += threads
+            total = block_sum(total, warps)
+            if t == 0:
+                if growth == zero:
+                    growth = weights[0]
+                value[0] = scale * total
+                value[1] = value[1] + growth * value[0]
+
+    types = signature(dtype, "r* r* r* f8* f8* f8 f8 i8 i8 i8")
+    return Source(label("finish_loss", storage_of(dtype)), kernel, types, threads)

@@ -1,0 +1,239 @@
+"""CUDA kernel of the softmax losses for short rows: bias add, log softmax, loss and gradient, each output read once.
+
+With g_j = dell(q_j, t_j) and p = softmax(o), do_j = g_j - p_j sum_k g_k, see :mod:`gpubackprop.losses`; what the kernel
+leaves is as in :mod:`gpubackprop.kernels.cuda.loss`. An index that is no class matches no column: nothing is read through it.
+
+Up to :func:`tile_columns` columns, a block takes a tile of rows through shared memory, so that rows of any length move 16 bytes at
+a time; longer rows are the matter of :mod:`gpubackprop.kernels.cuda.softmax_rows`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from gpubackprop.backends.base import SCALE
+from gpubackprop.definitions import per_definition, real_of
+from gpubackprop.kernels.cuda.access import (
+    MATH,
+    WARP,
+    access,
+    block_reductions,
+    inlined,
+    read_once,
+    storage_of,
+    warp_reductions,
+)  # fmt: skip
+from gpubackprop.kernels.cuda.compile import THREADS, Source, occupancy_of
+from gpubackprop.kernels.cuda.loss import Variant
+from gpubackprop.kernels.cuda.numba import cuda
+from gpubackprop.kernels.cuda.passes import fold_rows, signature
+from gpubackprop.kernels.cuda.unroll import static_range, unrolled
+from gpubackprop.losses import Loss
+
+TILE_BYTES = 16384
+"""Of a tile in shared memory; dense targets take as much again."""
+
+
+def tile_columns(dtype: np.dtype[Any]) -> int:
+    """Return the longest row of a tile: a thread has four registers, or pairs of them, for each of its columns."""
+    return 128 if dtype.itemsize == 8 else 256
+
+
+def lanes_of(d: int) -> int:
+    """Return how many threads share a row of a tile: a warp, or a power of two of its lanes."""
+    return min(WARP, 1 << (d - 1).bit_length())
+
+
+def tile_rows(dtype: np.dtype[Any], d: int, threads: int = THREADS) -> int:
+    """Return the most rows of a tile: a multiple of those that a block works on at once."""
+    at_once = threads // lanes_of(d)
+    room = TILE_BYTES * threads // THREADS // real_of(dtype).itemsize
+    return min(threads, max(1, room // (d * at_once)) * at_once)
+
+
+def _place(e: Any) -> Any:
+    """Return where element e of a tile lies in shared memory."""
+    return e + (e >> 5)
+
+
+def softmax_loss_tile(
+    loss: Loss, dtype: np.dtype[Any], width: int, d: int, variant: Variant, threads: int = THREADS
+) -> Source:
+    """kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d, rows): tiles of ``rows`` rows.
+
+    For d <= :func:`tile_columns`; only the powers of two above d make different kernels. The block is (lanes, threads / lanes), the
+    grid has one column of blocks. ``rows`` is at most :func:`tile_rows`, and a multiple of ``width``.
+    """
+    slots = 1 << max(0, (d - 1).bit_length() - 5)
+    return _softmax_loss_tile(loss, dtype, width, lanes_of(d), slots, variant, threads)
+
+
+@per_definition(lambda dtype: MATH)
+def _softmax_loss_tile(
+    loss: Loss, dtype: np.dtype[Any], width: int, lanes: int, slots: int, variant: Variant, threads: int
+) -> Source:
+    storage, real_dtype = storage_of(dtype), real_of(dtype)
+    load, store, load1, store1, _ = access(storage, width)
+    load_real, _, _, _, _ = access(storage_of(real_dtype), width)
+    real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
+    lowest = real_dtype.type(-np.inf)
+    target, ell, dell = map(inlined, loss.scalars(real_dtype, MATH))
+    exp, log, where = MATH.exp, MATH.log, MATH.where
+    warp_sum, warp_max = warp_reductions(lanes)
+    fold, fetch = fold_rows(slots, threads, adjacent=False), read_once(storage_of(real_dtype))
+    block_sum, _ = block_reductions(threads)
+    indices, weighted, keep, scaled = variant
+    dense, vector = not indices, width > 1
+    at_once = threads // lanes
+    # rows of the widest d that these lanes and slots serve still make a whole trip
+    capacity = max(TILE_BYTES * threads // THREADS // real_dtype.itemsize, threads * slots)
+    ROOM = capacity + capacity // 32  # a gap after 32 numbers: a warp then meets each bank once, see place
+    BIASES = lanes * slots + lanes * slots // 32
+    TARGETS = ROOM if dense else 1
+    place = inlined(_place)
+
+    @unrolled
+    def kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d, rows):  # type: ignore[no-untyped-def]
+        tile = cuda.shared.array(ROOM, real)
+        targets = cuda.shared.array(TARGETS, real)
+        biases = cuda.shared.array(BIASES, real)
+        classes = cuda.shared.array(threads, numba.int64)
+        weights = cuda.shared.array(threads, real)
+        warps = cuda.shared.array(32, real)
+        r = cuda.local.array(width, real)
+        sums = cuda.local.array(slots, real)
+        q = cuda.local.array(slots, real)
+        p = cuda.local.array(slots, real)
+        g = cuda.local.array(slots, real)
+        lane = cuda.threadIdx.x
+        thread = cuda.threadIdx.y * lanes + lane
+        for k in static_range(slots):
+            sums[k] = zero
+        if scaled:
+            scale = scale * fetch(scalars, SCALE, warps)
+        j = numba.int64(thread)
+        while j < d:
+            biases[place(j)] = load1(b, j)
+            j += threads
+        cuda.syncthreads()
+        total = zero
+        first = numba.int64(cuda.blockIdx.y) * rows
+        jump = threads * width % d
+        while first < n:
+            here = min(rows, n - first)
+            size = here * d
+            # the tile lies in memory without a gap: move it from end to end, and add the bias on the way
+            e = numba.int64(thread * width)
+            column = e % d
+            while e < size:
+                if e + width <= size:
+                    load(r, 0, z, first * d + e)
+                    c = column
+                    for k in static_range(width):
+                        r[k] = r[k] + biases[place(c)]
+                        tile[place(e + k)] = r[k]
+                        c += 1
+                        c = c if c < d else c - d
+                    if keep:
+                        store(z, first * d + e, r, 0)
+                    if dense:
+                        load_real(r, 0, y, first * d + e)
+                        for k in static_range(width):
+                            targets[place(e + k)] = r[k]
+                elif vector:
+                    c = column
+                    for k in static_range(width):
+                        if e + k < size:
+                            x = load1(z, first * d + e + k) + biases[place(c)]
+                            tile[place(e + k)] = x
+                            if keep:
+                                store1(z, first * d + e + k, x)
+                            if dense:
+                                targets[place(e + k)] = y[first * d + e + k]
+                        c += 1
+                        c = c if c < d else c - d
+                e += threads * width
+                column += jump
+                column = column if column < d else column - d
+            if thread < here:
+                if indices:
+                    classes[thread] = y[first + thread]
+                if weighted:
+                    weights[thread] = weight[first + thread]
+            cuda.syncthreads()
+            above = numba.int64(0)
+            while (
+                above < here
+            ):  # as many trips for every thread: the lanes of a warp stay together, only stores are guarded
+                row = above + cuda.threadIdx.y
+                i = min(row, here - 1)
+                inside = row < here
+                own_class = classes[i] if indices else 0
+                top = lowest
+                for k in static_range(slots):
+                    q[k] = lowest
+                    if inside and lane + lanes * k < d:  # else its owner may be writing there
+                        q[k] = tile[place(i * d + lane + lanes * k)]
+                    top = where(q[k] > top, q[k], top)
+                top = warp_max(top)
+                s = zero
+                for k in static_range(slots):
+                    q[k] = q[k] - top
+                    p[k] = zero
+                    if lane + lanes * k < d:
+                        p[k] = exp(q[k])
+                    s = s + p[k]
+                s = warp_sum(s)
+                log_s = log(s)
+                inverse = one / s
+                value = zero
+                slope = zero
+                for k in static_range(slots):
+                    g[k] = zero
+                    if lane + lanes * k < d:
+                        t = (
+                            where(lane + lanes * k == own_class, one, zero)
+                            if indices
+                            else targets[place(i * d + lane + lanes * k)]
+                        )
+                        t = target(t, u)
+                        g[k] = dell(q[k] - log_s, t)
+                        value = value + ell(q[k] - log_s, t)
+                        slope = slope + g[k]
+                slope = warp_sum(slope) * inverse
+                if inside:
+                    w = one
+                    if weighted:
+                        w = weights[i]
+                    total = total + value * w
+                    for k in static_range(slots):
+                        if lane + lanes * k < d:
+                            do = (g[k] - p[k] * slope) * w * scale
+                            tile[place(i * d + lane + lanes * k)] = do
+                            sums[k] = sums[k] + do
+                above += at_once
+            cuda.syncthreads()
+            e = numba.int64(thread * width)
+            while e < size:
+                if e + width <= size:
+                    for k in static_range(width):
+                        r[k] = tile[place(e + k)]
+                    store(out, first * d + e, r, 0)
+                elif vector:
+                    for k in static_range(width):
+                        if e + k < size:
+                            store1(out, first * d + e + k, tile[place(e + k)])
+                e += threads * width
+            cuda.syncthreads()
+            first += cuda.gridDim.y * rows
+        fold(sums, tile, partial, numba.int64(cuda.blockIdx.y), d)
+        total = block_sum(total, warps)
+        if thread == 0:
+            losses[cuda.blockIdx.y] = total
+
+    types = signature(dtype, f"s* s* {'i8*' if indices else 'r*'} r* s* r* r* r* r r i8 i8 i8")
+    name = variant.name(loss, dtype, "tile", f"{lanes}x{slots}", f"v{width}")
+    return Source(name, kernel, types, threads, occupancy_of(dtype))

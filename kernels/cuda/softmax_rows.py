@@ -1,0 +1,268 @@
+"""CUDA kernels of the softmax losses for long rows, beyond those of :mod:`gpubackprop.kernels.cuda.softmax`.
+
+A block holds its rows in registers, where :func:`row_shape` finds room; beyond, it reads its row again from the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from gpubackprop.backends.base import SCALE
+from gpubackprop.definitions import per_definition, real_of
+from gpubackprop.kernels.cuda.access import MATH, access, block_reductions, inlined, read_once, storage_of
+from gpubackprop.kernels.cuda.compile import THREADS, Source, occupancy_of
+from gpubackprop.kernels.cuda.loss import Variant
+from gpubackprop.kernels.cuda.numba import cuda
+from gpubackprop.kernels.cuda.passes import signature
+from gpubackprop.kernels.cuda.unroll import static_range, unrolled
+from gpubackprop.losses import Loss
+
+ROW_THREADS = 1024
+
+
+def row_shape(dtype: np.dtype[Any], width: int, d: int, dense: bool) -> tuple[int, int, int] | None:
+    """Return (threads, slots, rows) of :func:`softmax_loss_row`, or None where d is too long for it.
+
+    A thread holds slots * width elements of each of ``rows`` rows, as many dense targets, sums and biases: 32 registers at most.
+    """
+    threads = min(ROW_THREADS, max(64, 1 << (-(-d // width) - 1).bit_length()))
+    slots = 1 << (-(-d // (threads * width)) - 1).bit_length()
+    size, double = slots * width, dtype.itemsize == 8
+    if size > (2 if double else 8):
+        return None
+    if double or (size == 8 and dense):
+        return threads, slots, 1
+    return threads, slots, 2 if dense or size == 8 else 4
+
+
+@per_definition(lambda dtype: MATH)
+def softmax_loss_row(
+    loss: Loss, dtype: np.dtype[Any], width: int, shape: tuple[int, int, int], variant: Variant
+) -> Source:
+    """kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d): a block per few rows, held in its registers.
+
+    ``shape`` comes from :func:`row_shape`; d is a multiple of ``width``. ``partial`` is (grid.y, d).
+    """
+    threads, slots, ROWS = shape
+    storage, real_dtype = storage_of(dtype), real_of(dtype)
+    load, store, _, _, _ = access(storage, width)
+    load_real, store_real, _, _, _ = access(storage_of(real_dtype), width)
+    real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
+    lowest = np.finfo(real_dtype).min  # finite: a row may begin with -inf, and -inf - -inf is NaN
+    target, ell, dell = map(inlined, loss.scalars(real_dtype, MATH))
+    exp, log, where = MATH.exp, MATH.log, MATH.where
+    block_sum, _ = block_reductions(threads)
+    row_sums, row_maxima = block_reductions(threads, ROWS)
+    fetch = read_once(storage_of(real_dtype))
+    indices, weighted, keep, scaled = variant
+    dense = not indices
+    SIZE = slots * width
+    TARGETS = ROWS * SIZE if dense else 1
+
+    @unrolled
+    def kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d):  # type: ignore[no-untyped-def]
+        warps = cuda.shared.array(32 * ROWS, real)
+        own = cuda.shared.array(ROWS, numba.int64)
+        own_weight = cuda.shared.array(ROWS, real)
+        bias = cuda.local.array(SIZE, real)
+        sums = cuda.local.array(SIZE, real)
+        o = cuda.local.array(ROWS * SIZE, real)
+        t = cuda.local.array(TARGETS, real)
+        x = cuda.local.array(ROWS, real)  # what is reduced over the block: a number for each row
+        thread = numba.int64(cuda.threadIdx.x)
+        if scaled:
+            scale = scale * fetch(scalars, SCALE, warps)
+        for k in static_range(SIZE):
+            sums[k] = zero
+            bias[k] = zero
+        for slot in static_range(slots):
+            if (slot * threads + thread) * width < d:
+                load(bias, slot * width, b, (slot * threads + thread) * width)
+        total = zero
+        i = numba.int64(cuda.blockIdx.y) * ROWS
+        while i < n:
+            if thread < ROWS:
+                row = min(i + thread, n - 1)
+                if indices:
+                    own[thread] = y[row]
+                if weighted:
+                    own_weight[thread] = weight[row]
+            for r in static_range(ROWS):  # a row beyond the last is the last once more, and is not stored
+                for slot in static_range(slots):
+                    j = (slot * threads + thread) * width
+                    if j < d:
+                        load(o, r * SIZE + slot * width, z, min(i + r, n - 1) * d + j)
+                        if dense:
+                            load_real(t, r * SIZE + slot * width, y, min(i + r, n - 1) * d + j)
+            for r in static_range(ROWS):
+                x[r] = lowest
+                for slot in static_range(slots):
+                    j = (slot * threads + thread) * width
+                    if j < d:
+                        for k in static_range(slot * width, slot * width + width):
+                            o[r * SIZE + k] = o[r * SIZE + k] + bias[k]
+                            x[r] = where(o[r * SIZE + k] > x[r], o[r * SIZE + k], x[r])
+                        if keep and i + r < n:
+                            store(z, (i + r) * d + j, o, r * SIZE + slot * width)
+            row_maxima(x, warps)
+            for r in static_range(ROWS):
+                s = zero
+                for slot in static_range(slots):
+                    if (slot * threads + thread) * width < d:
+                        for k in static_range(slot * width, slot * width + width):
+                            o[r * SIZE + k] = o[r * SIZE + k] - x[r]
+                            s = s + exp(o[r * SIZE + k])
+                x[r] = s
+            row_sums(x, warps)
+            for r in static_range(ROWS):
+                log_s = log(x[r])
+                own_class = own[r] if indices else 0
+                value = zero
+                x[r] = zero
+                for slot in static_range(slots):
+                    j = (slot * threads + thread) * width
+                    if j < d:
+                        for k in static_range(width):
+                            q = o[r * SIZE + slot * width + k] - log_s
+                            o[r * SIZE + slot * width + k] = q
+                            v = where(j + k == own_class, one, zero) if indices else t[r * SIZE + slot * width + k]
+                            x[r] = x[r] + dell(q, target(v, u))
+                            value = value + ell(q, target(v, u))
+                if i + r < n:
+                    total = total + (value * own_weight[r] if weighted else value)
+            row_sums(x, warps)
+            for r in static_range(ROWS):
+                own_class = own[r] if indices else 0
+                factor = own_weight[r] * scale if weighted else scale
+                for slot in static_range(slots):
+                    j = (slot * threads + thread) * width
+                    if j < d and i + r < n:
+                        for k in static_range(width):
+                            q = o[r * SIZE + slot * width + k]
+                            v = where(j + k == own_class, one, zero) if indices else t[r * SIZE + slot * width + k]
+                            do = (dell(q, target(v, u)) - exp(q) * x[r]) * factor
+                            o[r * SIZE + slot * width + k] = do
+                            sums[slot * width + k] = sums[slot * width + k] + do
+                        store(out, (i + r) * d + j, o, r * SIZE + slot * width)
+            cuda.syncthreads()  # the next rows' classes and weights go to the same place
+            i += cuda.gridDim.y * ROWS
+        for slot in static_range(slots):
+            j = (slot * threads + thread) * width
+            if j < d:
+                store_real(partial, cuda.blockIdx.y * d + j, sums, slot * width)
+        total = block_sum(total, warps)
+        if thread == 0:
+            losses[cuda.blockIdx.y] = total
+
+    types = signature(dtype, f"s* s* {'i8*' if indices else 'r*'} r* s* r* r* r* r r i8 i8")
+    name = variant.name(loss, dtype, "row", f"{threads}x{slots}", f"v{width}")
+    return Source(name, kernel, types, threads, occupancy_of(dtype))
+
+
+@per_definition(lambda dtype: MATH)
+def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Variant, threads: int = THREADS) -> Source:
+    """kernel(z, b, y, weight, out, losses, scalars, scale, u, n, d): a block per row, of any length.
+
+    Its passes (the maximum, the sum of exponentials, the sum of g, the gradient) read the row again, from the cache. Every
+    thread meets only its own columns, so ``out`` may be ``z``. It leaves no column sums.
+    """
+    storage, real_dtype = storage_of(dtype), real_of(dtype)
+    load, store, _, _, rounded = access(storage, width)
+    load_real, _, _, _, _ = access(storage_of(real_dtype), width)
+    real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
+    lowest = np.finfo(real_dtype).min  # finite: a row may begin with -inf, and -inf - -inf is NaN
+    target, ell, dell = map(inlined, loss.scalars(real_dtype, MATH))
+    exp, log, where = MATH.exp, MATH.log, MATH.where
+    block_sum, block_max = block_reductions(threads)
+    fetch = read_once(storage_of(real_dtype))
+    indices, weighted, keep, scaled = variant
+    add_bias, dense = not keep, not indices
+
+    @unrolled
+    def load_outputs(o, bias, z, b, i, j, d):  # type: ignore[no-untyped-def]
+        load(o, 0, z, i * d + j)
+        if add_bias:  # else it is there since the first pass
+            load(bias, 0, b, j)
+            for k in static_range(width):
+                o[k] = o[k] + bias[k]
+
+    @unrolled
+    def load_targets(t, y, own_class, i, j, d):  # type: ignore[no-untyped-def]
+        if dense:
+            load_real(t, 0, y, i * d + j)
+        else:
+            for k in static_range(width):
+                t[k] = where(j + k == own_class, one, zero)
+
+    outputs, targets = inlined(load_outputs), inlined(load_targets)
+
+    @unrolled
+    def kernel(z, b, y, weight, out, losses, scalars, scale, u, n, d):  # type: ignore[no-untyped-def]
+        warps = cuda.shared.array(32, real)
+        bias = cuda.local.array(width, real)
+        o = cuda.local.array(width, real)
+        t = cuda.local.array(width, real)
+        thread = cuda.threadIdx.x
+        if scaled:
+            scale = scale * fetch(scalars, SCALE, warps)
+        total = zero
+        i = numba.int64(cuda.blockIdx.y)
+        while i < n:
+            own_class = y[i] if indices else 0
+            top = lowest
+            j = numba.int64(thread * width)
+            while j < d:
+                load(o, 0, z, i * d + j)
+                load(bias, 0, b, j)
+                for k in static_range(width):
+                    o[k] = o[k] + bias[k]
+                if keep:
+                    store(z, i * d + j, o, 0)
+                    for k in static_range(width):
+                        o[k] = rounded(o[k])  # as the next passes read it
+                for k in static_range(width):
+                    top = where(o[k] > top, o[k], top)
+                j += threads * width
+            top = block_max(top, warps)
+            s = zero
+            j = numba.int64(thread * width)
+            while j < d:
+                outputs(o, bias, z, b, i, j, d)
+                for k in static_range(width):
+                    s = s + exp(o[k] - top)
+                j += threads * width
+            top = top + log(block_sum(s, warps))
+            w = weight[i] if weighted else one
+            value = zero
+            slope = zero
+            j = numba.int64(thread * width)
+            while j < d:
+                outputs(o, bias, z, b, i, j, d)
+                targets(t, y, own_class, i, j, d)
+                for k in static_range(width):
+                    x = target(t[k], u)
+                    slope = slope + dell(o[k] - top, x)
+                    value = value + ell(o[k] - top, x)
+                j += threads * width
+            total = total + value * w
+            slope = block_sum(slope, warps)
+            j = numba.int64(thread * width)
+            while j < d:
+                outputs(o, bias, z, b, i, j, d)
+                targets(t, y, own_class, i, j, d)
+                for k in static_range(width):
+                    x = o[k] - top
+                    o[k] = (dell(x, target(t[k], u)) - exp(x) * slope) * w * scale
+                store(out, i * d + j, o, 0)
+                j += threads * width
+            i += cuda.gridDim.y
+        total = block_sum(total, warps)
+        if thread == 0:
+            losses[cuda.blockIdx.y] = total
+
+    types = signature(dtype, f"s* s* {'i8*' if indices else 'r*'} r* s* r* r* r r i8 i8")
+    name = variant.name(loss, dtype, "long", f"v{width}")
+    return Source(name, kernel, types, threads, occupancy_of(dtype))
