@@ -112,9 +112,9 @@ def median_ratio(times: dict[str, list[float]], a: str, b: str) -> float:
 def products(sizes: tuple[int, ...], n: int) -> Steps:
     """Return the matrix products of a step and nothing else, by NumPy without new memory."""
     import gpubackprop as gb
+    from gpubackprop.step.operations import Matmul
 
-    operations = [operation.arguments for operation in gb.MLP(sizes).step(n).operations if operation.name == "matmul"]
-    triples = [(given["a"], given["b"], given["out"]) for given in operations]
+    triples = [(o.a, o.b, o.out) for o in gb.MLP(sizes).step(n).bound() if isinstance(o, Matmul)]
 
     def run(times: int) -> None:
         for _ in range(times):

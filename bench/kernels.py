@@ -11,12 +11,21 @@ import numpy as np
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
-from gpubackprop.backends.base import C1, C2, FACTOR, RATE
 from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.bench import unfused
 from gpubackprop.definitions import NUMPY, check_dtype, eps_of, real_of
 from gpubackprop.losses import LOSSES
-from gpubackprop.step import Names, Operation, Recorder
+from gpubackprop.step.operations import (
+    BiasActivationBackward,
+    BiasActivationForward,
+    BiasLoss,
+    Clip,
+    Dropout,
+    Gather,
+    Operation,
+    Update,
+)
+from gpubackprop.step.state import C1, C2, FACTOR, RATE
 
 Arrays = dict[str, Any]
 
@@ -36,7 +45,7 @@ class Kernel:
     make : callable
         Returns new arrays, by name; two names may have the same array.
     record : callable
-        ``record(recorder, a)`` records the operation on the arrays ``a``.
+        ``record(a)`` returns the operation on the arrays ``a``.
     unfused : callable
         Does the same to the arrays with the array module's own operations.
     outputs : tuple of str
@@ -50,7 +59,7 @@ class Kernel:
     name: str
     shape: tuple[int, ...]
     make: Callable[[], Arrays]
-    record: Callable[[Recorder, Arrays], object]
+    record: Callable[[Arrays], Operation]
     unfused: Callable[[Arrays], None]
     outputs: tuple[str, ...]
     sums: tuple[str, ...] = ()
@@ -58,16 +67,7 @@ class Kernel:
 
     def operation(self, a: Arrays) -> Operation:
         """Return the operation on the arrays, with its count of bytes."""
-        names = Names()
-        recorder = Recorder(names)
-        named: dict[int, Any] = {}
-        views = {}
-        for name, array in a.items():
-            if id(array) not in named:
-                named[id(array)] = names(f"{name}_1", array)
-            views[name] = named[id(array)]
-        self.record(recorder, views)
-        return recorder.operations[0]
+        return self.record(a)
 
 
 def kernels_of(backend: Any, dtype_name: str, shape: tuple[int, int], *, few: bool = False) -> Iterator[Kernel]:
@@ -99,8 +99,8 @@ def _forward(backend: Any, name: str, shape: tuple[int, int], dtype: np.dtype[An
         out = z if activation.needs == "h" else backend.zeros(shape, dtype)  # as a step has it
         return {"z": z, "b": _normal(backend, shape[1:], dtype), "out": out}
 
-    def record(to: Recorder, a: Arrays) -> object:
-        return to.bias_activation_forward(a["z"], a["b"], activation, a["out"])
+    def record(a: Arrays) -> Operation:
+        return BiasActivationForward(a["z"], a["b"], activation, a["out"])
 
     return Kernel(
         f"bias_activation_forward {name}", shape, make, record, partial(unfused.forward(name), backend.xp), ("z", "out")
@@ -117,8 +117,8 @@ def _backward(backend: Any, name: str, shape: tuple[int, int], dtype: np.dtype[A
         out, db = backend.zeros(shape, dtype), backend.zeros(shape[1:], real_of(dtype))
         return {"dh": dh, "z": z, "h": h, "out": out, "db": db}
 
-    def record(to: Recorder, a: Arrays) -> object:
-        return to.bias_activation_backward(a["dh"], a["z"], a["h"], activation, a["out"], a["db"])
+    def record(a: Arrays) -> Operation:
+        return BiasActivationBackward(a["dh"], a["z"], a["h"], activation, a["out"], a["db"])
 
     label = f"bias_activation_backward {name}"
     return Kernel(label, shape, make, record, partial(unfused.backward(name), backend.xp), ("out", "db"), ("db",))
@@ -134,8 +134,8 @@ def _loss(backend: Any, name: str, shape: tuple[int, int], dtype: np.dtype[Any])
         db, value = backend.zeros((d,), real), backend.zeros((2,), np.dtype(np.float64))
         return {"z": z, "b": _normal(backend, (d,), dtype), "y": backend.asarray(y), "out": z, "db": db, "value": value}
 
-    def record(to: Recorder, a: Arrays) -> object:
-        return to.bias_loss(a["z"], a["b"], a["y"], LOSSES[name], None, a["out"], a["db"], a["value"])
+    def record(a: Arrays) -> Operation:
+        return BiasLoss(a["z"], a["b"], a["y"], LOSSES[name], None, a["out"], a["db"], a["value"])
 
     outputs = ("out", "db", "value")
     return Kernel(
@@ -165,8 +165,8 @@ def _update(backend: Any, optimizer: Any, n: int, dtype: np.dtype[Any]) -> Kerne
         }  # fmt: skip
         return a if real == dtype else {**a, "weights": backend.zeros((n,), dtype)}
 
-    def record(to: Recorder, a: Arrays) -> None:
-        to.update(optimizer, a["parameters"], a["gradients"], a["states"], a["scalars"], a.get("weights"))
+    def record(a: Arrays) -> Operation:
+        return Update(optimizer, a["parameters"], a["gradients"], a["states"], a["scalars"], a.get("weights"))
 
     return Kernel(label, (n,), make, record, plain, ("parameters", "states"))
 
@@ -177,8 +177,8 @@ def _clip(backend: Any, n: int, dtype: np.dtype[Any]) -> Kernel:
     def make() -> Arrays:
         return {"gradients": _normal(backend, (n,), real), "scalars": backend.zeros((8,), real)}
 
-    def record(to: Recorder, a: Arrays) -> None:
-        to.clip(a["gradients"], MAX_NORM, a["scalars"])
+    def record(a: Arrays) -> Operation:
+        return Clip(a["gradients"], MAX_NORM, a["scalars"])
 
     return Kernel("clip", (n,), make, record, partial(unfused.clip(MAX_NORM), backend.xp), ("scalars",), ("scalars",))
 
@@ -188,8 +188,8 @@ def _dropout(backend: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> Kern
         counters = backend.asarray(np.array([3, 0]))
         return {"x": _normal(backend, shape, dtype), "counters": counters, "out": backend.zeros(shape, dtype)}
 
-    def record(to: Recorder, a: Arrays) -> object:
-        return to.dropout(a["x"], RATE_OF_DROPOUT, SEED, 1, a["counters"], a["out"])
+    def record(a: Arrays) -> Operation:
+        return Dropout(a["x"], RATE_OF_DROPOUT, SEED, 1, a["counters"], a["out"])
 
     def expected(a: Arrays) -> None:
         x, counters = backend.to_numpy(a["x"]), backend.to_numpy(a["counters"])
@@ -214,8 +214,8 @@ def _gather(backend: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> Kerne
         a = {"source": _normal(backend, (2 * n, shape[1]), dtype), "order": order}
         return {**a, "counters": backend.asarray(np.array([0, first])), "out": backend.zeros(shape, dtype)}
 
-    def record(to: Recorder, a: Arrays) -> object:
-        return to.gather(a["source"], a["order"], a["counters"], a["out"])
+    def record(a: Arrays) -> Operation:
+        return Gather(a["source"], a["order"], a["counters"], a["out"])
 
     return Kernel("gather", shape, make, record, partial(unfused.gather(first), backend.xp), ("out",))
 

@@ -10,7 +10,8 @@ from gpubackprop.bench.case import Row, best_seconds
 from gpubackprop.bench.devices import Device, Gpu
 from gpubackprop.bench.ours import captures
 from gpubackprop.bench.suites.bandwidth import READ
-from gpubackprop.step import Operation, Step
+from gpubackprop.step import Step
+from gpubackprop.step.operations import Operation
 
 
 def ledger(device: Device, step: Step) -> Row:
@@ -30,15 +31,15 @@ def ledger(device: Device, step: Step) -> Row:
     for operation in step.operations:
         phase = phases.setdefault(operation.phase, {"flops": 0, "bytes": 0, "operations": 0})
         phase["flops"] += operation.flops
-        phase["bytes"] += operation.bytes
+        phase["bytes"] += operation.nbytes
         phase["operations"] += 1
     captured = captures(device)
     return {
         "flops": step.flops,
         "bytes": step.bytes,
         "phases": phases,
-        "operations": [[o.name, o.phase, o.equation, o.flops, o.bytes] for o in step.operations],
-        "launches": sum(_launches(device, operation) for operation in step.operations),
+        "operations": [[o.name, o.phase, o.equation, o.flops, o.nbytes] for o in step.operations],
+        "launches": sum(_launches(device, operation) for operation in step.bound()),
         "graph_launches": 1 if captured else None,
         "steps_per_graph": getattr(run, "steps_per_launch", None),
         "synchronizations": 0 if captured or not device.on_gpu else None,

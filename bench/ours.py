@@ -16,7 +16,8 @@ from gpubackprop.bench.devices import Device
 from gpubackprop.bench.peers import LEARNING_RATE, LONG_STEP, CannotTakePartError, Peer, Problem, make_peers, reason_of
 from gpubackprop.bench.peers.arrays import ArrayPeer
 from gpubackprop.bench.timing import Contestant, Run, Timer
-from gpubackprop.step import Operation, Step
+from gpubackprop.step import Step
+from gpubackprop.step.operations import Operation
 
 MOST_COMPARED = 1600  # steps
 TOLERANCE = {"float64": 1e-6, "float32": 2e-3, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 5e-2}
@@ -89,7 +90,7 @@ def ours(device: Device, problem: Problem) -> Iterator[tuple[str, Callable[[], T
 
     def eager(step: Step) -> tuple[Run, int]:
         run: Any = step.compile()
-        return getattr(run, "eagerly", None) or loop(bound(device, step.operations)), 1
+        return getattr(run, "eagerly", None) or loop(bound(device, step.bound())), 1
 
     yield "gpubackprop", lambda: trained("gpubackprop", one)
     yield "gpubackprop, K steps", lambda: trained("gpubackprop, K steps", many)
@@ -116,7 +117,7 @@ def captures(device: Device) -> bool:
 def parts(device: Device, problem: Problem) -> list[Contestant]:
     """Return the products alone, as one call, and forward, backward and update each, as one call per operation."""
     step = step_of(problem, _backend(device, problem))
-    calls = dict(zip(map(id, step.operations), bound(device, step.operations), strict=True))
+    calls = dict(zip(map(id, step.operations), bound(device, step.bound()), strict=True))
     loop([calls[id(operation)] for operation in step.operations])()  # so that the parts meet the numbers of a step
     device.synchronize()
     groups: dict[str, list[Operation]] = {"products": [o for o in step.operations if o.name == "matmul"]}
@@ -126,7 +127,7 @@ def parts(device: Device, problem: Problem) -> list[Contestant]:
     for name, operations in groups.items():
         chosen = [calls[id(operation)] for operation in operations]
         if name == "products" and not device.on_gpu:
-            run = Step(step.backend, operations, step.names).compile()
+            run = replace(step, operations=tuple(operations)).compile()
             _finish(run, 1)
             result.append(Contestant(name, run, device.timer()))
         elif device.on_gpu and not captures(device):

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.base import C1, C2, FACTOR, NORM, RATE
 from gpubackprop.bench.peers.arrays import softmax_cross_entropy
+from gpubackprop.step.state import C1, C2, FACTOR, NORM, RATE
 
 Arrays = dict[str, Any]
 Unfused = Callable[[Any, Arrays], None]

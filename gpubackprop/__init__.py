@@ -19,17 +19,16 @@ from gpubackprop import activations, initializers, losses, optimizers, schedules
 from gpubackprop._version import __version__
 from gpubackprop.activations import Activation
 from gpubackprop.backends import DeviceUnavailableError, available_devices, get_backend, register_backend
+from gpubackprop.backends.memory import DeviceMemoryError
 from gpubackprop.inspect.explain import explain
 from gpubackprop.inspect.gradcheck import check_gradients
 from gpubackprop.inspect.parity import parity
 from gpubackprop.losses import Loss
-from gpubackprop.memory import DeviceMemoryError
-from gpubackprop.mlp import MLP
+from gpubackprop.mlp import MLP, load
 from gpubackprop.optimizers import LBFGS, SGD, Adagrad, Adam, AdamW, Lion, Optimizer, RMSprop
 from gpubackprop.schedules import Cosine, Exponential, LinearWarmup, OneCycle, Schedule, StepDecay
 from gpubackprop.step import Step
 from gpubackprop.training.callbacks import Callback, EarlyStopping, ReduceOnPlateau
-from gpubackprop.training.checkpoint import load
 from gpubackprop.training.fit import History
 
 __all__ = [

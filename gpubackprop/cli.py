@@ -64,7 +64,8 @@ def train(
     """Train a multilayer perceptron and measure it on a test set."""
     from gpubackprop.backends import get_backend
     from gpubackprop.datasets import load_dataset
-    from gpubackprop.intake import check_count, check_features, check_targets
+    from gpubackprop.definitions import check_count
+    from gpubackprop.intake import check_features, check_targets
     from gpubackprop.losses import LOSSES
     from gpubackprop.mlp import MLP
     from gpubackprop.training.callbacks import EarlyStopping
@@ -267,11 +268,13 @@ class _Keep:
 
 
 def _resume(out: Path | None, device: str) -> tuple[MLP, Any]:
+    from gpubackprop.mlp import MLP
     from gpubackprop.training.checkpoint import load_training
 
     if out is None:
         raise ValueError("--resume goes on with the training in a folder; name it with --out")
-    return load_training(out / "checkpoint.safetensors", device)
+    network, history = load_training(out / "checkpoint.safetensors", device)
+    return MLP.of(network), history
 
 
 def _joined(before: Any, after: Any) -> Any:

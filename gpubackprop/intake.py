@@ -5,28 +5,15 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from gpubackprop.backends.base import Backend
-from gpubackprop.definitions import Array, plain
-from gpubackprop.definitions import check_count as check_count
+from gpubackprop.definitions import Array
 from gpubackprop.interop import as_array, to_backend
 from gpubackprop.losses import Loss
-
-
-def check_layer_sizes(layer_sizes: Sequence[int], loss: Loss) -> tuple[int, ...]:
-    """Return the layer sizes as a tuple of at least two positive whole numbers."""
-    sizes = tuple(plain(d) for d in layer_sizes)
-    if len(sizes) < 2 or not all(type(d) is int and d >= 1 for d in sizes):
-        raise ValueError(
-            f"layer_sizes is {list(sizes)!r}; give at least two whole numbers >= 1, inputs first, as in [784, 128, 10]"
-        )
-    if loss.family == "softmax" and sizes[-1] < 2:
-        raise ValueError(f"{loss.name} needs at least 2 outputs, one per class; layer_sizes ends with {sizes[-1]}")
-    return sizes
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:

@@ -6,45 +6,31 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from gpubackprop.activations import ACTIVATIONS, Activation, identity
-from gpubackprop.architecture import architecture_of, build, takes_precision
-from gpubackprop.backends import choose_device, get_backend
+from gpubackprop.activations import Activation
+from gpubackprop.architecture import Architecture
+from gpubackprop.backends import takes_precision
 from gpubackprop.backends.base import Backend
-from gpubackprop.backends.current import active
-from gpubackprop.definitions import (
-    DTYPES,
-    Array,
-    check_dtype,
-    check_number,
-    check_precision,
-    check_seed,
-    real_of,
-    version_of,
-)
-from gpubackprop.initializers import INITIALIZERS, Initializer
-from gpubackprop.intake import (
-    check_count,
-    check_features,
-    check_layer_sizes,
-    check_options,
-    check_parameter,
-    check_targets,
-    check_weight,
-)
+from gpubackprop.backends.current import OnDevice, active
+from gpubackprop.definitions import Array, check_count, version_of
+from gpubackprop.eager import Pass
+from gpubackprop.initializers import Initializer
+from gpubackprop.intake import check_features, check_options, check_targets, check_weight
 from gpubackprop.interop import as_array, like
-from gpubackprop.losses import LOSSES, Loss
-from gpubackprop.memory import Tally, bytes_of, check_memory, data_bytes
-from gpubackprop.network import Data, Network
+from gpubackprop.losses import Loss
+from gpubackprop.network import Data, Network, OptimizerState, advice
 from gpubackprop.optimizers import Optimizer
-from gpubackprop.parameters import Parameters
+from gpubackprop.parameters import Parameters, SetOnce
 from gpubackprop.predictor import Predictor
-from gpubackprop.step import Names
-from gpubackprop.workspace import Workspace, make_layers
+from gpubackprop.step import Step
+from gpubackprop.step.buffers import Memory
+from gpubackprop.training.checkpoint import load_training, save
+from gpubackprop.training.evaluation import evaluate
+from gpubackprop.training.fit import fit
 
 EVALUATION_BATCH = 1024  # rows of a pass without an update: large enough for the products, small enough for the caches
 
@@ -81,7 +67,7 @@ class TracedLayer:
     db: Array
 
 
-class MLP(Network):
+class MLP(SetOnce, OnDevice):
     """A multilayer perceptron h_l = phi_l(h_{l-1} W_l + b_l), o = h_L W_o + b_o, trained by backpropagation.
 
     Parameters
@@ -131,34 +117,117 @@ class MLP(Network):
         dropout: float = 0.0,
         matmul_precision: str = "float32",
     ) -> None:
-        self.loss: Loss = LOSSES.resolve(loss)
-        self.layer_sizes = check_layer_sizes(layer_sizes, self.loss)
-        self.dtype = check_dtype(dtype)
-        self.activations = _per_hidden_layer(activation, len(self.layer_sizes) - 2)
-        self.dropout = float(check_number("dropout", dropout, lambda x: 0 <= x < 1, "in [0, 1)"))
-        self.seed = check_seed(seed)
-        self.initializer: Initializer = INITIALIZERS.resolve(initializer)
-        check_precision(matmul_precision)
-        if isinstance(device, str) and device == "auto":
-            device = choose_device(self.layer_sizes)
-        self.backend: Backend = get_backend(device, **_options(device, matmul_precision))
-        self.device = self.backend.device
-        self._matmul_precision: str = getattr(self.backend, "matmul_precision", "float32")
-        allowed = getattr(self.backend, "dtypes", DTYPES[:2])
-        if self.dtype.name not in allowed:
-            raise ValueError(f"device {self.device!r} computes in {', '.join(allowed)}; dtype is {self.dtype.name!r}")
+        given: dict[str, Any] = {  # names and sequences, which an architecture resolves
+            "layer_sizes": layer_sizes, "activations": activation, "loss": loss, "dtype": dtype, "seed": seed,
+            "initializer": initializer, "dropout": dropout, "matmul_precision": matmul_precision,
+        }  # fmt: skip
+        architecture = Architecture(**given)
+        if architecture.matmul_precision != "float32" and not takes_precision(device):
+            raise ValueError(
+                f"matmul_precision is {matmul_precision!r}, which needs device='cuda'; device is {device!r}"
+            )
+        self._begin(Network(architecture, device))
+
+    @classmethod
+    def of(cls, network: Network) -> Self:
+        """Return the face of a network that is there."""
+        model = cls.__new__(cls)
+        model._begin(network)
+        return model
+
+    def _begin(self, network: Network) -> None:
+        self._network = network
         self._predictors: dict[int, tuple[Any, Predictor]] = {}  # by the samples of a call
         self._thread = _OfThread()
-        self._target_shape: tuple[int, ...] | None = None
-        super().__init__(self._initial_parameters())
-        self._of_network = frozenset((*vars(self), "_of_network"))  # a subclass or a user may add attributes
+        self._of_class = frozenset((*vars(self), "_of_class"))  # a subclass or a user may add attributes
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def network(self) -> Network:
+        """The network behind this face: memory, steps and the state of training."""
+        return self._network
+
+    @property
+    def architecture(self) -> Architecture:
+        """What describes it: ``MLP.of(Network(replace(model.architecture, dtype="float64"), "cpu"))`` is a twin."""
+        return self._network.architecture
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Inputs, hidden layers, outputs."""
+        return self.architecture.layer_sizes
+
+    @property
+    def activations(self) -> tuple[Activation, ...]:
+        """One for each hidden layer."""
+        return self.architecture.activations
+
+    @property
+    def loss(self) -> Loss:
+        """The loss."""
+        return self.architecture.loss
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of activations and products."""
+        return self.architecture.dtype
+
+    @property
+    def real(self) -> np.dtype[Any]:
+        """Of parameters, gradients and arithmetic."""
+        return self.architecture.real
+
+    @property
+    def seed(self) -> int:
+        """Of initial weights, order of the mini-batches and dropout."""
+        return self.architecture.seed
+
+    @property
+    def initializer(self) -> Initializer:
+        """What made the initial weights."""
+        return self.architecture.initializer
+
+    @property
+    def dropout(self) -> float:
+        """The share of hidden units dropped in training."""
+        return self.architecture.dropout
+
+    @property
+    def matmul_precision(self) -> str:
+        """How float32 matrices are multiplied on a GPU; kept by ``to``, ``save`` and ``load``, also by way of the CPU."""
+        return self.architecture.matmul_precision
+
+    @property
+    def device(self) -> str:
+        """The device."""
+        return self._network.device
+
+    @property
+    def backend(self) -> Backend:
+        """The backend of the device."""
+        return self._network.backend
+
+    @property
+    def parameters(self) -> Parameters:
+        """W_l and b_l."""
+        return self._network.parameters
+
+    @property
+    def gradients(self) -> Parameters:
+        """dW_l and db_l of the last training step."""
+        return self._network.gradients
+
+    @property
+    def optimizer_state(self) -> OptimizerState | None:
+        """The arrays of the optimizer of the last ``fit`` or ``step``, or None before the first."""
+        return self._network.optimizer_state
+
+    def _advice(self, name: str) -> str:
+        return advice(name)
 
     def __repr__(self) -> str:
-        sizes, hidden = (
-            "-".join(map(str, self.layer_sizes)),
-            ", ".join(dict.fromkeys(a.label for a in self.activations)),
-        )
-        return f"MLP({sizes}, {hidden or 'no hidden layer'}, {self.loss.label}, {self.dtype}, device={self.device!r})"
+        return f"MLP({self.architecture}, device={self.device!r})"
 
     # ------------------------------------------------------------------ for experiments
 
@@ -169,18 +238,20 @@ class MLP(Network):
         ------
         X : (n, d_0); returns (n, d_o)
         """
-        X = as_array(X, "X")
+        X, network = as_array(X, "X"), self._network
         last, self._thread.last = self._thread.last, None
         if last is not None:
-            self._give(last.key, last.workspace)
+            network.eager.give(last.run)
         self._check_room("forward", X)
         X_here = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
-        key, ws = self._take("forward", len(X_here))
-        ws.X[...] = X_here  # a copy, which backward reads after the caller may have filled X anew
-        self.forward_pass(self._ops, ws)
-        self._ops.bias_activation_forward(ws.o, ws.parameters[-1].b, identity, out=ws.o)
-        o = like(self.backend, ws.o.astype(self.real), X)
-        self._thread.last = _Last(key, ws, self._version)
+        run = network.eager.take(network.eager.kind("forward", len(X_here)))
+        output = run.layout.layers[-1].z
+        run.array(run.layout.inputs.X)[...] = (
+            X_here  # a copy, which backward reads after the caller may have filled X anew
+        )
+        run.forward()
+        o = like(self.backend, run.array(output).astype(self.real), X)
+        self._thread.last = _Last(run, network.version)
         return o
 
     def backward(self, do: Any) -> Parameters:
@@ -201,17 +272,16 @@ class MLP(Network):
             raise ValueError(
                 "backward needs the intermediates of a forward pass; call forward(X) first, in this thread"
             )
-        if last.version != self._version:
+        if last.version != self._network.version:
             raise ValueError("the parameters have changed since forward(X), by fit or load_state_dict; call it again")
-        ws = last.workspace
+        run, eager = last.run, self._network.eager
         given = check_features(self.backend, do, self.layer_sizes[-1], self.dtype, finite=False)
-        if len(given) != ws.n:
-            raise ValueError(f"do has {len(given)} rows; the last forward(X) had {ws.n}")
-        self._lend_gradients(last.key, ws)
-        self._ops.bias_activation_backward(given, None, given, identity, out=ws.do, db=ws.parameters[-1].db)
-        self.backward_pass(self._ops, ws)
-        result = self._gradients_like(ws, do)
-        self._give_gradients(last.key, ws)
+        if len(given) != run.kind.n:
+            raise ValueError(f"do has {len(given)} rows; the last forward(X) had {run.kind.n}")
+        eager.lend_gradients(run)
+        run.backward(do_given=given)
+        result = self._gradients_like(run, do)
+        eager.take_gradients(run)
         return result
 
     def loss_and_gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[Array, Parameters]:
@@ -224,54 +294,104 @@ class MLP(Network):
         gradients : Parameters
             ``gradients.W[l]``, ``gradients.b[l]``, l = 0 the first layer; a copy, of the kind of array that X is.
         """
-        with self._prepared(X, y, sample_weight) as ws:
-            self._loss_and_gradients(ws)
-            return ws.value[0].copy(), self._gradients_like(ws, X)
+        with self._differentiated(X, y, sample_weight) as (run, _):
+            return run.array(run.layout.value)[0].copy(), self._gradients_like(run, X)
 
     def trace(self, X: Any, y: Any, sample_weight: Any = None) -> Trace:
         """Return every intermediate of a forward and a backward pass, as arrays of their own.
 
         The kernels are those of a step; only the memory is not shared.
         """
-        with self._prepared(X, y, sample_weight, keep=True) as ws:
-            self._loss_and_gradients(ws)
+        with self._differentiated(X, y, sample_weight, keep=True) as (run, here):
             layers = []
-            for layer, a in zip(ws.parameters, ws.layers, strict=True):
-                arrays = (a.h_in, a.z, a.h, a.dh if layer.name != "o" else a.delta, a.delta, layer.dW, layer.db)
+            for a in run.layout.layers:
+                dh = a.delta if a.name == "o" else a.dh
+                h_in = here if a.h_in.name == "X" else run.array(a.h_in)
+                arrays = (h_in, *map(run.array, (a.z, a.h, dh, a.delta, a.dW, a.db)))
                 layers.append(TracedLayer(*(like(self.backend, array.copy(), X) for array in arrays)))
             last = layers[-1]
-            return Trace(layers, layers[0].h_in, last.h, last.delta, ws.value[0].copy())
+            return Trace(layers, layers[0].h_in, last.h, last.delta, run.array(run.layout.value)[0].copy())
 
     @contextmanager
-    def _prepared(self, X: Any, y: Any, sample_weight: Any = None, *, keep: bool = False) -> Iterator[Workspace]:
-        """A workspace of this call alone that reads the data where they are, and forgets them afterwards."""
+    def _differentiated(
+        self, X: Any, y: Any, sample_weight: Any = None, *, keep: bool = False
+    ) -> Iterator[tuple[Pass, Array]]:
+        """The passes of this call alone over data where they are, and X there; both are forgotten afterwards."""
         X, y = as_array(X, "X"), as_array(y, "y")
         weight = None if sample_weight is None else as_array(sample_weight, "sample_weight")
         self._check_room("gradients", X, y, weight, keep=keep)
-        X = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
-        y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
-        weight = check_weight(self.backend, weight, len(X), self.real, self.loss)
-        key, ws = self._take("gradients", len(X), y, weighted=weight is not None, keep=keep)
-        ws.feed(X, y, weight)
-        yield ws
-        ws.feed(None)
-        self._give(key, ws)
+        X, y, weight = self._network.checked(X, y, weight)
+        eager = self._network.eager
+        kind = eager.kind("gradients", len(X), class_indices=y.ndim == 1, weighted=weight is not None, keep=keep)
+        run = eager.take(kind)
+        given = {"X": X, "y": y} | ({} if weight is None else {"w": weight})
+        run.forward(**given)
+        run.backward(**given)
+        yield run, X
+        eager.give(run)
 
     # ------------------------------------------------------------------ training and use
 
     @property
-    def matmul_precision(self) -> str:
-        """How float32 matrices are multiplied on a GPU; kept by ``to``, ``save`` and ``load``, also by way of the CPU."""
-        return self._matmul_precision
-
-    @property
     def target_shape(self) -> tuple[int, ...] | None:
         """The shape of one sample's y in the last ``fit``, None before; kept by ``to``, ``save`` and ``load``."""
-        return self._target_shape
+        return self._network.target_shape
 
     @target_shape.setter
     def target_shape(self, shape: Sequence[int] | None) -> None:
-        self._target_shape = None if shape is None else tuple(check_count("target_shape", size) for size in shape)
+        self._network.target_shape = None if shape is None else tuple(shape)
+
+    def step(
+        self,
+        batch_size: int,
+        optimizer: str | Optimizer | None = None,
+        *,
+        data: Data | None = None,
+        class_indices: bool = True,
+        weighted: bool = False,
+        keep: bool = False,
+        micro_batch_size: int | str | None = None,
+        memory: Memory | None = None,
+    ) -> Step:
+        """Return one training step as data: the list of its operations, in memory of its own.
+
+        Parameters
+        ----------
+        batch_size : int
+        optimizer : str or Optimizer, optional
+            Without one, the step ends with the gradients.
+        data : Data, optional
+            A data set on the device; the step then begins by gathering its next mini-batch. Without one, the caller fills
+            ``step.names.array("X")`` and ``("y")``.
+        class_indices : bool
+            Without ``data``: y of a classification holds class indices (n,), not rows of probabilities.
+        weighted : bool
+            Without ``data``: there are sample weights, in ``step.names.array("w")``.
+        keep : bool
+            Give every intermediate memory of its own.
+        micro_batch_size : int or "auto", optional
+            Go through the passes with so many samples at a time, and add up their gradients in order: the update is that of
+            the whole mini-batch up to rounding, and the workspace is that of a micro-batch. "auto": the fewest micro-batches
+            that fit into the free memory of the device.
+        memory : Memory, optional
+            Take arrays from here where they are there, and put new ones here: steps of several sizes share the memory of
+            the first, which must be the largest.
+
+        Raises
+        ------
+        ValueError
+            A size is no whole number >= 1, or micro-batches would not have the dropout masks of the mini-batch.
+        DeviceMemoryError
+            The step does not fit; nothing has changed, and a smaller batch may be tried.
+        """
+        return self._network.step(
+            batch_size, optimizer, data=data, class_indices=class_indices, weighted=weighted, keep=keep,
+            micro_batch_size=micro_batch_size, memory=memory,
+        )  # fmt: skip
+
+    def state_of(self, optimizer: str | Optimizer) -> OptimizerState:
+        """Return the optimizer's arrays: those of the last ``fit`` if it had an equal optimizer, else new ones."""
+        return self._network.state_of(optimizer)
 
     def fit(self, X: Any, y: Any, epochs: int = 10, batch_size: int | str = 128, **options: Any) -> Any:
         """Train; see :func:`gpubackprop.training.fit.fit` for all options. Returns the history.
@@ -282,11 +402,9 @@ class MLP(Network):
             Another ``fit`` trains this network, in another thread or around this callback. While it runs, callbacks may
             predict, evaluate, save and load parameters, other threads only what leaves the network as it is.
         """
-        from gpubackprop.training.fit import fit
-
         check_options(fit, options)
         self._thread.last = None  # its intermediates are those of other parameters, and take memory
-        with self.held():
+        with self._network.held():
             return fit(self, X, y, epochs=epochs, batch_size=batch_size, **options)
 
     def predict(self, X: Any) -> Any:
@@ -327,8 +445,6 @@ class MLP(Network):
 
     def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, float]:
         """Return the loss on a data set, and ``"accuracy"`` of a classification or ``"r2"`` of a regression."""
-        from gpubackprop.training.evaluation import evaluate
-
         X = check_features(self.backend, X, self.layer_sizes[0], self.dtype)
         y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
         return evaluate(self, X, y, check_weight(self.backend, sample_weight, len(X), self.real, self.loss))
@@ -338,7 +454,7 @@ class MLP(Network):
 
         For one sample at a time with the least latency; :meth:`predict` is for whole data sets.
         """
-        return Predictor(self, check_count("batch_size", batch_size))
+        return Predictor(self._network, check_count("batch_size", batch_size))
 
     def outputs_in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
         """Yield (rows, o) for consecutive batches of X, an array on the device."""
@@ -352,7 +468,7 @@ class MLP(Network):
         formulas = tuple(version_of(a, self.dtype) for a in self.activations)
         prepared = self._predictors.get(n)
         if prepared is None or prepared[0] != formulas:  # what an activation reads may have been edited since
-            prepared = self._predictors[n] = formulas, Predictor(self, n)
+            prepared = self._predictors[n] = formulas, Predictor(self._network, n)
         yield from prepared[1].in_batches(X)
 
     def warmup(self, batch_size: int = 128, optimizer: str | Optimizer = "adam", class_indices: bool = True) -> None:
@@ -365,14 +481,14 @@ class MLP(Network):
         class_indices : bool
             y of a classification holds class indices, not rows of probabilities.
         """
-        from gpubackprop.training.evaluation import evaluate
-
         n = check_count("batch_size", batch_size)
         twin = self.to(self.device)
-        inputs = twin.inputs(n, class_indices and self.loss.targets == "classes", False)
-        order = twin.backend.zeros((n,), np.int64)
-        twin.step(n, optimizer, data=Data(inputs.X, inputs.y, None, order)).compile()()
-        evaluate(twin, inputs.X, inputs.y)
+        zeros, d, out = twin.backend.zeros, self.layer_sizes[0], self.layer_sizes[-1]
+        indices = class_indices and self.loss.targets == "classes"
+        X, order = zeros((n, d), self.dtype), zeros((n,), np.int64)
+        y = zeros((n,), np.int64) if indices else zeros((n, out), self.real)
+        twin.step(n, optimizer, data=Data(X, y, None, order)).compile()()
+        evaluate(twin, X, y)
 
     def _outputs(self, X: Any) -> Array:
         here = check_features(self.backend, X, self.layer_sizes[0], self.dtype)
@@ -385,45 +501,45 @@ class MLP(Network):
 
     def to(self, device: str) -> MLP:
         """Return this network on another device: the same parameters, the state of the optimizer starts anew."""
-        name = {"gpu": "cuda:0", "cuda": "cuda:0"}.get(device, device)
-        other = build(architecture_of(self), self.backend if name == self.device else device)
-        with active(other.backend):
-            other.parameters.flat[...] = other.backend.asarray(self.backend.to_numpy(self.parameters.flat))
-        return other
+        return self.twin(device)
+
+    def twin(self, device: str | None = None, **changes: Any) -> MLP:
+        """Return a network with the same parameters, on another device or with another architecture.
+
+        Parameters
+        ----------
+        device : str, optional
+            This network's by default.
+        **changes
+            Fields of :class:`gpubackprop.architecture.Architecture`, as in ``twin("reference", dtype="float64", dropout=0.0)``.
+        """
+        return MLP.of(self._network.twin(device, **changes))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy, by ``pickle`` or ``copy.deepcopy``, is made of: no memory, but what is in it."""
         state, to_host = self.optimizer_state, self.backend.to_numpy
         arrays = None if state is None else [to_host(a).copy() for a in state.arrays]
         return {
-            "architecture": architecture_of(self),
+            "architecture": self.architecture,
             "backend": self.backend,
             "parameters": to_host(self.parameters.flat).copy(),
             "optimizer": None if state is None else (state.optimizer, arrays),
-            "own": {name: value for name, value in vars(self).items() if name not in self._of_network},
+            "own": {name: value for name, value in vars(self).items() if name not in self._of_class},
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         backend = state["backend"]
-        made = build(state["architecture"], backend)
-        made._matmul_precision = state["architecture"]["matmul_precision"]
-        vars(self).update(vars(made))  # this is also an MLP's subclass, whose __init__ may be another
+        self._begin(Network(state["architecture"], backend, state["parameters"]))
         vars(self).update(state["own"])
-        with active(backend):
-            self.parameters.flat[...] = backend.asarray(state["parameters"])
-            if state["optimizer"] is not None:
-                optimizer, arrays = state["optimizer"]
+        if state["optimizer"] is not None:
+            optimizer, arrays = state["optimizer"]
+            with active(backend):
                 for place, array in zip(self.state_of(optimizer).arrays, arrays, strict=True):
                     place[...] = backend.asarray(array)
-            self.refresh()
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return copies on the host under torch's names: ``layers.0.weight``, shape (d_out, d_in), and ``layers.0.bias``."""
-        result = {}
-        for i, (W, b) in enumerate(zip(self.parameters.W, self.parameters.b, strict=True)):
-            result[f"layers.{i}.weight"] = np.ascontiguousarray(self.backend.to_numpy(W).T)
-            result[f"layers.{i}.bias"] = self.backend.to_numpy(b).copy()
-        return result
+        return self._network.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over parameters under the names of :meth:`state_dict`; all of them or none.
@@ -435,116 +551,32 @@ class MLP(Network):
         RuntimeError
             A ``fit`` in another thread trains this network.
         """
-        self.check_not_held("load_state_dict")
-        shapes = {}
-        for i, (W, b) in enumerate(zip(self.parameters.W, self.parameters.b, strict=True)):
-            shapes[f"layers.{i}.weight"], shapes[f"layers.{i}.bias"] = W.shape[::-1], b.shape
-        if not isinstance(state, Mapping) or set(state) != set(shapes):
-            given = set(state) if isinstance(state, Mapping) else set()
-            missing, extra = sorted(set(shapes) - given), sorted(given - set(shapes), key=str)
-            raise ValueError(f"state_dict does not fit: missing {missing or 'none'}, not expected {extra or 'none'}")
-        arrays = {
-            name: check_parameter(self.backend, name, state[name], shape, self.real, self.dtype)
-            for name, shape in shapes.items()
-        }
-        for i, (W, b) in enumerate(zip(self.parameters.W, self.parameters.b, strict=True)):
-            W[...] = arrays[f"layers.{i}.weight"].T
-            b[...] = arrays[f"layers.{i}.bias"]
-        self._version += 1
-        self.refresh()
+        self._network.load_state_dict(state)
 
     def save(self, path: Any) -> None:
         """Write the network to a safetensors file; see :mod:`gpubackprop.training.checkpoint`."""
-        from gpubackprop.training.checkpoint import save
-
-        save(self, path)
-
-    def _initial_parameters(self) -> Parameters:
-        rng = np.random.Generator(np.random.Philox(key=self.seed))
-        host = Parameters.zeros(get_backend("reference"), self.layer_sizes, real_of(self.dtype))
-        gains = [a.gain for a in self.activations] + [1.0]
-        for W, gain in zip(host.W, gains, strict=True):
-            W[...] = self.initializer(rng, W.shape[0], W.shape[1], gain)
-        return host
-
-    def _key(self, purpose: str, n: int, y_shape: tuple[int, ...], weighted: bool, keep: bool) -> tuple[Any, ...]:
-        """Return for what a workspace is, and for which queue of the device: nothing orders the work of two queues."""
-        queue = getattr(self.backend, "queue", None)
-        return purpose, n, y_shape, weighted, keep, None if queue is None else queue()
-
-    def _take(
-        self, purpose: str, n: int, y: Array | None = None, *, weighted: bool = False, keep: bool = False
-    ) -> tuple[tuple[Any, ...], Workspace]:
-        """Return the key and the workspace of an eager pass, for the caller alone; those of the last few passes are kept."""
-        self.refresh()
-        key = self._key(purpose, n, (n,) if y is None else y.shape, weighted, keep)
-        ws = self._workspaces.take(key)
-        if ws is None:
-            self._check_memory(key)
-            ws = self._new_workspace(self.backend, key)
-        if purpose == "gradients":
-            self._lend_gradients(key, ws)
-        return key, ws
-
-    def _lend_gradients(self, key: tuple[Any, ...], ws: Workspace) -> None:
-        """Give a workspace memory for gradients, which those of all shapes take turns with."""
-        lent = self._lent.take(key[-1:])
-        if lent is None:
-            gradients = Parameters.zeros(self.backend, self.layer_sizes, self.real)
-            lent = gradients, make_layers(self.weights, gradients, [*self.activations, identity], Names())
-        ws.gradients, ws.parameters = lent
-
-    def _give(self, key: tuple[Any, ...], ws: Workspace) -> None:
-        """Take a workspace back from its caller; not after an exception, since something may still write to it."""
-        self._give_gradients(key, ws)
-        self._workspaces.give(key, ws)
-
-    def _give_gradients(self, key: tuple[Any, ...], ws: Workspace) -> None:
-        if ws.gradients is not None:
-            self._lent.give(key[-1:], (ws.gradients, ws.parameters))
-            ws.gradients, ws.parameters = None, self.layers
-
-    def _new_workspace(self, backend: Any, key: tuple[Any, ...]) -> Workspace:
-        """Return a workspace without gradients; for gradients it has no memory for X and y either, and reads the caller's."""
-        purpose, n, y_shape, weighted, keep, *_ = key
-        inputs = self.inputs(n, len(y_shape) == 1, weighted, backend if purpose == "forward" else Tally())
-        if weighted:
-            inputs.normalized, inputs.total = backend.zeros((n,), self.real), backend.zeros((1,), np.dtype(np.float64))
-        return Workspace(backend, self.layers, inputs, keep=keep)
+        save(self._network, path)
 
     def _check_room(self, purpose: str, X: Array, y: Any = None, weight: Any = None, *, keep: bool = False) -> None:
         """Raise DeviceMemoryError if a pass, its data included, does not fit; for shapes met before nothing is asked."""
-        if X.ndim:
-            n = X.shape[0]
-            shape = (n,) if y is None or self.takes_indices(y) else (n, self.layer_sizes[-1])
-            key = self._key(purpose, n, shape, weight is not None, keep)
-            if n and key not in self._workspaces:
-                self._check_memory(key, data_bytes(self, X, y, weight))
+        if X.ndim and X.shape[0]:
+            network = self._network
+            indices = y is None or network.takes_indices(y)
+            kind = network.eager.kind(
+                purpose, X.shape[0], class_indices=indices, weighted=weight is not None, keep=keep
+            )
+            if kind not in network.eager.kept:
+                network.eager.check_room(kind, network.data_bytes(X, y, weight))
 
-    def _check_memory(self, key: tuple[Any, ...], data: int = 0) -> None:
-        """Raise DeviceMemoryError if a new workspace does not fit beside so many bytes of data, even without the older ones."""
-        purpose, n, (_, *rest), *flags, _ = key
-
-        new = purpose == "gradients" and key[-1:] not in self._lent
-        gradients = bytes_of(lambda backend: Parameters.zeros(backend, self.layer_sizes, self.real)) if new else 0
-
-        def parts(k: int) -> dict[str, int]:
-            workspace = bytes_of(lambda backend: self._new_workspace(backend, (purpose, k, (k, *rest), *flags)))
-            return {"data": -(-data * k // n), "workspace": workspace, "gradients": gradients}
-
-        self.make_room(sum(parts(n).values()))
-        check_memory(self.backend, f"{purpose} over {n} samples", n, parts)
-
-    def _gradients_like(self, ws: Workspace, given: Any) -> Parameters:
-        assert ws.gradients is not None
-        return Parameters(self.layer_sizes, like(self.backend, ws.gradients.flat.copy(), given))
+    def _gradients_like(self, run: Pass, given: Any) -> Parameters:
+        assert run.gradients is not None
+        return Parameters(self.layer_sizes, like(self.backend, run.gradients.flat.copy(), given))
 
 
 class _Last(NamedTuple):
     """The last forward pass of a thread, and how often the parameters had been changed by then."""
 
-    key: tuple[Any, ...]
-    workspace: Workspace
+    run: Pass
     version: int
 
 
@@ -554,17 +586,14 @@ class _OfThread(threading.local):
     last: _Last | None = None
 
 
-def _options(device: str | Backend, matmul_precision: str) -> dict[str, Any]:
-    if matmul_precision == "float32":
-        return {}
-    if not takes_precision(device):
-        raise ValueError(f"matmul_precision is {matmul_precision!r}, which needs device='cuda'; device is {device!r}")
-    return {"matmul_precision": matmul_precision}
+def load(path: Any, device: str = "cpu") -> MLP:
+    """Return the network in a file that :meth:`MLP.save` wrote, on any device.
 
-
-def _per_hidden_layer(activation: Any, n: int) -> tuple[Activation, ...]:
-    if isinstance(activation, list | tuple):
-        if len(activation) != n:
-            raise ValueError(f"activation has {len(activation)} entries; there are {n} hidden layers: give one or {n}")
-        return tuple(ACTIVATIONS.resolve(a) for a in activation)
-    return (ACTIVATIONS.resolve(activation),) * n
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is truncated, of another format, or names an activation, loss or initializer that is not registered.
+    """
+    return MLP.of(load_training(path, device)[0])

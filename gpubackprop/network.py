@@ -1,37 +1,37 @@
-"""A network on a device: its layers, and the passes of backpropagation over them, in the order of the mathematics.
-
-The passes are written once, against the methods of a backend. ``ops`` is the backend itself, and then they compute, or a
-:class:`gpubackprop.step.Recorder`, and then they leave the list of operations that a step compiles.
-"""
+"""A network on a device: its parameters, its optimizer's state, and its steps in memory."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from gpubackprop.activations import Activation, identity
-from gpubackprop.backends.base import FACTOR, FIRST_SCALE, SCALE, Backend
-from gpubackprop.backends.checks import unchecked
+from gpubackprop.architecture import Architecture
+from gpubackprop.backends import choose_device, get_backend, takes_precision
+from gpubackprop.backends.base import Backend
 from gpubackprop.backends.current import OnDevice
-from gpubackprop.definitions import Array, real_of
-from gpubackprop.intake import check_count
+from gpubackprop.backends.memory import check_fixed, check_memory, choose_micro_batch, fits, nbytes_of
+from gpubackprop.definitions import Array, check_count
+from gpubackprop.eager import EagerPasses
+from gpubackprop.intake import check_features, check_parameter, check_targets, check_weight
+from gpubackprop.interop import bytes_to_copy
 from gpubackprop.losses import Loss
-from gpubackprop.memory import bytes_of, check_fixed, fit_into_memory, fits, step_parts
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
-from gpubackprop.parameters import Parameters, SetOnce
-from gpubackprop.step import Names, Recorder, Step
-from gpubackprop.workspace import Inputs, Layer, Pool, Workspace, make_layers
+from gpubackprop.parameters import Parameters, SetOnce, initial_parameters
+from gpubackprop.step import Step, layout
+from gpubackprop.step.buffers import Memory
+from gpubackprop.step.state import FACTOR, FIRST_SCALE, SCALE
+from gpubackprop.step.step import record
 
 
 @dataclass
 class OptimizerState(SetOnce):
-    """What changes during training, beside the parameters; all of it on the device (see ``backends/base.py``).
+    """What changes during training, beside the parameters; all of it on the device (see :mod:`gpubackprop.step.state`).
 
     The arrays may be written into, not replaced.
     """
@@ -74,62 +74,101 @@ class Hold:
 
 
 class Network(SetOnce, OnDevice):
-    """Parameters, gradients and layers on a backend; what :class:`gpubackprop.mlp.MLP` gives a public face."""
+    """An architecture on a device, with parameters, gradients and the state of training.
 
-    layer_sizes: tuple[int, ...]
-    activations: tuple[Activation, ...]
-    loss: Loss
-    backend: Backend
-    dtype: np.dtype[Any]
-    seed: int
-    dropout: float
+    Parameters
+    ----------
+    architecture : Architecture
+    device : str or Backend
+        ``matmul_precision`` of the architecture is kept where the device has none, for when the network goes on to a GPU.
+    parameters : array, shape (size,), optional
+        The flat array of the parameters, on the host; by default what the architecture's initializer makes.
 
-    def __init__(self, host: Parameters) -> None:
-        """Put the parameters on the device, and make the layers, which are views."""
-        zeros = self.backend.zeros
-        self._ops = unchecked(self.backend)  # for workspaces, whose arrays fit
-        self.real = real_of(self.dtype)
-        self.loss_scaling = self.dtype.name == "float16"
-        self._workspaces = Pool(6)  # of eager passes
-        self._lent = Pool(6)  # gradients with their layers, for those
+    Raises
+    ------
+    ValueError
+        The device does not compute in the architecture's dtype.
+    DeviceUnavailableError, DeviceMemoryError
+    """
+
+    def __init__(self, architecture: Architecture, device: str | Backend, parameters: np.ndarray | None = None) -> None:
+        if isinstance(device, str) and device == "auto":
+            device = choose_device(architecture.layer_sizes)
+        asked = {"matmul_precision": architecture.matmul_precision} if takes_precision(device) else {}
+        self.backend: Backend = get_backend(device, **({} if asked.get("matmul_precision") == "float32" else asked))
+        if not isinstance(device, str) and len(self.backend.precisions) > 1:  # it has one of its own
+            architecture = replace(architecture, matmul_precision=self.backend.matmul_precision)
+        self.device = self.backend.device
+        self._architecture = architecture
+        if self.dtype.name not in self.backend.dtypes:
+            allowed = ", ".join(self.backend.dtypes)
+            raise ValueError(f"device {self.device!r} computes in {allowed}; dtype is {self.dtype.name!r}")
+        self.buffers = layout.fixed(architecture)
+        check_fixed(self.backend, f"a network {'-'.join(map(str, self.layer_sizes))}", {
+            "parameters and gradients": nbytes_of(b for b in self.buffers if b.name not in ("counters", "scalars")),
+        })  # fmt: skip
+        arrays = Memory().allocate(self.buffers, self.backend.zeros).arrays
+        self.parameters = Parameters(self.layer_sizes, arrays["parameters"])
+        self.gradients = Parameters(self.layer_sizes, arrays["gradients"])
+        mixed = self.buffers.mixed
+        # what the products read: the parameters themselves, or a copy of them in 16 bits
+        self.weights = Parameters(self.layer_sizes, arrays["parameters_16"]) if mixed else self.parameters
+        self.fixed_arrays: Mapping[str, Array] = arrays
+        self._sums = Memory()  # of gradients and losses over micro-batches
+        self._optimizer_state: OptimizerState | None = None
         self._holds: dict[str, Hold] = {}  # a fit that trains this network
         self._version = 0  # counts what changed the parameters
-        self._sums: tuple[Array, Array] | None = None  # of gradients and losses over micro-batches
-        # what the products read: the parameters themselves, or a copy of them in 16 bits
-        mixed = self.dtype != self.real
-        dtypes = [self.real, self.real, self.dtype] if mixed else [self.real, self.real]
-
-        def allocate(backend: Any) -> list[Parameters]:
-            return [Parameters.zeros(backend, self.layer_sizes, dtype) for dtype in dtypes]
-
-        sizes = "-".join(map(str, self.layer_sizes))
-        check_fixed(self.backend, f"a network {sizes}", {"parameters and gradients": bytes_of(allocate)})
-        self.parameters, self.gradients, *copy = allocate(self.backend)
-        self.weights = copy[0] if mixed else self.parameters
-        self.parameters.flat[...] = self.backend.asarray(host.flat)
-        self._names = names = Names()
-        self._named_parameters = names("θ", self.parameters.flat)
-        self._named_weights = names("θ16", self.weights.flat) if mixed else None
-        self._named_gradients = names("∇", self.gradients.flat)
-        self._counters = names("t", zeros((2,), np.dtype(np.int64)))
-        self.layers: tuple[Layer, ...] = make_layers(self.weights, self.gradients, [*self.activations, identity], names)
-        self._optimizer_state: OptimizerState | None = None
-        self._scalars = names("η", zeros((8,), self.real))
+        self.eager = EagerPasses(self)
+        host = initial_parameters(architecture) if parameters is None else parameters
+        self.parameters.flat[...] = self.backend.asarray(host)
         self.refresh()
+
+    @property
+    def architecture(self) -> Architecture:
+        """What describes it."""
+        return self._architecture
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Inputs, hidden layers, outputs."""
+        return self._architecture.layer_sizes
+
+    @property
+    def loss(self) -> Loss:
+        """The loss."""
+        return self._architecture.loss
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of activations and products."""
+        return self._architecture.dtype
+
+    @property
+    def real(self) -> np.dtype[Any]:
+        """Of parameters, gradients and arithmetic."""
+        return self._architecture.real
+
+    @property
+    def version(self) -> int:
+        """Counts the fits and the loads of parameters."""
+        return self._version
 
     @property
     def optimizer_state(self) -> OptimizerState | None:
         """The arrays of the optimizer of the last ``fit`` or ``step``, or None before the first."""
         return self._optimizer_state
 
+    @property
+    def target_shape(self) -> tuple[int, ...] | None:
+        """The shape of one sample's y in the last ``fit``, None before."""
+        return self._architecture.target_shape
+
+    @target_shape.setter
+    def target_shape(self, shape: tuple[int, ...] | None) -> None:
+        self._architecture = replace(self._architecture, target_shape=shape)
+
     def _advice(self, name: str) -> str:
-        if name in ("parameters", "weights", "gradients", "layers"):
-            return "write into the arrays: model.parameters.W[l][...] = value"
-        if name in ("optimizer_state", "loss_scaling", "real"):
-            return "it is given by the rest of the network; a step or a fit makes the state of an optimizer"
-        if name in ("device", "backend"):
-            return "model.to(device) returns the network on another device"
-        return f"make another network with MLP(..., {name}=...)"
+        return advice(name)
 
     def refresh(self) -> None:
         """Round the parameters to the 16-bit weights again, where there are such, after they were changed from outside."""
@@ -137,6 +176,11 @@ class Network(SetOnce, OnDevice):
             hold = self._hold
             if hold is None or hold.is_mine:  # a step rounds them itself, perhaps at this moment
                 self.weights.flat[...] = self.parameters.flat
+
+    def changed(self) -> None:
+        """Note that the parameters are others than those of earlier passes."""
+        self._version += 1
+        self.refresh()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -176,70 +220,17 @@ class Network(SetOnce, OnDevice):
                 f"{what} would change the network under a fit of another thread; wait until that is over"
             )
 
-    # ------------------------------------------------------------------ the passes
+    def twin(self, device: str | None = None, **changes: Any) -> Network:
+        """Return a network with the same parameters, on another device or with other fields of the architecture."""
+        name = {"gpu": "cuda:0", "cuda": "cuda:0"}.get(device or "", device)
+        place = self.backend if name is None or name == self.device else name
+        return Network(replace(self._architecture, **changes), place, self.backend.to_numpy(self.parameters.flat))
 
-    def forward_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
-        """h_l = phi_l(h_{l-1} W_l + b_l) for l = 1 ... L, then h_L W_o; b_o is added where o is next read."""
-        *hidden, output = ws.parameters
-        for number, (layer, a) in enumerate(zip(hidden, ws.layers, strict=False)):
-            # z_l = h_{l-1} W_l
-            ops.matmul(a.h_in, layer.W, out=a.z)
-            # h_l = phi_l(z_l + b_l)
-            ops.bias_activation_forward(a.z, layer.b, layer.activation, out=a.h)
-            if training and self.dropout:
-                ops.dropout(
-                    a.h, self.dropout, self.seed, number, self._counters, out=a.dropped,
-                    first_block=ws.first * a.h.shape[1] // 4,
-                )  # fmt: skip
-        # o = h_L W_o
-        ops.matmul(ws.layers[-1].h_in, output.W, out=ws.o)
-
-    def loss_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
-        """loss = ell(o + b_o, y), do = d loss / d o and db_o = sum over rows of do, in one pass over the outputs."""
-        weight, total = ws.weight, None
-        if weight is not None and self.loss.reduction == "mean":
-            weight, total = ws.normalized, ws.total
-            if ws.samples is None:  # else it is one part of a mini-batch, and the mean is over all of it
-                ops.normalize_weights(ws.weight, out=weight, total=total)
-        output = ws.parameters[-1]
-        scalars = self._scalars if training and self.loss_scaling else None  # do in float16 is scaled against underflow
-        ops.bias_loss(
-            ws.o, output.b, ws.y, self.loss, weight, out=ws.do, db=output.db, value=ws.value, scalars=scalars,
-            samples=ws.samples, total=total,
-        )  # fmt: skip
-
-    def backward_pass(self, ops: Any, ws: Workspace, *, training: bool = False) -> None:
-        """dW_o, then for l = L ... 1: dh_l, delta_l, db_l, dW_l; do and db_o are there already."""
-        for i in reversed(range(len(ws.layers))):
-            layer, a = ws.parameters[i], ws.layers[i]
-            # dW_l = h_{l-1}^T delta_l        (delta_o = do)
-            ops.matmul(a.h_in_T, a.delta, out=layer.dW)
-            if i == 0:
-                return  # l = 1: terminate; nobody needs dh_0
-            below, b = ws.parameters[i - 1], ws.layers[i - 1]
-            # dh_{l-1} = delta_l W_l^T
-            ops.matmul(a.delta, layer.W_T, out=b.ddropped)
-            if training and self.dropout:
-                ops.dropout(
-                    b.ddropped, self.dropout, self.seed, i - 1, self._counters, out=b.dh,
-                    first_block=ws.first * b.dh.shape[1] // 4,
-                )  # fmt: skip
-            # delta_{l-1} = dh_{l-1} * phi'(z_{l-1}),  db_{l-1} = sum over rows of delta_{l-1}
-            ops.bias_activation_backward(b.dh, b.z, b.h, below.activation, out=b.delta, db=below.db)
-
-    def update_pass(self, ops: Any, n: int, state: OptimizerState) -> None:
-        """theta <- theta - eta * gradient, and the other optimizers, over all parameters at once."""
-        clip_norm, _ = state.optimizer.clipping
-        theta, gradient, scaling = self._named_parameters, self._named_gradients, self.loss_scaling
-        if clip_norm is not None or scaling:
-            ops.clip(gradient, float("inf") if clip_norm is None else clip_norm, state.scalars, scaling)
-        ops.advance(state.optimizer, state.rate, n, state.counters, state.scalars, scaling)
-        ops.update(state.optimizer, theta, gradient, state.states, state.scalars, self._named_weights)
-
-    def _loss_and_gradients(self, ws: Workspace) -> None:
-        self.forward_pass(self._ops, ws)
-        self.loss_pass(self._ops, ws)
-        self.backward_pass(self._ops, ws)
+    def checked(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[Array, Array, Array | None]:
+        """Return data as the passes read them, on the device."""
+        X = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
+        y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
+        return X, y, check_weight(self.backend, sample_weight, len(X), self.real, self.loss)
 
     # ------------------------------------------------------------------ the step as data
 
@@ -253,185 +244,192 @@ class Network(SetOnce, OnDevice):
         weighted: bool = False,
         keep: bool = False,
         micro_batch_size: int | str | None = None,
-        inputs: Inputs | None = None,
-        workspace: Workspace | None = None,
+        memory: Memory | None = None,
     ) -> Step:
-        """Return one training step as data: the list of its operations.
-
-        Parameters
-        ----------
-        batch_size : int
-        optimizer : str or Optimizer, optional
-            Without one, the step ends with the gradients.
-        data : Data, optional
-            A data set on the device; the step then begins by gathering its next mini-batch. Without one, the caller fills
-            ``step.names.array("X")`` and ``("y")``.
-        class_indices : bool
-            Without ``data``: y of a classification holds class indices (n,), not rows of probabilities.
-        weighted : bool
-            Without ``data``: there are sample weights, in ``step.names.array("w")``.
-        keep : bool
-            Give every intermediate memory of its own.
-        micro_batch_size : int or "auto", optional
-            Go through the passes with so many samples at a time, and add up their gradients in order: the update is that of
-            the whole mini-batch up to rounding, and the workspace is that of a micro-batch. "auto": the fewest micro-batches
-            that fit into the free memory of the device.
-        inputs : Inputs, optional
-            Where the caller puts the mini-batch.
-        workspace : Workspace, optional
-            Use the memory of one that is as large or larger.
-
-        Raises
-        ------
-        ValueError
-            A size is no whole number >= 1, or micro-batches would not have the dropout masks of the mini-batch.
-        DeviceMemoryError
-            The step does not fit; nothing has changed, and a smaller batch may be tried.
-        """
+        """Return one training step: see :meth:`gpubackprop.MLP.step`."""
         n = check_count("batch_size", batch_size)
         self.check_not_held("step")  # it writes to the gradients
         indices = self.loss.targets == "classes" and (data.y.ndim == 1 if data else class_indices)
         weighted = weighted if data is None else data.weight is not None
         optimizer = None if optimizer is None else optimizer_of(optimizer)
-        placed = inputs is not None or workspace is not None  # by a caller that has seen to the memory
 
         def parts(n: int, m: int) -> dict[str, int]:
-            if placed:
+            if memory is not None:  # the caller has seen to it
                 return {}
-            return step_parts(self, n, m, indices=indices, weighted=weighted, optimizer=optimizer, keep=keep)
+            return self.step_parts(n, m, indices=indices, weighted=weighted, optimizer=optimizer, keep=keep)
 
-        m = fit_into_memory(self, f"a step with batch_size={n}", n, micro_batch_size, parts)
-        if m < n and m % self.micro_batch_multiple:
+        m = self.fit_into_memory(f"a step with batch_size={n}", n, micro_batch_size, parts)
+        multiple = self._architecture.micro_batch_multiple
+        if m < n and m % multiple:
             raise ValueError(
                 f"micro_batch_size is {m}; with dropout it must be a multiple of 4, so that the masks are the mini-batch's"
             )
         self.refresh()
-        inputs = self.inputs(n, indices, weighted) if inputs is None else inputs
-        ws = self.workspace(inputs.rows(0, m), keep=keep) if workspace is None else workspace.part(inputs.rows(0, m))
-        if m < n:
-            self._sums = self._sums or self.new_sums(self.backend)
-        state = None if optimizer is None else self.state_of(optimizer)  # last: it may forget an older state
-        names = Names()
-        names.update(self._names)
-        names.update(inputs.names)
-        recorder = Recorder(names)
-        recorder.phase = "input"
+        rows = None if data is None else len(data.X)
+        step = record(
+            self._architecture,
+            n,
+            optimizer,
+            class_indices=indices,
+            weighted=weighted,
+            keep=keep,
+            micro_batch=m,
+            rows=rows,
+        )
+        return step.on(self.backend, self._place(step, m < n, optimizer, data, Memory() if memory is None else memory))
+
+    def _place(
+        self, step: Step, in_parts: bool, optimizer: Optimizer | None, data: Data | None, memory: Memory
+    ) -> Memory:
+        """Return memory for all arrays of a step; what only it needs is allocated in ``memory``."""
+        arrays = dict(self.fixed_arrays)
         if data is not None:
-            assert state is not None
-            order = names("order", data.order)
-            recorder.gather(names("X_all", data.X), order, self._counters, out=inputs.X)
-            recorder.gather(names("y_all", data.y), order, self._counters, out=inputs.y)
-            if data.weight is not None:
-                recorder.gather(names("w_all", data.weight), order, self._counters, out=inputs.weight)
-        if m == n:
-            names.update(ws.names)
-            self._record(recorder, ws, state)
-        else:
-            self._record_in_parts(recorder, ws, inputs, m, state)
-        if state is not None:
-            recorder.phase = "update"
-            named = replace(state, states=names("states", state.states), rate=names("η_0", state.rate))
-            self.update_pass(recorder, n, named)
-        return Step(self.backend, recorder.operations, names, keep)
+            given = {"X_all": data.X, "y_all": data.y, "w_all": data.weight, "order": data.order}
+            arrays |= {name: a for name, a in given.items() if a is not None}
+        elsewhere = {*arrays, "states", "rate"}
+        if in_parts:
+            arrays |= self._sums.allocate(layout.sums(self._architecture), self.backend.zeros).arrays
+            elsewhere |= {*arrays}
+        memory.allocate((b for b in step.roots if b.name not in elsewhere), self.backend.zeros)
+        if optimizer is not None:
+            state = self.state_of(optimizer)  # last: it may forget an older state
+            arrays |= {"states": state.states, "rate": state.rate}
+        return Memory(memory.arrays | arrays)
 
-    def forward_step(self, ws: Workspace) -> Step:
-        """Return the forward pass over a workspace's X as data; it ends with o, bias included."""
-        names = Names()
-        for some in (self._names, ws.names):
-            names.update(some)
-        recorder = Recorder(names)
-        self.forward_pass(recorder, ws)
-        recorder.bias_activation_forward(ws.o, ws.parameters[-1].b, identity, out=ws.o)
-        return Step(self.backend, recorder.operations, names)
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return copies on the host under torch's names: ``layers.0.weight``, shape (d_out, d_in), and ``layers.0.bias``."""
+        result = {}
+        for i, (W, b) in enumerate(zip(self.parameters.W, self.parameters.b, strict=True)):
+            result[f"layers.{i}.weight"] = np.ascontiguousarray(self.backend.to_numpy(W).T)
+            result[f"layers.{i}.bias"] = self.backend.to_numpy(b).copy()
+        return result
 
-    def _record(self, recorder: Recorder, ws: Workspace, state: OptimizerState | None) -> None:
-        recorder.phase = "forward"
-        self.forward_pass(recorder, ws, training=True)
-        recorder.phase = "loss"
-        self.loss_pass(recorder, ws, training=state is not None)
-        recorder.phase = "backward"
-        self.backward_pass(recorder, ws, training=True)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over parameters under the names of :meth:`state_dict`; all of them or none.
 
-    def _record_in_parts(
-        self, recorder: Recorder, ws: Workspace, inputs: Inputs, m: int, state: OptimizerState | None
-    ) -> None:
-        """Record the passes over m samples at a time; loss and gradients are added up in this order."""
-        n, names = inputs.n, recorder.names
-        if inputs.weight is not None and self.loss.reduction == "mean":
-            recorder.normalize_weights(inputs.weight, out=inputs.normalized, total=inputs.total)
-        loss, gradient = names("loss[0]", ws.value[:1]), self._named_gradients
-        assert self._sums is not None
-        sums = names("Σ∇", self._sums[0]), names("Σloss", self._sums[1])
-        for first in range(0, n, m):
-            part = ws.part(inputs.rows(first, min(m, n - first)), n, first)
-            names.update(part.names)
-            self._record(recorder, part, state)
-            for total, term in zip(sums, (gradient, loss), strict=True):
-                recorder.accumulate(None if first == 0 else total, term, out=term if first + m >= n else total)
+        Raises
+        ------
+        ValueError
+            A name is missing or too many, a shape differs, or a value is no real number that is finite in this network's dtype.
+        RuntimeError
+            A ``fit`` in another thread trains this network.
+        """
+        self.check_not_held("load_state_dict")
+        shapes = {}
+        for i, (W, b) in enumerate(zip(self.parameters.W, self.parameters.b, strict=True)):
+            shapes[f"layers.{i}.weight"], shapes[f"layers.{i}.bias"] = W.shape[::-1], b.shape
+        if not isinstance(state, Mapping) or set(state) != set(shapes):
+            given = set(state) if isinstance(state, Mapping) else set()
+            missing, extra = sorted(set(shapes) - given), sorted(given - set(shapes), key=str)
+            raise ValueError(f"state_dict does not fit: missing {missing or 'none'}, not expected {extra or 'none'}")
+        arrays = {
+            name: check_parameter(self.backend, name, state[name], shape, self.real, self.dtype)
+            for name, shape in shapes.items()
+        }
+        for i, (W, b) in enumerate(zip(self.parameters.W, self.parameters.b, strict=True)):
+            W[...] = arrays[f"layers.{i}.weight"].T
+            b[...] = arrays[f"layers.{i}.bias"]
+        self.changed()
 
-    @property
-    def micro_batch_multiple(self) -> int:
-        """A micro-batch that is a multiple of it begins where a block of four random numbers does, in every hidden layer."""
-        hidden = self.layer_sizes[1:-1] if self.dropout else ()
-        return next(k for k in (1, 2, 4) if all(k * d % 4 == 0 for d in hidden))
+    # ------------------------------------------------------------------ memory
+
+    def fits(self, wanted: int) -> bool:
+        """Return whether so many bytes may be allocated now, as far as a limit is known."""
+        return fits(self.backend, wanted)
+
+    def step_parts(
+        self,
+        n: int,
+        m: int,
+        *,
+        indices: bool,
+        weighted: bool,
+        optimizer: Optimizer | None = None,
+        keep: bool = False,
+        buffers: int = 1,
+    ) -> dict[str, int]:
+        """Return the bytes that a step over n samples, m at a time, has yet to allocate; ``buffers`` hold a mini-batch each."""
+        a = self._architecture
+        given = layout.inputs(a, n, class_indices=indices, weighted=weighted)
+        part = layout.layout(a, given.rows(0, m), dropout=True, keep=keep)
+        new_state = optimizer is not None and not self._has_state(optimizer)
+        return {
+            "optimizer state": nbytes_of(layout.state(a, optimizer)) if optimizer is not None and new_state else 0,
+            "mini-batch": buffers * nbytes_of(given),
+            "workspace": nbytes_of(part.workspace),
+            "sums over micro-batches": nbytes_of(b for b in layout.sums(a) if m < n and b.name not in self._sums),
+        }
+
+    def data_bytes(self, X: Any, y: Any = None, weight: Any = None) -> int:
+        """Return the bytes of a data set on the device, without what lies there already as the passes read it."""
+        total = bytes_to_copy(self.backend, X, self.dtype)
+        if y is not None:
+            total += bytes_to_copy(self.backend, y, np.dtype(np.int64) if self.takes_indices(y) else self.real)
+        return total + (0 if weight is None else bytes_to_copy(self.backend, weight, self.real))
+
+    def fit_into_memory(
+        self, what: str, n: int, micro_batch_size: int | str | None, parts: Callable[[int, int], Mapping[str, int]]
+    ) -> int:
+        """Return the size of the micro-batches of n samples, ``parts(n, m)`` being the bytes for n samples, m at a time.
+
+        Raises
+        ------
+        ValueError
+            ``micro_batch_size`` is neither "auto" nor a whole number >= 1.
+        DeviceMemoryError
+            They do not fit.
+        """
+        m = n if micro_batch_size in (None, "auto") else min(n, check_count("micro_batch_size", micro_batch_size))
+        self.eager.make_room(sum(parts(n, m).values()))
+        if micro_batch_size == "auto":
+            multiple = self._architecture.micro_batch_multiple
+            return choose_micro_batch(self.backend, what, n, lambda m: parts(n, m), multiple)
+        advice = ", and micro_batch_size='auto' takes the whole in parts" if micro_batch_size is None else ""
+        check_memory(self.backend, what, n, lambda k: parts(k, min(k, m)), advice)
+        return m
 
     def takes_indices(self, y: Array) -> bool:
         """Return whether targets are class indices, not a row of numbers per sample."""
         return self.loss.targets == "classes" and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1))
 
-    def make_room(self, wanted: int) -> None:
-        """Let go of the workspaces of eager passes, the oldest first, until so many bytes may be allocated."""
-        while self._workspaces and not fits(self.backend, wanted):
-            self._workspaces.forget_oldest()
-            self._lent.forget_oldest()
+    # ------------------------------------------------------------------ the optimizer
 
-    # Each of these allocates from the network's backend, or, to be counted, from another.
-
-    def inputs(self, n: int, class_indices: bool, weighted: bool, backend: Any = None) -> Inputs:
-        """Return memory for a mini-batch of n samples."""
-        y = ((n,), np.dtype(np.int64)) if class_indices else ((n, self.layer_sizes[-1]), self.real)
-        X = ((n, self.layer_sizes[0]), self.dtype)
-        return Inputs(backend or self.backend, X, y, self.real, weighted=weighted)
-
-    def workspace(self, inputs: Inputs, *, keep: bool = False, backend: Any = None) -> Workspace:
-        """Return the memory of a training step that reads ``inputs``."""
-        return Workspace(backend or self.backend, self.layers, inputs, dropout=self.dropout, keep=keep)
-
-    def new_sums(self, backend: Any) -> tuple[Array, Array] | None:
-        """Return memory for the sums of gradients and losses over micro-batches, or None if it is there."""
-        if self._sums is not None:
-            return None
-        return backend.zeros(self.gradients.flat.shape, self.real), backend.zeros((1,), np.dtype(np.float64))
-
-    def new_state(self, optimizer: Optimizer, backend: Any) -> tuple[Array, Array] | None:
-        """Return memory for an optimizer's states and learning rate, or None if they are there."""
-        if self._optimizer_state is not None and self._optimizer_state.optimizer == optimizer:
-            return None
-        states = backend.zeros((optimizer.n_states, self.parameters.flat.size), self.real)
-        return states, backend.zeros((1,), np.dtype(np.float64))
+    def _has_state(self, optimizer: Optimizer) -> bool:
+        return self._optimizer_state is not None and self._optimizer_state.optimizer == optimizer
 
     def state_of(self, optimizer: str | Optimizer) -> OptimizerState:
         """Return the optimizer's arrays: those of the last ``fit`` if it had an equal optimizer, else new ones."""
         optimizer, hold = optimizer_of(optimizer), self._hold
         self.check_not_held("state_of")
-        new = self.new_state(optimizer, self.backend)  # first, since there may be no memory for it
-        if new is not None:
+        if not self._has_state(optimizer):
             if hold is not None and hold.has_state:
                 raise RuntimeError(
                     "another optimizer would forget the state of the fit that runs; wait until that is over"
                 )
-            states, rate = new
-            rate[0] = optimizer.schedule.learning_rate
-            self._counters[...] = 0
-            scalars = self._scalars
+            # first, since there may be no memory for it
+            new = Memory().allocate(layout.state(self._architecture, optimizer), self.backend.zeros).arrays
+            counters, scalars = self.fixed_arrays["counters"], self.fixed_arrays["scalars"]
+            new["rate"][0] = optimizer.schedule.learning_rate
+            counters[...] = 0
             scalars[...] = 0
             scalars[FACTOR] = 1
-            scalars[SCALE] = FIRST_SCALE if self.loss_scaling else 1
-            self._optimizer_state = OptimizerState(optimizer, states, self._counters, rate, scalars)
+            scalars[SCALE] = FIRST_SCALE if self._architecture.loss_scaling else 1
+            self._optimizer_state = OptimizerState(optimizer, new["states"], counters, new["rate"], scalars)
         if hold is not None:
             hold.has_state = True
         assert self._optimizer_state is not None
         return self._optimizer_state
+
+
+def advice(name: str) -> str:
+    """Return what to do instead of replacing an attribute of a network."""
+    if name in ("parameters", "weights", "gradients"):
+        return "write into the arrays: model.parameters.W[l][...] = value"
+    if name in ("optimizer_state", "real"):
+        return "it is given by the rest of the network; a step or a fit makes the state of an optimizer"
+    if name in ("device", "backend"):
+        return "model.to(device) returns the network on another device"
+    return f"make another network with MLP(..., {name}=...)"
 
 
 def optimizer_of(optimizer: str | Optimizer) -> Optimizer:

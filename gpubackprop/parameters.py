@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.current import device_of
 from gpubackprop.definitions import Array
+from gpubackprop.step.layout import flat_size, offsets
 
-ALIGNMENT = 32  # elements; each W and b starts at a multiple: 64 bytes or more, whatever the dtype
+if TYPE_CHECKING:
+    from gpubackprop.architecture import Architecture
 
 
 class SetOnce:
@@ -74,15 +76,9 @@ class Parameters(SetOnce):
     def __init__(self, layer_sizes: Sequence[int], flat: Array) -> None:
         self.layer_sizes = tuple(layer_sizes)
         self.flat = flat
-        W: list[Array] = []
-        b: list[Array] = []
-        first = 0
-        for d_in, d_out in pairwise(layer_sizes):
-            W.append(flat[first : first + d_in * d_out].reshape(d_in, d_out))
-            first += -(-d_in * d_out // ALIGNMENT) * ALIGNMENT
-            b.append(flat[first : first + d_out])
-            first += -(-d_out // ALIGNMENT) * ALIGNMENT
-        self.W, self.b = Views(W), Views(b)
+        pairs = list(zip(pairwise(self.layer_sizes), offsets(self.layer_sizes), strict=True))
+        self.W = Views(flat[W : W + d_in * d].reshape(d_in, d) for (d_in, d), (W, _) in pairs)
+        self.b = Views(flat[b : b + d] for (_, d), (_, b) in pairs)
 
     @classmethod
     def zeros(cls, backend: Backend, layer_sizes: Sequence[int], dtype: np.dtype[Any]) -> Parameters:
@@ -109,7 +105,12 @@ class Parameters(SetOnce):
         return f"Parameters({sizes}: {self.count:,} in one {self.flat.dtype} array)"
 
 
-def flat_size(layer_sizes: Sequence[int]) -> int:
-    """Return the length of the flat array, padding included; the same for every dtype."""
-    blocks = [size for d_in, d_out in pairwise(layer_sizes) for size in (d_in * d_out, d_out)]
-    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in blocks)
+def initial_parameters(architecture: Architecture) -> np.ndarray:
+    """Return the flat array of the parameters that a new network begins with, the same for every device."""
+    a = architecture
+    rng = np.random.Generator(np.random.Philox(key=a.seed))
+    flat = np.zeros(flat_size(a.layer_sizes), a.real)
+    gains = [activation.gain for activation in a.activations] + [1.0]
+    for W, gain in zip(Parameters(a.layer_sizes, flat).W, gains, strict=True):
+        W[...] = a.initializer(rng, W.shape[0], W.shape[1], gain)
+    return flat

@@ -9,12 +9,14 @@ import numpy as np
 
 from gpubackprop.backends.base import Run
 from gpubackprop.backends.current import OnDevice, active
+from gpubackprop.backends.memory import check_memory, nbytes_of
 from gpubackprop.definitions import Array
 from gpubackprop.intake import check_features
 from gpubackprop.interop import as_array, like
-from gpubackprop.memory import bytes_of, check_memory
 from gpubackprop.network import Network
-from gpubackprop.workspace import Workspace
+from gpubackprop.step import Step, layout
+from gpubackprop.step.buffers import Buffer, Memory
+from gpubackprop.step.step import record_forward
 
 QUEUES = 16  # streams, or threads with streams of their own, whose passes are kept; they come and go
 
@@ -53,9 +55,8 @@ class Predictor(OnDevice):
         self._network, self._n, d = network, batch_size, network.layer_sizes[0]
         self.backend = network.backend
         self._dtype, self._shape, self._size = network.dtype, (batch_size, d), batch_size * d
-        self._queue: Callable[[], Any] | None = getattr(network.backend, "queue", None)
         # arrays that need no more than a look: of this type, dtype and size, where all calls are of one queue
-        self._simple = np.ndarray if self._queue is None and network.weights is network.parameters else None
+        self._simple = np.ndarray if self.backend.xp is np and network.weights is network.parameters else None
         self._of_queues: dict[Any, list[_Prepared]] = {}  # nothing orders the work of two queues of a device
         self._free = self._here()
         self._free.append(self._prepare())
@@ -109,7 +110,7 @@ class Predictor(OnDevice):
 
     def _here(self) -> list[_Prepared]:
         """Return the passes that are free, of the current queue of the device."""
-        queue = None if self._queue is None else self._queue()
+        queue = self.backend.queue()
         free = self._of_queues.get(queue)
         if free is None:
             for old in list(self._of_queues)[: 1 - QUEUES]:
@@ -126,15 +127,22 @@ class Predictor(OnDevice):
 
     def _prepare(self) -> _Prepared:
         network, n = self._network, self._n
+        network.eager.make_room(nbytes_of(self._own(self._record(n))))
+        check_memory(
+            self.backend,
+            f"prediction over {n} samples",
+            n,
+            lambda n: {"workspace": nbytes_of(self._own(self._record(n)))},
+        )
+        step = self._record(n)
+        memory = Memory(network.fixed_arrays).allocate(self._own(step), self.backend.zeros)
+        step = step.on(self.backend, memory)
+        run = step.compile()
+        return _Prepared(step.names.array("X"), step.names.array("o"), getattr(run, "once", run), run)
 
-        def allocate(n: int, backend: Any) -> Workspace:
-            return Workspace(backend, network.layers, network.inputs(n, True, False, backend))
+    def _record(self, n: int) -> Step:
+        a = self._network.architecture
+        return record_forward(layout.layout(a, layout.inputs(a, n, class_indices=True)))
 
-        def parts(n: int) -> dict[str, int]:
-            return {"workspace": bytes_of(lambda backend: allocate(n, backend))}
-
-        network.make_room(sum(parts(n).values()))
-        check_memory(network.backend, f"prediction over {n} samples", n, parts)
-        ws = allocate(n, network.backend)
-        run = network.forward_step(ws).compile()
-        return _Prepared(ws.X, ws.o, getattr(run, "once", run), run)
+    def _own(self, step: Step) -> list[Buffer]:
+        return [buffer for buffer in step.roots if buffer.name not in self._network.fixed_arrays]

@@ -19,7 +19,6 @@ from tolerances import assert_within, eps, sum_tolerance
 
 from gpubackprop import SGD, Adam, schedules
 from gpubackprop.activations import ACTIVATIONS
-from gpubackprop.backends.base import FACTOR, GOOD, GROW_AFTER, NORM, SCALE, SKIP
 from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.definitions import check_dtype, eps_of, real_of
 from gpubackprop.kernels.cuda import loss as cuda_loss
@@ -31,6 +30,7 @@ from gpubackprop.kernels.cuda.access import STORAGE, access, compute_type
 from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.losses import LOSSES
 from gpubackprop.philox import keep_threshold, split_seed
+from gpubackprop.step.state import FACTOR, GOOD, GROW_AFTER, NORM, SCALE, SKIP
 
 THREADS = 32
 REFERENCE = ReferenceBackend()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import json
+import pickle
+import tracemalloc
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.architecture import architecture_of, build
+from gpubackprop.architecture import Architecture
 from gpubackprop.inspect.gradcheck import gradient_step
 from gpubackprop.machine.diagnosis import cuda_problem, installed
+from gpubackprop.network import Network
+from gpubackprop.step.step import record
 
 gpu = [
     pytest.mark.gpu,
@@ -26,15 +32,42 @@ UNUSUAL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def described(model: gb.MLP) -> dict[str, Any]:
-    return {name: str(value) for name, value in architecture_of(model).items()}
-
-
 def test_an_architecture_holds_every_argument_of_a_network() -> None:
     arguments = set(inspect.signature(gb.MLP).parameters) - {"device"}
     model = gb.MLP(**UNUSUAL)
-    assert set(architecture_of(model)) == arguments | {"target_shape"}
-    assert set(UNUSUAL) | {"matmul_precision"} >= arguments - {"matmul"}
+    named = {"activation" if f.name == "activations" else f.name for f in fields(model.architecture)}
+    assert named == arguments | {"target_shape"}
+    assert set(UNUSUAL) | {"matmul_precision"} == arguments
+    assert (
+        Architecture(**{f.name: getattr(model.architecture, f.name) for f in fields(Architecture)})
+        == model.architecture
+    )
+
+
+def test_it_goes_to_json_and_back() -> None:
+    architecture = gb.MLP(**UNUSUAL).architecture
+    text = json.dumps(architecture.to_json())
+    assert Architecture.from_json(json.loads(text)) == architecture
+
+
+def test_a_step_of_any_size_is_planned_without_memory_or_device() -> None:
+    architecture = Architecture((784, 4096, 4096, 10))
+    tracemalloc.start()
+    step = record(architecture, 10**6, gb.Adam())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
+    weights = 784 * 4096 + 4096**2 + 4096 * 10
+    assert step.flops > 2 * 3 * 10**6 * weights - 2 * 10**6 * 784 * 4096  # nobody needs dh_0
+    assert sum(buffer.nbytes for buffer in step.roots) > 4 * 10**6 * (784 + 4 * 4096 + 10)
+    assert "dW_1 = Xᵀ δ_1" in str(step)
+    with pytest.raises(ValueError, match=r"this step has no memory; model\.step\(\.\.\.\) returns one that has"):
+        step.names.array("X")
+    with pytest.raises(ValueError, match=r"this step has no array 'Z'; it has X, parameters, W_1, z_1, b_1, h_1"):
+        step.names.buffer("Z")
+    with pytest.raises(ValueError, match="this step has no device"):
+        step.compile()
+    assert pickle.loads(pickle.dumps(step)).flops == step.flops
 
 
 def test_it_survives_to_save_load_and_the_copies_of_checks(tmp_path: Any, rng: np.random.Generator) -> None:
@@ -42,10 +75,10 @@ def test_it_survives_to_save_load_and_the_copies_of_checks(tmp_path: Any, rng: n
     model.fit(rng.normal(size=(8, 3)), np.arange(8) % 2, epochs=1, progress=False)
     model.save(tmp_path / "model")
     for other in (model.to("reference"), model.to("cpu"), gb.load(tmp_path / "model")):
-        assert described(other) == described(model)
+        assert other.architecture == model.architecture
         np.testing.assert_array_equal(other.parameters.flat, model.parameters.flat)
     assert model.to("reference").backend is model.backend
-    step, _ = gradient_step(model, rng.normal(size=(8, 3)), np.arange(8) % 2)
+    step, _ = gradient_step(model.network, rng.normal(size=(8, 3)), np.arange(8) % 2)
     assert step.names.array("X").dtype == np.float64
 
 
@@ -69,7 +102,7 @@ def test_a_file_names_the_initializer_or_a_warning_says_that_it_cannot(tmp_path:
 
 
 def test_an_option_of_another_device_is_kept_by_way_of_this_one(tmp_path: Any) -> None:
-    model = build(architecture_of(gb.MLP([3, 2])) | {"matmul_precision": "tf32"}, "cpu")
+    model = gb.MLP.of(Network(Architecture((3, 2), matmul_precision="tf32"), "cpu"))
     assert model.matmul_precision == "tf32"
     model.save(tmp_path / "model")
     assert gb.load(tmp_path / "model").matmul_precision == "tf32"

@@ -17,12 +17,12 @@ import gpubackprop as gb
 from gpubackprop import schedules
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.backends import get_backend
-from gpubackprop.backends.base import CURSOR, FACTOR, GOOD, GROW_AFTER, NORM, SCALE, SKIP
 from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.definitions import check_dtype, eps_of, real_of
 from gpubackprop.losses import LOSSES
 from gpubackprop.machine.diagnosis import cuda_problem
 from gpubackprop.optimizers import LBFGS, OPTIMIZERS
+from gpubackprop.step.state import CURSOR, FACTOR, GOOD, GROW_AFTER, NORM, SCALE, SKIP
 
 try:
     import ledger  # counts launches and bytes where the device is simulated; absent elsewhere

@@ -14,10 +14,11 @@ from tolerances import assert_within, eps, matmul_tolerance, sum_tolerance
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.backends import BACKENDS, register_backend
-from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
 from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.inspect.explain import random_batch
 from gpubackprop.losses import LOSSES
+from gpubackprop.step.operations import Matmul
+from gpubackprop.step.state import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
 
 REFERENCE = gb.get_backend("reference")
 # the devices under test are made once, and hypothesis may call a test body many times with one fixture
@@ -457,9 +458,16 @@ class Counting(ReferenceBackend):
         self.index = index
         self.products = 0
 
-    def matmul(self, a: Any, b: Any, out: Any = None) -> Any:
+    def do_matmul(self, o: Matmul) -> None:
         self.products += 1
-        return super().matmul(a, b, out)
+        super().do_matmul(o)
+
+
+def test_a_backend_that_overrides_an_eager_method_is_told_what_to_override() -> None:
+    with pytest.raises(
+        TypeError, match=r"Wrong\.matmul would be used in eager calls and not in steps; override bind, or do_matmul"
+    ):
+        type("Wrong", (ReferenceBackend,), {"matmul": lambda self, a, b: a @ b})
 
 
 @pytest.mark.parametrize("by_name", [False, True])

@@ -9,10 +9,10 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
-from gpubackprop.backends.base import CURSOR
 from gpubackprop.losses import LOSSES
 from gpubackprop.network import Data
-from gpubackprop.step import Operation
+from gpubackprop.step.operations import OPERATIONS
+from gpubackprop.step.state import CURSOR
 
 HOST = ["reference", "cpu"]
 RELU, CROSS_ENTROPY, MSE = ACTIVATIONS["relu"], LOSSES["softmax_cross_entropy"], LOSSES["mean_squared_error"]
@@ -65,7 +65,7 @@ def refuse(device: str, name: str, given: dict[str, Any], match: str, error: typ
     with pytest.raises(error, match=match):
         getattr(backend, name)(**given)
     with pytest.raises(error, match=match):
-        backend.bind(Operation(name, given, "forward", "", (), (), 0, 0))
+        backend.bind(OPERATIONS[name](**given))
 
 
 @pytest.mark.parametrize("device", HOST)
@@ -73,7 +73,7 @@ def refuse(device: str, name: str, given: dict[str, Any], match: str, error: typ
 def test_what_fits_is_taken(name: str, device: str) -> None:
     backend: Any = gb.get_backend(device)
     getattr(backend, name)(**calls()[name])
-    backend.bind(Operation(name, calls()[name], "forward", "", (), (), 0, 0))
+    backend.bind(OPERATIONS[name](**calls()[name]))
 
 
 @pytest.mark.parametrize("device", HOST)
@@ -164,7 +164,7 @@ def test_the_same_on_cuda(device: str) -> None:
 
     for name, given in calls().items():
         fit = there(given)
-        backend.bind(Operation(name, fit, "forward", "", (), (), 0, 0))
+        backend.bind(OPERATIONS[name](**fit))
         for key, a in given.items():
             if not isinstance(a, np.ndarray):
                 continue
@@ -210,8 +210,8 @@ def test_a_step_that_is_run_past_its_order_reads_the_last_rows_again(device: str
 
 @pytest.mark.parametrize(
     "name",
-    ["layer_sizes", "dtype", "device", "backend", "layers", "loss", "activations", "seed", "dropout", "initializer",
-     "parameters", "gradients", "weights", "real", "optimizer_state"],
+    ["layer_sizes", "dtype", "device", "backend", "loss", "activations", "seed", "dropout", "initializer",
+     "parameters", "gradients", "real", "optimizer_state"],
 )  # fmt: skip
 def test_what_describes_a_network_cannot_be_replaced(name: str) -> None:
     model = gb.MLP([3, 4, 2], device="reference")

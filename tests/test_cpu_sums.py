@@ -10,11 +10,11 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
-from gpubackprop.backends.base import FACTOR, NORM
 from gpubackprop.kernels.cpu import passes as cpu
 from gpubackprop.kernels.cpu.program import Program
 from gpubackprop.kernels.cpu.vector import LANES, define_sum
 from gpubackprop.losses import LOSSES
+from gpubackprop.step.state import FACTOR, NORM
 
 BOTH = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 

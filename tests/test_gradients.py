@@ -38,7 +38,7 @@ def test_every_gradient_of_every_activation_with_every_loss(
     report = gb.check_gradients(model, *random_batch(model, 6, rng), tolerance=RELATIVE)
     assert report.ok, f"\n{report}"
     names = [check.name for check in report.checks]
-    assert names == ["do", "db_o", "dW_o", "dh_2", "δ_2", "db_2", "dW_2", "dh_1", "δ_1", "db_1", "dW_1"]
+    assert names == ["do", "db_o", "dW_o", "dh_2", "delta_2", "db_2", "dW_2", "dh_1", "delta_1", "db_1", "dW_1"]
 
 
 PAIRS = [("tanh", "mean_squared_error"), ("relu", "softmax_cross_entropy"), ("gelu", "sigmoid_cross_entropy")]
@@ -96,7 +96,7 @@ def test_a_wrong_derivative_is_found(rng: np.random.Generator) -> None:
 
     model = make([3, 4, 3], rng, Activation("wrong", wrong, needs="h"))
     report = gb.check_gradients(model, *random_batch(model, 6, rng), tolerance=RELATIVE)
-    assert {check.name for check in report.checks if check.error > RELATIVE} == {"δ_1", "db_1", "dW_1"}
+    assert {check.name for check in report.checks if check.error > RELATIVE} == {"delta_1", "db_1", "dW_1"}
     assert not report.ok
     assert "WRONG" in str(report)
 

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from tolerances import assert_within, eps
 
 import gpubackprop as gb
-from gpubackprop import memory
+from gpubackprop import network
+from gpubackprop.backends.memory import BLOCK, choose_micro_batch, largest_that_fits, nbytes_of
+from gpubackprop.eager import own_buffers
 from gpubackprop.machine.diagnosis import cuda_problem
-from gpubackprop.memory import BLOCK, bytes_of, choose_micro_batch, largest_that_fits, step_parts
-from gpubackprop.parameters import Parameters
+from gpubackprop.step import layout
+from gpubackprop.step.buffers import Memory
 
 SIZES = [12, 32, 7, 3]
 CUDA = pytest.param(
@@ -58,7 +60,13 @@ def batch(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def step_bytes(model: Any, n: int, m: int | None = None, optimizer: Any = None, **options: Any) -> int:
     options = {"indices": True, "weighted": False} | options
-    return sum(step_parts(model, n, m or n, optimizer=optimizer, **options).values())
+    return sum(model.network.step_parts(n, m or n, optimizer=optimizer, **options).values())
+
+
+def pass_bytes(model: Any, purpose: str, n: int) -> int:
+    kind = model.network.eager.kind(purpose, n)
+    given = layout.inputs(model.architecture, n, class_indices=True)
+    return nbytes_of(own_buffers(layout.layout(model.architecture, given), kind))
 
 
 # ------------------------------------------------------------------ the count is what is allocated
@@ -85,7 +93,8 @@ def test_the_pool_gives_exactly_what_was_counted(
         assert pool.used_bytes() - before == counted
         assert step_bytes(model, n, m, optimizer, **options) == counted - _once(model, optimizer, m < n, counted)
         del step
-        model._optimizer_state = model._sums = None
+        model.network._optimizer_state = None
+        model.network._sums = Memory()
 
 
 def _once(model: Any, optimizer: Any, in_parts: bool, counted: int) -> int:
@@ -115,9 +124,7 @@ def test_the_host_gives_what_was_counted(rng: np.random.Generator) -> None:
 @EVERY_DEVICE
 def test_a_pass_is_counted_as_its_workspace_is(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (X, y) = make(device), batch(100)
-    key = model._key("gradients", 100, (100,), False, False)
-    workspace = bytes_of(lambda backend: model._new_workspace(backend, key))
-    workspace += bytes_of(lambda backend: Parameters.zeros(backend, model.layer_sizes, model.real))  # its gradients
+    workspace = pass_bytes(model, "gradients", 100) + nbytes_of([model.network.buffers.gradients])
     data = X.nbytes + y.nbytes if device == "cuda" else 0
     limit(monkeypatch, model, workspace + data)
     model.loss_and_gradients(X, y)
@@ -225,19 +232,19 @@ def test_predict_takes_its_batches_from_what_is_free(device: str, monkeypatch: p
 
 def test_older_workspaces_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("cpu")
-    one = bytes_of(lambda backend: model._new_workspace(backend, ("forward", 50, (50,), False, False, None)))
+    one, eager = pass_bytes(model, "forward", 50), model.network.eager
     free = [one]
     monkeypatch.setattr(
-        model.backend, "memory", lambda wanted=0: (free[0] - one * len(list(model._workspaces)), free[0]), raising=False
+        model.backend, "memory", lambda wanted=0: (free[0] - one * len(list(eager.kept)), free[0]), raising=False
     )
     for n in (50, 49, 48):
         model.forward(batch(n)[0])
         last = model._thread.last
         assert last is not None
-        assert last.workspace.n == n
-        model._workspaces.give(last.key, last.workspace)  # as the next forward does
+        assert last.run.kind.n == n
+        eager.give(last.run)  # as the next forward does
         model._thread.last = None
-        assert [key[1] for key in model._workspaces] == [n]
+        assert [kind.n for kind in eager.kept] == [n]
 
 
 def test_parts_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,13 +296,13 @@ def test_a_step_is_split_into_the_fewest_parts_that_fit(
 def test_fit_is_split_and_learns_the_same(device: str, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = batch(300)
     results, sizes = [], []
-    real = memory.choose_micro_batch
+    real = network.choose_micro_batch
 
     def choose(*arguments: Any) -> int:
         sizes.append(real(*arguments))
         return sizes[-1]
 
-    monkeypatch.setattr(memory, "choose_micro_batch", choose)
+    monkeypatch.setattr(network, "choose_micro_batch", choose)
     for free in (1 << 40, 120_000):
         model = make(device, dtype="float64", dropout=0.25)
         limit(monkeypatch, model, free)

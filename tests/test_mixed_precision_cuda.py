@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.backends.base import SCALE
 from gpubackprop.definitions import check_dtype, eps_of
 from gpubackprop.machine.diagnosis import cuda_problem, installed
 from gpubackprop.network import Data
+from gpubackprop.step.state import SCALE
 
 try:
     import ledger  # counts launches and bytes where the device is simulated; absent elsewhere

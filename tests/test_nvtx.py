@@ -10,7 +10,7 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.machine.diagnosis import DeviceUnavailableError, cuda_problem, installed
-from gpubackprop.step import Recorder
+from gpubackprop.step.operations import OPERATIONS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
 captured = pytest.mark.skipif(installed("nvmath-python") is None, reason="a captured step needs nvmath-python")
@@ -120,12 +120,12 @@ def test_the_environment_decides_when_a_backend_is_made(
 
 def test_off_nothing_stands_between_a_caller_and_an_operation(timeline: Timeline) -> None:
     backend = make(nvtx=False)
-    names = [name for name in vars(Recorder) if not name.startswith("_")]
+    names = list(OPERATIONS)
     assert len(names) > 10
     assert not set(names) & set(vars(backend))
     model = gb.MLP([6, 8, 3], device=backend)
     step = model.step(16, "adam")
-    functions = [backend.bind(operation)[0] for operation in step.operations if operation.name != "matmul"]
+    functions = [backend.bind(operation)[0] for operation in step.bound() if operation.name != "matmul"]
     assert set(functions) == {backend._run}
     run = step.compile()
     run()

@@ -10,11 +10,11 @@ import pytest
 from tolerances import assert_within
 
 import gpubackprop as gb
-from gpubackprop.backends.base import FACTOR
 from gpubackprop.definitions import NUMPY
 from gpubackprop.kernels.cpu import passes as cpu
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES
+from gpubackprop.step.state import FACTOR
 
 STEPS = 7
 CASES = [

@@ -26,7 +26,7 @@ PARAMETERS = {
     gb.MLP.loss_and_gradients: ["X", "y", "sample_weight"],
     gb.MLP.trace: ["X", "y", "sample_weight"],
     gb.MLP.step: [
-        "batch_size", "optimizer", "data", "class_indices", "weighted", "keep", "micro_batch_size", "inputs", "workspace",
+        "batch_size", "optimizer", "data", "class_indices", "weighted", "keep", "micro_batch_size", "memory",
     ],
     gb.MLP.predict: ["X"],
     gb.MLP.predict_proba: ["X"],

@@ -45,14 +45,15 @@ def test_the_makefile_has_the_two_commands():
 
 
 def test_the_names_in_the_table_of_the_mathematics_exist():
-    import gpubackprop.step
-    from gpubackprop.mlp import MLP
+    from gpubackprop import mlp, parameters
+    from gpubackprop.step import passes, step
     from gpubackprop.training import fit
 
-    for name in re.findall(r"`MLP\.(\w+)`", README):
-        assert hasattr(MLP, name)
-    assert hasattr(gpubackprop.step.Step, "needs")
-    assert hasattr(fit, "fit")
+    owners = {"MLP": mlp.MLP, "passes": passes, "step": step, "Step": step.Step, "parameters": parameters, "training": fit}
+    named = re.findall(r"`(MLP|passes|step|Step|parameters|training)\.(\w+)`", README)
+    assert len(named) > 8
+    for owner, name in named:
+        assert hasattr(owners[owner], name)
 
 
 def test_the_table_of_times_is_that_of_the_stored_run():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.backends.base import RATE
 from gpubackprop.schedules import SCHEDULES, Schedule
+from gpubackprop.step.state import RATE
 
 
 def theirs(make: Any, rate: float, n: int) -> list[float]:

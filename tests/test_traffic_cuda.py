@@ -15,10 +15,10 @@ import pytest
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.backends import get_backend
-from gpubackprop.backends.base import SKIP
 from gpubackprop.definitions import check_dtype, real_of
 from gpubackprop.losses import LOSSES
 from gpubackprop.machine.diagnosis import cuda_problem
+from gpubackprop.step.state import SKIP
 
 try:
     import ledger  # counts launches and bytes where the device is simulated; absent elsewhere

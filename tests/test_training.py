@@ -9,7 +9,8 @@ import pytest
 from tolerances import assert_within
 
 import gpubackprop as gb
-from gpubackprop.backends.base import STEPS
+from gpubackprop.step.operations import Dropout
+from gpubackprop.step.state import STEPS
 from gpubackprop.training.callbacks import Callback, EarlyStopping, ReduceOnPlateau
 from gpubackprop.training.fit import History, Training, _order
 
@@ -87,8 +88,7 @@ def test_an_epoch_by_hand_gives_the_same_bits(device: str, rng: np.random.Genera
     for rows in (order[:5], order[5:]):  # eagerly, operation by operation
         step.names.array("X")[...] = model.backend.asarray(X[rows])
         step.names.array("y")[...] = model.backend.asarray(y[rows])
-        for operation in step.operations:
-            getattr(model.backend, operation.name)(**operation.arguments)
+        step.run_eagerly()
     assert np.array_equal(parameters(trained), parameters(model))
 
 
@@ -315,10 +315,10 @@ def test_the_backward_mask_is_the_forward_mask(device: str, rng: np.random.Gener
     step.names.array("X")[...] = model.backend.asarray(rng.normal(size=(6, 8)).astype(np.float32))
     step.names.array("y")[...] = model.backend.asarray(np.arange(6) % 3)
     seen = {}
-    for operation in step.operations:
-        getattr(model.backend, operation.name)(**operation.arguments)
-        if operation.name == "dropout":
-            seen[operation.phase] = model.backend.to_numpy(operation.arguments["out"]) == 0
+    for operation in step.bound():
+        model.backend.run(operation)
+        if isinstance(operation, Dropout):
+            seen[operation.phase] = model.backend.to_numpy(operation.out) == 0
     assert np.array_equal(seen["forward"], seen["backward"])
     # 300 elements, each dropped with probability 1/2: 5 standard deviations are 43
     assert abs(int(seen["forward"].sum()) - 150) < 43

@@ -15,7 +15,7 @@ from gpubackprop.bench.peers import reason_of
 from gpubackprop.bench.sizes import parse_shape
 from gpubackprop.bench.timing import Contestant, WallTimer
 from gpubackprop.definitions import check_dtype, eps_of
-from gpubackprop.step import Names, Recorder
+from gpubackprop.step.operations import Matmul
 
 CHECKED_ROWS = 64
 
@@ -81,14 +81,12 @@ def _ours(device: Device, dtype: str, host_a: np.ndarray, host_b: np.ndarray) ->
     backend: Any = device.backend
     if dtype == "tf32":
         backend = gb.get_backend(device.name, matmul_precision="tf32")
-    names = Names()
-    a, b = names("a", backend.asarray(host_a)), names("b", backend.asarray(host_b))
-    out = names("c", backend.zeros((len(a), b.shape[1]), a.dtype))
-    recorder = Recorder(names)
-    recorder.matmul(a, b, out)
-    function, arguments = backend.bind(recorder.operations[0])
+    a, b = backend.asarray(host_a), backend.asarray(host_b)
+    out = backend.zeros((len(a), b.shape[1]), a.dtype)
+    product = Matmul(a, b, out)
+    function, arguments = backend.bind(product)
 
-    def run(keep: Any = recorder) -> None:  # a call on a GPU holds only the addresses of its arrays
+    def run(keep: Any = product) -> None:  # a call on a GPU holds only the addresses of its arrays
         function(*arguments)
 
     return Contestant("gpubackprop", run, device.timer()), lambda: backend.to_numpy(out)

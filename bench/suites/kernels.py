@@ -39,13 +39,13 @@ def _prepare(device: Device, kernel: Kernel, settings: Settings) -> Prepared:
     with device.scope():
         a = kernel.make()
         operation = kernel.operation(a)
-        prepared = Prepared([], flops=operation.flops, bytes=operation.bytes)
+        prepared = Prepared([], flops=operation.flops, bytes=operation.nbytes)
         plain = "plain CuPy" if device.on_gpu else "plain NumPy"
         wrong, plain_wrong = check(device, kernel, a)
         if wrong:
             prepared.wrong["gpubackprop"] = wrong
             return prepared
-        copies = 2 if settings.dry else copies_beyond_cache(device, operation.bytes, MOST_COPIES)
+        copies = 2 if settings.dry else copies_beyond_cache(device, operation.nbytes, MOST_COPIES)
         prepared.facts["sets_of_arrays"] = copies
         sets = [kernel.make() for _ in range(copies)]
         for each in sets:
@@ -55,7 +55,7 @@ def _prepare(device: Device, kernel: Kernel, settings: Settings) -> Prepared:
         prepared.contestants.append(device.queue("gpubackprop", calls, copies))
         if device.on_gpu:
             prepared.contestants.append(Contestant("gpubackprop, eager", in_turn(calls), device.timer(), copies))
-        prepared.contestants.append(_copy(device, operation.bytes, copies))
+        prepared.contestants.append(_copy(device, operation.nbytes, copies))
         if plain_wrong:
             prepared.wrong[plain] = plain_wrong
         else:

@@ -66,6 +66,11 @@ def choose_device(layer_sizes: Sequence[int]) -> str:
     return gpu if least is None or crossover.step_flops(layer_sizes) >= least else "cpu"
 
 
+def takes_precision(device: str | Backend) -> bool:
+    """Return whether a device, given by its name, multiplies matrices in another precision if it is asked to."""
+    return isinstance(device, str) and device.partition(":")[0] in ("cuda", "gpu")
+
+
 def meaning_of_auto() -> str:
     """Return in words how :func:`choose_device` decides here; ``model.device`` says what it chose for a network."""
     gpu = next((d for d in available_devices() if d.startswith("cuda")), None)
@@ -117,20 +122,13 @@ def get_backend(device: str | Any = "cpu", **options: Any) -> Backend:
     if key not in _made:
         make = pkgutil.resolve_name(target) if isinstance(target, str) else target
         try:
-            _made[key] = make(*([int(index)] if index else []), **options)
+            made = _made[key] = make(*([int(index)] if index else []), **options)
+            made.remake = _get_backend, (f"{name}:{index}" if index else name, options)
         except Exception as error:
             if name != "cuda" or not fork_advice():
                 raise
             raise DeviceUnavailableError(f"{error}{fork_advice()}") from error
     return _made[key]
-
-
-def reduce_backend(backend: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return how to pickle a backend: by what :func:`get_backend` was asked for, since it is one for the whole process."""
-    for (name, index, *options), made in _made.items():
-        if made is backend:
-            return _get_backend, (f"{name}:{index}" if index else name, dict(options))
-    return type(backend), ()
 
 
 def _get_backend(device: str, options: dict[str, Any]) -> Backend:

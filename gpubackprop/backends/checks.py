@@ -1,4 +1,4 @@
-"""What the arrays of each operation must be: one table for all backends.
+"""What the arrays of each operation must be, by the table of operations.
 
 It is read where an operation is bound to arrays, and in every eager call; a running step checks nothing. Kernels take shapes,
 dtypes and the order of memory on trust: with other arrays they would read and write outside.
@@ -6,153 +6,34 @@ dtypes and the order of memory on trust: with other arrays they would read and w
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from functools import cache, wraps
+from collections.abc import Mapping
+from functools import cache
 from itertools import combinations
-from types import EllipsisType, MethodType, SimpleNamespace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 
 from gpubackprop.definitions import Array, check_dtype, real_of
+from gpubackprop.step.operations import BiasLoss, Clip, Dropout, Operation, Spec, Update
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 _INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
 
 
-class ArrayArgument(NamedTuple):
-    """What one array must be.
-
-    Attributes
-    ----------
-    name : str
-    shape : tuple
-        A letter stands for the same number throughout an operation; ``...`` for any further dimensions.
-    dtype : str
-        "storage": that of the first array, one that the device computes in; "real": what arithmetic is done in for it;
-        "either" of them; "data": that of the first array, which may also be int64; "int64"; "float64".
-    written : bool
-    over : tuple of str
-        Arrays whose memory it may have, all of it; no other memory is shared with an array that is written.
-    optional : bool
-        It may be None.
-    transposed : bool
-        It may be the transpose of a C-contiguous matrix.
-    """
-
-    name: str
-    shape: tuple[str | int | EllipsisType, ...]
-    dtype: str = "storage"
-    written: bool = False
-    over: tuple[str, ...] = ()
-    optional: bool = False
-    transposed: bool = False
-
-
-def _reads(name: str, *shape: Any, dtype: str = "storage", **more: Any) -> ArrayArgument:
-    return ArrayArgument(name, shape, dtype, **more)
-
-
-def _writes(name: str, *shape: Any, dtype: str = "storage", **more: Any) -> ArrayArgument:
-    return ArrayArgument(name, shape, dtype, written=True, **more)
-
-
-_COUNTERS, _SCALARS = _reads("counters", 2, dtype="int64"), _writes("scalars", 8, dtype="real")
-
-ARGUMENTS: dict[str, tuple[ArrayArgument, ...]] = {
-    "matmul": (
-        _reads("a", "m", "k", transposed=True),
-        _reads("b", "k", "n", transposed=True),
-        _writes("out", "m", "n", dtype="either"),
-    ),
-    "bias_activation_forward": (_writes("z", "n", "d"), _reads("b", "d"), _writes("out", "n", "d", over=("z",))),
-    "bias_activation_backward": (
-        _reads("dh", "n", "d"),
-        _reads("z", "n", "d"),
-        _reads("h", "n", "d"),
-        _writes("out", "n", "d", over=("dh",)),
-        _writes("db", "d", dtype="real"),
-    ),
-    "bias_loss": (
-        _writes("z", "n", "d"),
-        _reads("b", "d"),
-        _reads("y", "n", "d", dtype="real"),
-        _reads("weight", "n", dtype="real", optional=True),
-        _writes("out", "n", "d", over=("z",)),
-        _writes("db", "d", dtype="real"),
-        _writes("value", 2, dtype="float64"),
-        _reads("scalars", 8, dtype="real", optional=True),
-        _reads("total", 1, dtype="float64", optional=True),
-    ),
-    "normalize_weights": (
-        _reads("weight", "n"),
-        _writes("out", "n", over=("weight",)),
-        _writes("total", 1, dtype="float64", optional=True),
-    ),
-    "dropout": (_reads("x", ...), _COUNTERS, _writes("out", ..., over=("x",))),
-    "gather": (
-        _reads("source", "N", ..., dtype="data"),
-        _reads("order", "K", dtype="int64"),
-        _COUNTERS,
-        _writes("out", "n", ..., dtype="data"),
-    ),
-    "accumulate": (
-        _reads("total", "size", optional=True),
-        _reads("term", "size"),
-        _writes("out", "size", over=("total", "term")),
-    ),
-    "clip": (_reads("gradients", "size"), _SCALARS),
-    "advance": (_SCALARS, _reads("rate", 1, dtype="float64"), _COUNTERS._replace(written=True)),
-    "update": (
-        _writes("parameters", "size"),
-        _reads("gradients", "size"),
-        _writes("states", "n_states", "size"),
-        _SCALARS._replace(written=False),
-        _writes("weights", "size", dtype="weights", optional=True),
-    ),
-}
-_INDICES = _reads("y", "n", dtype="int64")
-
-
-def checked(method: Function) -> Function:
-    """Check the arrays of an eager method of a backend before each call; ``unchecked`` is the method without that."""
-    name, parameters = method.__name__, tuple(inspect.signature(method).parameters)[1:]
-
-    @wraps(method)
-    def call(self: Any, *arguments: Any, **named: Any) -> Any:
-        given = dict(zip(parameters, arguments, strict=False)) | named
-        check_arrays(self, name, given)
-        check_values(self, name, given)
-        return method(self, *arguments, **named)
-
-    call.unchecked = method  # type: ignore[attr-defined]
-    return call  # type: ignore[return-value]
-
-
-def unchecked(backend: Any) -> Any:
-    """Return the operations of a backend without the checks, for arrays that are known to fit."""
-    operations = SimpleNamespace()
-    for name in ARGUMENTS:
-        method = getattr(backend, name)
-        without = getattr(method, "unchecked", None)
-        setattr(operations, name, method if without is None else MethodType(without, backend))
-    return operations
-
-
-def check_arrays(backend: Any, operation: str, given: Mapping[str, Any], *, bound: bool = False) -> None:
+def check_arrays(backend: Any, operation: Operation, *, bound: bool = False) -> dict[str, Array]:
     """Raise an error that names the argument, unless all arrays of an operation are what its kernels take.
 
     Parameters
     ----------
     backend : Backend
         On whose device they must lie.
-    operation : str
-        The method of the backend.
-    given : mapping
-        Its arguments by name.
+    operation : Operation
     bound : bool
-        All outputs are there; in an eager call those that are missing are allocated.
+        All outputs are there; else those that may be left out, and are, are allocated.
+
+    Returns
+    -------
+    dict of str to array
+        What was allocated.
 
     Raises
     ------
@@ -161,46 +42,60 @@ def check_arrays(backend: Any, operation: str, given: Mapping[str, Any], *, boun
     ValueError
         For another shape or dtype, memory in another order, an output that is read-only or shares memory with what it must not.
     """
-    sizes: dict[Any, Any] = {"n_states": given["optimizer"].n_states} if operation == "update" else {}
-    allocated = () if bound or operation in ("gather", "accumulate") else _ALLOCATED
+    sizes: dict[Any, Any] = {"n_states": operation.optimizer.n_states} if isinstance(operation, Update) else {}
+    specs, written = operation.specs(), operation.writes
     storage: np.dtype[Any] | None = None
-    arrays: list[tuple[ArrayArgument, Array]] = []
-    for argument in _table(operation, given):
-        a: Any = given.get(argument.name)
-        if a is None and (argument.optional or (argument.written and argument.name in allocated)):
+    arrays: list[tuple[str, Spec, Array]] = []
+    missing: list[tuple[str, Spec]] = []
+    for name, spec in specs.items():
+        a: Any = getattr(operation, name)
+        if a is None and (spec.optional or (spec.allocated and not bound)):
+            if spec.allocated:
+                missing.append((name, spec))
             continue
-        _check_kind(backend, argument.name, a)
+        _check_kind(backend, name, a)
         dtype = a.dtype
-        if storage is None:
-            storage = dtype
-            _check_storage(backend, argument, dtype)
-        if not _dtype_fits(argument.dtype, dtype, storage, backend):
-            expected = _expected_dtype(argument.dtype, storage)
-            raise ValueError(f"{argument.name} is an array of {dtype}; it must be one of {expected}")
-        if not _shape_fits(argument.shape, a.shape, sizes):
-            expected = _shape_text(argument.shape, sizes)
-            raise ValueError(f"{argument.name} has shape {a.shape}; it must be {expected} in this {operation}")
-        _check_memory(argument, a)
-        arrays.append((argument, a))
-    for (first, a), (second, b) in combinations(arrays, 2):
-        if (first.written or second.written) and not _apart(first, a, second, b):
-            name, other = (second.name, first.name) if second.written else (first.name, second.name)
+        if spec.dtype == "storage" or spec.dtype == "data":
+            if storage is None:
+                storage = dtype
+                _check_storage(backend, name, spec, dtype)
+        elif storage is None and spec.dtype not in ("int64", "float64"):
+            raise AssertionError(f"{operation.name} has {name} before the array that its dtype follows from")
+        if not _dtype_fits(spec.dtype, dtype, storage, backend):
+            expected = _expected_dtype(spec.dtype, storage)
+            raise ValueError(f"{name} is an array of {dtype}; it must be one of {expected}")
+        if not _shape_fits(spec.shape, a.shape, sizes):
+            expected = _shape_text(spec.shape, sizes)
+            raise ValueError(f"{name} has shape {a.shape}; it must be {expected} in this {operation.name}")
+        _check_memory(name, spec, a, written=name in written)
+        arrays.append((name, spec, a))
+    for (first, _, a), (second, spec, b) in combinations(arrays, 2):
+        if (first in written or second in written) and not _apart(first, a, spec, b):
+            name, other = (second, first) if second in written else (first, second)
             raise ValueError(
                 f"{name} shares memory with {other}; give it memory of its own"
-                + (f", or all of that of {' or '.join(second.over)}" if second.over else "")
+                + (f", or all of that of {' or '.join(spec.over)}" if spec.over else "")
             )
+    return {name: _allocate(backend, spec, sizes, storage) for name, spec in missing}
 
 
-_ALLOCATED = ("out", "db", "value")  # by an eager call, where they are not given
+def _allocate(backend: Any, spec: Spec, sizes: Mapping[Any, Any], storage: np.dtype[Any] | None) -> Array:
+    shape: tuple[int, ...] = ()
+    for letter in spec.shape:
+        shape += sizes[...] if letter is ... else (sizes.get(letter, letter),)
+    if spec.dtype == "float64":
+        return backend.zeros(shape, _FLOAT64)  # sums grow from 0
+    assert storage is not None
+    return backend.empty(shape, real_of(storage) if spec.dtype == "real" else storage)
 
 
-def check_values(backend: Any, operation: str, given: Mapping[str, Any]) -> None:
+def check_values(backend: Any, operation: Operation) -> None:
     """Raise ValueError for numbers that mean no row or class, in an eager call.
 
     Values on a GPU are not looked at, since the host would have to wait for them: what they do is bounded by the kernels.
     """
-    if operation == "bias_loss":
-        y, (n, classes), samples = given["y"], given["z"].shape, given.get("samples")
+    if isinstance(operation, BiasLoss):
+        y, (n, classes), samples = operation.y, operation.z.shape, operation.samples
         if samples is not None and samples < n:
             raise ValueError(
                 f"samples is {samples!r}; the {n} rows of z are a part of so many, so it must be at least {n}"
@@ -210,25 +105,10 @@ def check_values(backend: Any, operation: str, given: Mapping[str, Any]) -> None
             raise ValueError(
                 f"y holds labels from {y.min()} to {y.max()}; for {classes} classes they are 0 to {classes - 1}"
             )
-    elif operation == "clip" and not given["max_norm"] > 0:
-        raise ValueError(f"max_norm is {given['max_norm']!r}; it must be a number > 0")
-    elif operation == "dropout" and not 0 <= given["rate"] < 1:
-        raise ValueError(f"rate is {given['rate']!r}; it must be in [0, 1)")
-
-
-def _table(operation: str, given: Mapping[str, Any]) -> tuple[ArrayArgument, ...]:
-    """Return the arrays of an operation; a few depend on its other arguments."""
-    table = ARGUMENTS[operation]
-    if operation == "bias_activation_backward":
-        unread = "z" if given["activation"].needs == "h" else "h"
-        return tuple(argument for argument in table if argument.name != unread)
-    if operation == "bias_loss":
-        y = given.get("y")
-        if given["loss"].family == "softmax" and getattr(y, "ndim", 0) == 1:
-            return (*table[:2], _INDICES, *table[3:])
-    if operation == "update" and not given["optimizer"].n_states:
-        return tuple(argument for argument in table if argument.name != "states")
-    return table
+    elif isinstance(operation, Clip) and not operation.max_norm > 0:
+        raise ValueError(f"max_norm is {operation.max_norm!r}; it must be a number > 0")
+    elif isinstance(operation, Dropout) and not 0 <= operation.rate < 1:
+        raise ValueError(f"rate is {operation.rate!r}; it must be in [0, 1)")
 
 
 def _check_kind(backend: Any, name: str, a: Any) -> None:
@@ -252,17 +132,17 @@ def _dtypes(names: tuple[str, ...]) -> frozenset[np.dtype[Any]]:
     return frozenset(map(check_dtype, names))
 
 
-def _check_storage(backend: Any, argument: ArrayArgument, dtype: np.dtype[Any]) -> None:
+def _check_storage(backend: Any, name: str, spec: Spec, dtype: np.dtype[Any]) -> None:
     allowed = tuple(backend.dtypes)
-    if dtype in _dtypes(allowed) or (argument.dtype == "data" and dtype == _INT64):
+    if dtype in _dtypes(allowed) or (spec.dtype == "data" and dtype == _INT64):
         return
     raise ValueError(
-        f"{argument.name} is an array of {dtype}{'' if dtype.isnative else ' in another byte order'}; "
+        f"{name} is an array of {dtype}{'' if dtype.isnative else ' in another byte order'}; "
         f"{backend.device} computes in {', '.join(allowed)}"
     )
 
 
-def _dtype_fits(kind: str, dtype: np.dtype[Any], storage: np.dtype[Any], backend: Any) -> bool:
+def _dtype_fits(kind: str, dtype: np.dtype[Any], storage: Any, backend: Any) -> bool:
     if kind in ("storage", "data"):
         return dtype is storage or dtype == storage
     if kind == "real":
@@ -274,12 +154,12 @@ def _dtype_fits(kind: str, dtype: np.dtype[Any], storage: np.dtype[Any], backend
     return dtype == (_INT64 if kind == "int64" else _FLOAT64)
 
 
-def _expected_dtype(kind: str, storage: np.dtype[Any]) -> str:
+def _expected_dtype(kind: str, storage: Any) -> str:
     if kind == "either":
         return " or ".join(dict.fromkeys([storage.name, real_of(storage).name]))
-    return {"storage": storage.name, "data": storage.name, "real": real_of(storage).name, "weights": "16 bits"}.get(
-        kind, kind
-    )
+    if kind in ("storage", "data"):
+        return str(storage.name)
+    return real_of(storage).name if kind == "real" else {"weights": "16 bits"}.get(kind, kind)
 
 
 def _shape_fits(expected: tuple[Any, ...], shape: tuple[int, ...], sizes: dict[Any, Any]) -> bool:
@@ -307,30 +187,30 @@ def _shape_text(expected: tuple[Any, ...], sizes: dict[Any, Any]) -> str:
     return f"({', '.join(names)}{',' if len(names) == 1 else ''})"
 
 
-def _check_memory(argument: ArrayArgument, a: Array) -> None:
-    flags, name = a.flags, argument.name
+def _check_memory(name: str, spec: Spec, a: Array, *, written: bool) -> None:
+    flags = a.flags
     if a.size == 0:
         raise ValueError(f"{name} is empty: its shape is {a.shape}")
-    if not (flags.c_contiguous or (argument.transposed and flags.f_contiguous)):
-        also = " or the transpose of such an array" if argument.transposed else ""
+    if not (flags.c_contiguous or (spec.transposed and flags.f_contiguous)):
+        also = " or the transpose of such an array" if spec.transposed else ""
         raise ValueError(
             f"{name} is not C-contiguous (strides {a.strides}); it must be{also}: xp.ascontiguousarray copies"
         )
     if isinstance(a, np.ndarray):
         if not flags.aligned:
             raise ValueError(f"{name} does not begin at a multiple of {a.itemsize} bytes; a copy does")
-        if argument.written and not flags.writeable:
+        if written and not flags.writeable:
             raise ValueError(f"{name} is read-only; it is written to")
 
 
-def _apart(first: ArrayArgument, a: Array, second: ArrayArgument, b: Array) -> bool:
+def _apart(first: str, a: Array, second: Spec, b: Array) -> bool:
     if a is b:
-        return first.name in second.over
+        return first in second.over
     if isinstance(a, np.ndarray):
         if not np.may_share_memory(a, b):
             return True
-        return first.name in second.over and a.ctypes.data == b.ctypes.data
+        return first in second.over and a.ctypes.data == b.ctypes.data
     begin, other = a.data.ptr, b.data.ptr
     if begin + a.nbytes <= other or other + b.nbytes <= begin:
         return True
-    return first.name in second.over and begin == other
+    return first in second.over and begin == other

@@ -10,26 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.backends.base import Run
-from gpubackprop.backends.checks import check_arrays, checked
-from gpubackprop.backends.reference import ReferenceBackend
+from gpubackprop.backends.base import Call, Run
+from gpubackprop.backends.checks import check_arrays
+from gpubackprop.backends.host import HostBackend
 from gpubackprop.definitions import Array, address
 from gpubackprop.philox import keep_threshold, split_seed
+from gpubackprop.step.operations import (
+    Accumulate,
+    Advance,
+    BiasActivationBackward,
+    BiasActivationForward,
+    BiasLoss,
+    Clip,
+    Dropout,
+    Gather,
+    Matmul,
+    NormalizeWeights,
+    Operation,
+    Update,
+)
 
 if TYPE_CHECKING:
-    from gpubackprop.activations import Activation
-    from gpubackprop.losses import Loss
-    from gpubackprop.optimizers import Optimizer
-    from gpubackprop.step import Operation, Step
-
-Call = tuple[Any, tuple[Any, ...]]
+    from gpubackprop.step import Step
 
 
-class CpuBackend(ReferenceBackend):
+class CpuBackend(HostBackend):
     """See :class:`gpubackprop.backends.base.Backend`.
 
-    Each fused operation has one ``_bind`` method that chooses the kernel and orders its arguments. The eager method calls
-    what it returns; a compiled step keeps it, so that nothing is chosen again.
+    A method ``bind_NAME`` for each operation chooses the kernel and orders its arguments. An eager call runs what it returns; a
+    compiled step keeps it, so that nothing is chosen again.
     """
 
     device = "cpu"
@@ -39,221 +48,103 @@ class CpuBackend(ReferenceBackend):
         self._scratch = _Scratch()
 
     def bind(self, operation: Operation) -> Call:
-        check_arrays(self, operation.name, operation.arguments, bound=True)
-        call: Call = getattr(self, f"_bind_{operation.name}")(**operation.arguments)
-        return call
+        check_arrays(self, operation, bound=True)
+        return self._call(operation)
+
+    def execute(self, operation: Operation) -> None:
+        kernel, arguments = self._call(operation)
+        kernel(*arguments)
 
     def compile(self, step: Step) -> Run:
         self._scratch.forget()  # a step has memory of its own, since steps run in several Python threads at once
-        calls = [self.bind(operation) for operation in step.operations]
+        calls = [self.bind(operation) for operation in step.bound()]
         self._scratch.forget()
         return CpuStep(calls, step.flops)
 
-    @checked
-    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
-        out = np.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out
-        _run(self._bind_matmul(a, b, out))
-        return out
+    def _call(self, operation: Operation) -> Call:
+        call: Call = getattr(self, f"bind_{operation.name}")(operation)
+        return call
 
-    def _bind_matmul(self, a: Array, b: Array, out: Array) -> Call:
+    def bind_matmul(self, o: Matmul) -> Call:
         from gpubackprop.kernels.cpu.gemm import compile_product, total_for
 
+        a, b, out = o.a, o.b, o.out
         a_transposed, b_transposed = not a.flags.c_contiguous, not b.flags.c_contiguous
         a, b = a.T if a_transposed else a, b.T if b_transposed else b
         total = total_for(out, a.shape[0] if a_transposed else a.shape[1])
         scratch = self._scratch.of(a.dtype)
         return compile_product(a.dtype), (a, b, out, int(a_transposed), int(b_transposed), scratch, total)
 
-    @checked
-    def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
-        out = np.empty_like(z) if out is None else out
-        _run(self._bind_bias_activation_forward(z, b, activation, out))
-        return out
-
-    def _bind_bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array) -> Call:
+    def bind_bias_activation_forward(self, o: BiasActivationForward) -> Call:
         from gpubackprop.kernels.cpu.passes import compile_bias_activation_forward
 
-        kernel = compile_bias_activation_forward(activation, z.dtype, address(z) == address(out))
-        return kernel, (z, b, out)
+        in_place = address(o.z) == address(o.out)
+        return compile_bias_activation_forward(o.activation, o.z.dtype, in_place), (o.z, o.b, o.out)
 
-    @checked
-    def bias_activation_backward(
-        self,
-        dh: Array,
-        z: Array | None,
-        h: Array | None,
-        activation: Activation,
-        out: Array | None = None,
-        db: Array | None = None,
-    ) -> tuple[Array, Array]:
-        out = np.empty_like(dh) if out is None else out
-        db = np.empty(dh.shape[1], dh.dtype) if db is None else db
-        _run(self._bind_bias_activation_backward(dh, z, h, activation, out, db))
-        return out, db
-
-    def _bind_bias_activation_backward(
-        self, dh: Array, z: Array | None, h: Array | None, activation: Activation, out: Array, db: Array
-    ) -> Call:
+    def bind_bias_activation_backward(self, o: BiasActivationBackward) -> Call:
         from gpubackprop.kernels.cpu.passes import compile_bias_activation_backward, shares_of
 
-        at = h if activation.needs == "h" else z
-        kernel = compile_bias_activation_backward(activation, dh.dtype, address(dh) == address(out))
-        sums, arrived = np.empty((shares_of(len(dh)), dh.shape[1]), dh.dtype), np.zeros(1, np.int64)
-        return kernel, (dh, at, out, db, sums, arrived)
+        kernel = compile_bias_activation_backward(o.activation, o.dh.dtype, address(o.dh) == address(o.out))
+        sums, arrived = np.empty((shares_of(len(o.dh)), o.dh.shape[1]), o.dh.dtype), np.zeros(1, np.int64)
+        return kernel, (o.dh, o.at, o.out, o.db, sums, arrived)
 
-    @checked
-    def bias_loss(
-        self,
-        z: Array,
-        b: Array,
-        y: Array,
-        loss: Loss,
-        weight: Array | None = None,
-        out: Array | None = None,
-        db: Array | None = None,
-        value: Array | None = None,
-        scalars: Array | None = None,
-        samples: int | None = None,
-        total: Array | None = None,
-    ) -> tuple[Array, Array, Array]:
-        out = np.empty_like(z) if out is None else out
-        db = np.empty(z.shape[1], z.dtype) if db is None else db
-        value = np.zeros(2) if value is None else value
-        _run(self._bind_bias_loss(z, b, y, loss, weight, out, db, value, scalars, samples, total))
-        return value, out, db
-
-    def _bind_bias_loss(
-        self,
-        z: Array,
-        b: Array,
-        y: Array,
-        loss: Loss,
-        weight: Array | None,
-        out: Array,
-        db: Array,
-        value: Array,
-        scalars: Array | None,
-        samples: int | None = None,
-        total: Array | None = None,
-    ) -> Call:
+    def bind_bias_loss(self, o: BiasLoss) -> Call:
         from gpubackprop.kernels.cpu.passes import compile_bias_loss, loss_scratch, shares_of
 
-        n, d, shares = samples or len(z), z.shape[1], shares_of(len(z))
-        kernel = compile_bias_loss(loss, z.dtype, y.ndim == 1, weight is not None, address(z) == address(out))
+        z, y, loss, weighted = o.z, o.y, o.loss, o.weight is not None
+        n, d, shares = o.samples or len(z), z.shape[1], shares_of(len(z))
+        kernel = compile_bias_loss(loss, z.dtype, y.ndim == 1, weighted, address(z) == address(o.out))
         sums, scratch = np.empty((shares, d), z.dtype), np.empty(loss_scratch(len(z), d), z.dtype)
         losses, arrived = np.empty(shares), np.zeros(1, np.int64)
-        scale = z.dtype.type(loss.scale(n, d, weight is not None))
-        count = np.array([n if loss.reduction == "mean" else 1], np.float64) if total is None else total
-        w = b if weight is None else weight
-        return kernel, (z, b, y, w, scale, count, out, db, value, sums, scratch, losses, arrived)
+        scale = z.dtype.type(loss.scale(n, d, weighted))
+        count = np.array([n if loss.reduction == "mean" else 1], np.float64) if o.total is None else o.total
+        w = o.weight if weighted else o.b
+        return kernel, (z, o.b, y, w, scale, count, o.out, o.db, o.value, sums, scratch, losses, arrived)
 
-    @checked
-    def normalize_weights(self, weight: Array, out: Array | None = None, total: Array | None = None) -> Array:
-        out = np.empty_like(weight) if out is None else out
-        _run(self._bind_normalize_weights(weight, out, total))
-        return out
-
-    def _bind_normalize_weights(self, weight: Array, out: Array, total: Array | None = None) -> Call:
+    def bind_normalize_weights(self, o: NormalizeWeights) -> Call:
         from gpubackprop.kernels.cpu.passes import compile_normalize_weights
 
-        return compile_normalize_weights(weight.dtype), (weight, out, np.empty(1) if total is None else total)
+        total = np.empty(1) if o.total is None else o.total
+        return compile_normalize_weights(o.weight.dtype), (o.weight, o.out, total)
 
-    @checked
-    def dropout(
-        self,
-        x: Array,
-        rate: float,
-        seed: int,
-        layer: int,
-        counters: Array,
-        out: Array | None = None,
-        first_block: int = 0,
-    ) -> Array:
-        out = np.empty_like(x) if out is None else out
-        _run(self._bind_dropout(x, rate, seed, layer, counters, out, first_block))
-        return out
-
-    def _bind_dropout(
-        self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array, first_block: int = 0
-    ) -> Call:
+    def bind_dropout(self, o: Dropout) -> Call:
         from gpubackprop.kernels.cpu.passes import compile_dropout
 
-        scale, (low, high) = x.dtype.type(1 / (1 - rate)), split_seed(seed)
-        flat = x.reshape(-1), keep_threshold(rate), scale, low, high, layer, counters, out.reshape(-1), first_block
-        return compile_dropout(x.dtype), flat
+        scale, (low, high) = o.x.dtype.type(1 / (1 - o.rate)), split_seed(o.seed)
+        numbers = keep_threshold(o.rate), scale, low, high, o.layer
+        return compile_dropout(o.x.dtype), (o.x.reshape(-1), *numbers, o.counters, o.out.reshape(-1), o.first_block)
 
-    @checked
-    def gather(self, source: Array, order: Array, counters: Array, out: Array | None = None) -> Array:
-        assert out is not None
-        _run(self._bind_gather(source, order, counters, out))
-        return out
-
-    def _bind_gather(self, source: Array, order: Array, counters: Array, out: Array) -> Call:
+    def bind_gather(self, o: Gather) -> Call:
         from gpubackprop.kernels.cpu.passes import compile_gather
 
-        return compile_gather(out.dtype, out.ndim), (source, order, counters, out)
+        return compile_gather(o.out.dtype, o.out.ndim), (o.source, o.order, o.counters, o.out)
 
-    @checked
-    def accumulate(self, total: Array | None, term: Array, out: Array) -> Array:
-        _run(self._bind_accumulate(total, term, out))
-        return out
-
-    def _bind_accumulate(self, total: Array | None, term: Array, out: Array) -> Call:
+    def bind_accumulate(self, o: Accumulate) -> Call:
         from gpubackprop.kernels.cpu.passes import compile_accumulate
 
-        arguments = (term, out) if total is None else (total, term, out)
-        return compile_accumulate(term.dtype, total is None), arguments
+        arguments = (o.term, o.out) if o.total is None else (o.total, o.term, o.out)
+        return compile_accumulate(o.term.dtype, o.total is None), arguments
 
-    @checked
-    def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
-        _run(self._bind_clip(gradients, max_norm, scalars, loss_scaling))
-
-    def _bind_clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool) -> Call:
+    def bind_clip(self, o: Clip) -> Call:
         from gpubackprop.kernels.cpu.passes import compile_clip
 
-        return compile_clip(gradients.dtype), (gradients, float(max_norm), scalars)
+        return compile_clip(o.gradients.dtype), (o.gradients, float(o.max_norm), o.scalars)
 
-    @checked
-    def advance(
-        self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool = False
-    ) -> None:
-        _run(self._bind_advance(optimizer, rate, batch, counters, scalars, loss_scaling))
-
-    def _bind_advance(
-        self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool
-    ) -> Call:
+    def bind_advance(self, o: Advance) -> Call:
         from gpubackprop.kernels.cpu.passes import compile_advance
 
-        numbers, of_schedule = np.array(optimizer.numbers, float), np.array(optimizer.schedule.numbers, float)
-        return compile_advance(optimizer, scalars.dtype), (rate, batch, counters, scalars, numbers, of_schedule)
+        numbers, of_schedule = np.array(o.optimizer.numbers, float), np.array(o.optimizer.schedule.numbers, float)
+        kernel = compile_advance(o.optimizer, o.scalars.dtype)
+        return kernel, (o.rate, o.batch, o.counters, o.scalars, numbers, of_schedule)
 
-    @checked
-    def update(
-        self,
-        optimizer: Optimizer,
-        parameters: Array,
-        gradients: Array,
-        states: Array,
-        scalars: Array,
-        weights: Array | None = None,
-    ) -> None:
-        _run(self._bind_update(optimizer, parameters, gradients, states, scalars, weights))
-
-    def _bind_update(
-        self,
-        optimizer: Optimizer,
-        parameters: Array,
-        gradients: Array,
-        states: Array,
-        scalars: Array,
-        weights: Array | None,
-    ) -> Call:
+    def bind_update(self, o: Update) -> Call:
         from gpubackprop.kernels.cpu.passes import compile_update
 
-        real, limit = parameters.dtype.type, optimizer.clipping[1]
-        numbers = np.array([real(number) for number in optimizer.numbers], parameters.dtype)
-        arguments = parameters, gradients, states, scalars, real(0 if limit is None else limit), numbers
-        return compile_update(optimizer, parameters.dtype), arguments
+        dtype, limit = o.parameters.dtype, o.optimizer.clipping[1]
+        real = dtype.type
+        numbers = np.array([real(number) for number in o.optimizer.numbers], dtype)
+        arguments = o.parameters, o.gradients, o.states, o.scalars, real(0 if limit is None else limit), numbers
+        return compile_update(o.optimizer, dtype), arguments
 
 
 class CpuStep:
@@ -266,7 +157,7 @@ class CpuStep:
     ALONE = 1e6  # FLOP of a step below which the threads would spend more time on meeting than on computing
     LONG = 3e8  # FLOP of a run that is long enough to be judged by: some milliseconds, beside 50 microseconds to begin
 
-    def __init__(self, calls: Sequence[Call], flops: float) -> None:
+    def __init__(self, calls: Sequence[Any], flops: float) -> None:
         from gpubackprop.kernels.cpu.program import Program
         from gpubackprop.kernels.cpu.threads import available_threads
 
@@ -319,8 +210,3 @@ class _Scratch(threading.local):
     def forget(self) -> None:
         """Leave the memory to whoever has it, and take new one when it is needed."""
         self._arrays = {}
-
-
-def _run(call: Call) -> None:
-    kernel, arguments = call
-    kernel(*arguments)

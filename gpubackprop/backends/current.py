@@ -19,8 +19,8 @@ _SPECIAL = ("__init__", "__copy__", "__deepcopy__", "__getstate__", "__setstate_
 
 
 def active(backend: Any) -> AbstractContextManager[Any]:
-    """Return a context in which the device of a backend is the current one."""
-    return backend.active() if hasattr(backend, "active") else _HOST
+    """Return a context in which the device of a backend is the current one; of none, before a network has one, any."""
+    return _HOST if backend is None else backend.active()
 
 
 def device_of(a: Any) -> AbstractContextManager[Any]:

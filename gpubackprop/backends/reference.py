@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from gpubackprop.backends import reduce_backend
-from gpubackprop.backends.base import (
+from gpubackprop.backends.base import Call, Run
+from gpubackprop.backends.checks import check_arrays
+from gpubackprop.backends.host import HostBackend
+from gpubackprop.definitions import NUMPY, Array, real_of
+from gpubackprop.philox import keep_threshold, random_uint32
+from gpubackprop.step.operations import (
+    Accumulate,
+    Advance,
+    BiasActivationBackward,
+    BiasActivationForward,
+    BiasLoss,
+    Clip,
+    Dropout,
+    Gather,
+    Matmul,
+    NormalizeWeights,
+    Operation,
+    Update,
+)
+from gpubackprop.step.state import (
     C1,
     C2,
     CURSOR,
@@ -26,236 +42,140 @@ from gpubackprop.backends.base import (
     SHRINK,
     SKIP,
     STEPS,
-    Run,
 )  # fmt: skip
-from gpubackprop.backends.checks import check_arrays, checked
-from gpubackprop.definitions import DTYPES, NUMPY, Array, aligned_zeros, real_of
-from gpubackprop.philox import keep_threshold, random_uint32
 
 if TYPE_CHECKING:
-    from gpubackprop.activations import Activation
-    from gpubackprop.losses import Loss
-    from gpubackprop.optimizers import Optimizer
     from gpubackprop.step import Step
 
-quiet = np.errstate(
-    over="ignore", invalid="ignore", divide="ignore"
-)  # infinity and NaN are in the numbers, as on every device
+# infinity and NaN are in the numbers, as on every device
+quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 DEPTH = 4096  # terms of a product that are added in the arrays' dtype; such sums are added in float64
 
 
-class ReferenceBackend:
-    """See :class:`gpubackprop.backends.base.Backend`."""
+class ReferenceBackend(HostBackend):
+    """See :class:`gpubackprop.backends.base.Backend`; a method ``do_NAME`` for each operation is its definition."""
 
     device = "reference"
-    xp: ModuleType = np
-    dtypes: tuple[str, ...] = DTYPES
 
-    def __deepcopy__(self, memo: Any) -> ReferenceBackend:
-        return self  # one for all networks of a process
+    def bind(self, operation: Operation) -> Call:
+        check_arrays(self, operation, bound=True)
+        return self.execute, (operation,)
 
-    def __reduce__(self) -> Any:
-        return reduce_backend(self)
+    def compile(self, step: Step) -> Run:
+        return loop([self.bind(operation) for operation in step.bound()])
 
-    def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
-        result = np.ascontiguousarray(a, dtype=dtype)
-        # memory of any place and byte order is copied, so that kernels may read it
-        return (
-            result if result.flags.aligned and result.dtype.isnative else result.astype(result.dtype.newbyteorder("="))
-        )
-
-    def to_numpy(self, a: Array) -> np.ndarray:
-        return np.asarray(a)
-
-    def synchronize(self) -> None:
-        return None
-
-    def memory(self, wanted: int = 0) -> tuple[int, int] | None:
-        return None
-
-    def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        return aligned_zeros(shape, dtype)
-
-    @checked
     @quiet
-    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
-        a_wide, b_wide, depth = _wide(a), _wide(b), a.shape[1]
-        if depth <= DEPTH:
-            return np.matmul(a, b, out=out) if a_wide is a else _store(np.matmul(a_wide, b_wide), out, a.dtype)
-        total = np.zeros((len(a), b.shape[1]))
+    def execute(self, operation: Operation) -> None:
+        getattr(self, f"do_{operation.name}")(operation)
+
+    def do_matmul(self, o: Matmul) -> None:
+        a, b, depth = _wide(o.a), _wide(o.b), o.a.shape[1]
+        if depth <= DEPTH and a is o.a and o.out.dtype == a.dtype:
+            np.matmul(a, b, out=o.out)
+            return
+        total = np.zeros(o.out.shape) if depth > DEPTH else 0
         for k in range(0, depth, DEPTH):
-            total += np.matmul(a_wide[:, k : k + DEPTH], b_wide[k : k + DEPTH])
-        return _store(total, out, a.dtype)
+            total = total + np.matmul(a[:, k : k + DEPTH], b[k : k + DEPTH])
+        o.out[...] = total
 
-    @checked
-    @quiet
-    def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
-        wide = _wide(z) + _wide(b)
-        z[...] = wide
-        return _store(activation.phi(wide), out, z.dtype)
+    def do_bias_activation_forward(self, o: BiasActivationForward) -> None:
+        wide = _wide(o.z) + _wide(o.b)
+        o.z[...] = wide
+        o.out[...] = o.activation.phi(wide)
 
-    @checked
-    @quiet
-    def bias_activation_backward(
-        self,
-        dh: Array,
-        z: Array | None,
-        h: Array | None,
-        activation: Activation,
-        out: Array | None = None,
-        db: Array | None = None,
-    ) -> tuple[Array, Array]:
-        at = _wide(h if activation.needs == "h" else z)
-        delta = _wide(dh) * activation.dphi(at, at)
-        db = _store(delta.sum(axis=0, dtype=np.float64), db, delta.dtype)
-        return _store(delta, out, dh.dtype), db
+    def do_bias_activation_backward(self, o: BiasActivationBackward) -> None:
+        at = _wide(o.at)
+        delta = _wide(o.dh) * o.activation.dphi(at, at)
+        o.db[...] = delta.sum(axis=0, dtype=np.float64)
+        o.out[...] = delta
 
-    @checked
-    @quiet
-    def bias_loss(
-        self,
-        z: Array,
-        b: Array,
-        y: Array,
-        loss: Loss,
-        weight: Array | None = None,
-        out: Array | None = None,
-        db: Array | None = None,
-        value: Array | None = None,
-        scalars: Array | None = None,
-        samples: int | None = None,
-        total: Array | None = None,
-    ) -> tuple[Array, Array, Array]:
-        value = np.zeros(2) if value is None else value
-        n, d = samples or len(z), z.shape[1]
-        o = _wide(z) + _wide(b)
-        z[...] = o
-        ell, do = loss.per_sample(o, y)
-        scale = loss.scale(n, d, weight is not None)
-        if weight is not None:
-            ell, do = ell * weight, do * weight[:, None]
-        value[0] = scale * ell.sum(dtype=np.float64)
-        value[1] += value[0] * (total[0] if total is not None else n if loss.reduction == "mean" else 1)
-        do = do * do.dtype.type(scale if scalars is None else scale * scalars[SCALE])
-        db = _store(do.sum(axis=0, dtype=np.float64), db, do.dtype)
-        return value, _store(do, out, z.dtype), db
+    def do_bias_loss(self, o: BiasLoss) -> None:
+        n, d = o.samples or len(o.z), o.z.shape[1]
+        outputs = _wide(o.z) + _wide(o.b)
+        o.z[...] = outputs
+        ell, do = o.loss.per_sample(outputs, o.y)
+        scale = o.loss.scale(n, d, o.weight is not None)
+        if o.weight is not None:
+            ell, do = ell * o.weight, do * o.weight[:, None]
+        o.value[0] = scale * ell.sum(dtype=np.float64)
+        terms = o.total[0] if o.total is not None else n if o.loss.reduction == "mean" else 1
+        o.value[1] += o.value[0] * terms
+        do = do * do.dtype.type(scale if o.scalars is None else scale * o.scalars[SCALE])
+        o.db[...] = do.sum(axis=0, dtype=np.float64)
+        o.out[...] = do
 
-    @checked
-    @quiet
-    def normalize_weights(self, weight: Array, out: Array | None = None, total: Array | None = None) -> Array:
-        top = np.float64(weight.max()) or 1.0  # relative to the largest, no sum is too large or too small
-        share = weight / top
+    def do_normalize_weights(self, o: NormalizeWeights) -> None:
+        top = np.float64(o.weight.max()) or 1.0  # relative to the largest, no sum is too large or too small
+        share = o.weight / top
         shares = share.sum()
-        if total is not None:
-            total[0] = shares * top
-        return _store(share / (shares or 1.0), out, weight.dtype)
+        if o.total is not None:
+            o.total[0] = shares * top
+        o.out[...] = share / (shares or 1.0)
 
-    @checked
-    @quiet
-    def dropout(
-        self,
-        x: Array,
-        rate: float,
-        seed: int,
-        layer: int,
-        counters: Array,
-        out: Array | None = None,
-        first_block: int = 0,
-    ) -> Array:
-        random = random_uint32(x.size, seed, int(counters[STEPS]), layer, first_block).reshape(x.shape)
-        keep = random < keep_threshold(rate)
-        scale = real_of(x.dtype).type(1 / (1 - rate))
-        return _store(np.where(keep, _wide(x) * scale, scale * 0), out, x.dtype)
+    def do_dropout(self, o: Dropout) -> None:
+        random = random_uint32(o.x.size, o.seed, int(o.counters[STEPS]), o.layer, o.first_block).reshape(o.x.shape)
+        keep = random < keep_threshold(o.rate)
+        scale = real_of(o.x.dtype).type(1 / (1 - o.rate))
+        o.out[...] = np.where(keep, _wide(o.x) * scale, scale * 0)
 
-    @checked
-    def gather(self, source: Array, order: Array, counters: Array, out: Array | None = None) -> Array:
-        assert out is not None
-        last = len(order) - 1
-        places = np.arange(len(out)) + min(max(int(counters[CURSOR]), 0), last)
-        return np.take(source, order[np.minimum(places, last)], axis=0, out=out, mode="clip")
+    def do_gather(self, o: Gather) -> None:
+        last = len(o.order) - 1
+        places = np.arange(len(o.out)) + min(max(int(o.counters[CURSOR]), 0), last)
+        np.take(o.source, o.order[np.minimum(places, last)], axis=0, out=o.out, mode="clip")
 
-    @checked
-    @quiet
-    def accumulate(self, total: Array | None, term: Array, out: Array) -> Array:
-        return _store(term if total is None else total + term, out)
+    def do_accumulate(self, o: Accumulate) -> None:
+        o.out[...] = o.term if o.total is None else o.total + o.term
 
-    @checked
-    @quiet
-    def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
-        scale = np.float64(scalars[SCALE] if loss_scaling else 1.0)
-        top = np.float64(np.maximum(np.max(np.abs(gradients)), 1))  # relative to it, no square is too large
-        norm = np.sqrt(np.sum((gradients / top) ** 2)) if np.isfinite(top) else top
-        scalars[SKIP] = loss_scaling and not np.isfinite(norm)
+    def do_clip(self, o: Clip) -> None:
+        g, scalars = o.gradients, o.scalars
+        scale = np.float64(scalars[SCALE] if o.loss_scaling else 1.0)
+        top = np.float64(np.maximum(np.max(np.abs(g)), 1))  # relative to it, no square is too large
+        norm = np.sqrt(np.sum((g / top) ** 2)) if np.isfinite(top) else top
+        scalars[SKIP] = o.loss_scaling and not np.isfinite(norm)
         scalars[NORM] = norm * (top / scale)
-        factor = max_norm / top * scale / (norm + 1e-6 / top * scale) if np.isfinite(top) else max_norm / top
+        most = o.max_norm / top
+        factor = most * scale / (norm + 1e-6 / top * scale) if np.isfinite(top) else most
         scalars[FACTOR] = np.minimum(1.0, factor) / scale
 
-    @checked
-    @quiet
-    def advance(
-        self,
-        optimizer: Optimizer,
-        rate: Array,
-        batch: int,
-        counters: Array,
-        scalars: Array,
-        loss_scaling: bool = False,
-    ) -> None:
-        if loss_scaling:
+    def do_advance(self, o: Advance) -> None:
+        optimizer, counters, scalars = o.optimizer, o.counters, o.scalars
+        if o.loss_scaling:
             grow = scalars[GOOD] + 1 >= GROW_AFTER
             scale = scalars[SCALE] * (SHRINK if scalars[SKIP] else GROW if grow else 1.0)
             scalars[SCALE] = min(max(scale, LEAST_SCALE), LARGEST_SCALE)
             scalars[GOOD] = 0 if scalars[SKIP] or grow else scalars[GOOD] + 1
             if scalars[SKIP]:
-                counters[CURSOR] += batch
+                counters[CURSOR] += o.batch
                 return
         constants, _ = optimizer.define(np.float64, NUMPY)
         factor = optimizer.schedule.define(NUMPY)
         t = float(counters[STEPS])
         scalars[RATE], scalars[C1], scalars[C2] = constants(
-            t + 1.0, rate[0] * factor(t, *optimizer.schedule.numbers), *optimizer.numbers
+            t + 1.0, o.rate[0] * factor(t, *optimizer.schedule.numbers), *optimizer.numbers
         )
-        counters += (1, batch)
+        counters += (1, o.batch)
 
-    @checked
-    @quiet
-    def update(
-        self,
-        optimizer: Optimizer,
-        parameters: Array,
-        gradients: Array,
-        states: Array,
-        scalars: Array,
-        weights: Array | None = None,
-    ) -> None:
-        if weights is not None and scalars[SKIP]:
+    def do_update(self, o: Update) -> None:
+        if o.weights is not None and o.scalars[SKIP]:
             return
+        optimizer, real = o.optimizer, o.parameters.dtype.type
         _, clip_value = optimizer.clipping
-        _, update = optimizer.define(parameters.dtype.type, NUMPY)
-        g = gradients * scalars[FACTOR]
+        _, update = optimizer.define(real, NUMPY)
+        g = o.gradients * o.scalars[FACTOR]
         if clip_value is not None:
             g = np.clip(g, -clip_value, clip_value)
-        padded = [*states, *[parameters.dtype.type(0)] * (3 - len(states))]
-        numbers = scalars[RATE], scalars[C1], scalars[C2], *map(parameters.dtype.type, optimizer.numbers)
-        parameters[:], *new = update(parameters, g, *padded, *numbers)
+        states = [*o.states] if optimizer.n_states else []
+        padded = [*states, *[real(0)] * (3 - len(states))]
+        numbers = o.scalars[RATE], o.scalars[C1], o.scalars[C2], *map(real, optimizer.numbers)
+        o.parameters[:], *new = update(o.parameters, g, *padded, *numbers)
         for state, values in zip(states, new, strict=False):
             state[:] = values
-        if weights is not None:
-            weights[:] = parameters
-
-    def bind(self, operation: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Return the function of an operation of a step, and its arguments."""
-        check_arrays(self, operation.name, operation.arguments, bound=True)
-        method, arguments = getattr(type(self), operation.name), operation.arguments
-        method = getattr(method, "unchecked", method)  # a subclass may have one of its own
-        return lambda: method(self, **arguments), ()
-
-    def compile(self, step: Step) -> Run:
-        return loop([self.bind(operation) for operation in step.operations])
+        if o.weights is not None:
+            o.weights[:] = o.parameters
 
 
-def loop(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> Run:
+def loop(calls: Sequence[Call]) -> Run:
     """Return a function that makes the calls one after another."""
 
     def run(times: int = 1) -> None:
@@ -269,10 +189,3 @@ def loop(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> Run:
 def _wide(a: Array) -> Array:
     """Return an array in the dtype that arithmetic is done in."""
     return a.astype(real_of(a.dtype), copy=False)
-
-
-def _store(result: Array, out: Array | None, dtype: npt.DTypeLike | None = None) -> Array:
-    if out is None:
-        return result if dtype is None else result.astype(dtype, copy=False)
-    out[...] = result
-    return out

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpubackprop.architecture import Architecture
 from gpubackprop.definitions import check_count, check_seed
 from gpubackprop.inspect.gradcheck import GradientCheck, check_gradient, gradient_step, gradients_of
 from gpubackprop.losses import LOSSES, Loss
-from gpubackprop.mlp import MLP
-from gpubackprop.step import Operation, Step
+from gpubackprop.network import Network
+from gpubackprop.step import Step
+from gpubackprop.step.operations import Operation
+
+if TYPE_CHECKING:
+    from gpubackprop.mlp import MLP
 
 PHASES = {
     "input": "INPUT",
@@ -62,7 +67,9 @@ class Explanation:
             lines.append(f"       {e.operation.flops:,} FLOP;  needs {', '.join(e.needs) or 'nothing computed before'}")
             for check in e.checks:
                 verdict = "agrees with" if check.error <= self.tolerance else "DIFFERS FROM"
-                lines.append(f"       {check.name} {verdict} finite differences: relative error {check.error:.1e}")
+                lines.append(
+                    f"       {self.step.buffers[check.name]} {verdict} finite differences: relative error {check.error:.1e}"
+                )
         lines += [
             "",
             f"one step: {self.step.flops:,} FLOP, {self.step.bytes:,} bytes, {len(self.operations)} operations",
@@ -99,31 +106,36 @@ def explain(
     """
     rng = np.random.default_rng(check_seed(seed))
     batch_size = check_count("batch_size", batch_size)
-    if isinstance(network, MLP):
-        model = network
-    else:
-        model = MLP(network, activation, loss, "reference", "float64", seed)
+    if isinstance(network, Sequence):
+        architecture = Architecture(tuple(network), activation, loss, "float64", seed)  # type: ignore[arg-type]
+        model = Network(architecture, "reference")
         for b in model.parameters.b:
             b[...] = rng.normal(size=b.shape) / 10  # zero biases would sit on the kink of relu
+    else:
+        model = network.network
     if X is None or y is None:
-        X, y = random_batch(model, batch_size, rng)
+        X, y = random_batch(model.architecture, batch_size, rng)
     step, run = gradient_step(model, X, y)
     for operation in step.operations:
         run(operation)
-    computed = {n: step.names.array(n).copy() for op in step.operations for n in gradients_of(op.writes)}
+    computed = {name: step.names.array(name).copy() for name in step.gradients}
     explained = []
     for number, operation in enumerate(step.operations, 1):
-        arrays = dict.fromkeys((*operation.reads, *operation.writes))
-        shapes = tuple(f"{n} {_shape(step.names.array(n).shape)}" for n in arrays if n != "loss")
-        checks = tuple(check_gradient(step, run, n, computed[n], rng) for n in gradients_of(operation.writes))
-        explained.append(ExplainedOperation(number, operation, shapes, step.needs(operation), checks))
+        arrays = {
+            str(buffer): buffer.shape for buffer in (*operation.read, *operation.written) if buffer.name != "loss"
+        }
+        shapes = tuple(f"{symbol} {_shape(shape)}" for symbol, shape in arrays.items())
+        names = gradients_of(step, operation)
+        checks = tuple(check_gradient(step, run, name, computed[name], rng) for name in names)
+        needs = tuple(str(step.buffers[name]) for name in step.needs(operation))
+        explained.append(ExplainedOperation(number, operation, shapes, needs, checks))
     sizes = "-".join(map(str, model.layer_sizes))
-    hidden = ", ".join(dict.fromkeys(a.label for a in model.activations)) or "no hidden layer"
+    hidden = ", ".join(dict.fromkeys(a.label for a in model.architecture.activations)) or "no hidden layer"
     title = f"MLP {sizes} ({hidden}; {model.loss.label}), {len(step.names.array('X'))} samples: rows are samples"
     return Explanation(title, explained, step, tolerance)
 
 
-def random_batch(model: MLP, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def random_batch(model: MLP | Architecture, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return random inputs and targets that fit a network and its loss."""
     d = model.layer_sizes[-1]
     X = rng.normal(size=(n, model.layer_sizes[0]))

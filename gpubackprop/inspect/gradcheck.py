@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.architecture import architecture_of, build
 from gpubackprop.definitions import Array
 from gpubackprop.step import Step
+from gpubackprop.step.operations import Operation
 
 if TYPE_CHECKING:
     from gpubackprop.mlp import MLP
+    from gpubackprop.network import Network
 
 STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -85,35 +86,30 @@ def check_gradients(
     GradientReport
         ``print(report)`` shows every gradient; ``report.ok``.
     """
-    step, run = gradient_step(model, X, y, sample_weight)
+    step, run = gradient_step(model.network, X, y, sample_weight)
     for operation in step.operations:
         run(operation)
     rng = np.random.default_rng(seed)
-    names = [name for operation in step.operations for name in gradients_of(operation.writes)]
+    names = [name for operation in step.operations for name in gradients_of(step, operation)]
     computed = {name: step.names.array(name).copy() for name in names}
     return GradientReport([check_gradient(step, run, name, computed[name], rng) for name in names], tolerance)
 
 
-def gradient_step(model: MLP, X: Any, y: Any, sample_weight: Any = None) -> tuple[Step, Any]:
+def gradient_step(network: Network, X: Any, y: Any, sample_weight: Any = None) -> tuple[Step, Any]:
     """Return (step, run): the fed step of a float64 copy on the reference backend, and a function that runs one operation."""
-    copy = build(architecture_of(model) | {"dtype": "float64", "dropout": 0.0}, "reference")
-    copy.load_state_dict(model.state_dict())
-    with copy._prepared(X, y, sample_weight) as ws:
-        step = copy.step(ws.n, class_indices=ws.y.ndim == 1, weighted=ws.weight is not None, keep=True)
-        step.names.array("X")[...] = ws.X
-        step.names.array("y")[...] = ws.y
-        if ws.weight is not None:
-            step.names.array("w")[...] = ws.weight
-
-    def run(operation: Any) -> None:
-        getattr(copy.backend, operation.name)(**operation.arguments)
-
-    return step, run
+    twin = network.twin("reference", dtype="float64", dropout=0.0)
+    X, y, weight = twin.checked(X, y, sample_weight)
+    step = twin.step(len(X), class_indices=y.ndim == 1, weighted=weight is not None, keep=True)
+    for name, array in (("X", X), ("y", y), ("w", weight)):
+        if array is not None:
+            step.names.array(name)[...] = array
+    bound = dict(zip(step.operations, step.bound(), strict=True))
+    return step, lambda operation: twin.backend.execute(bound[operation])
 
 
-def gradients_of(names: tuple[str, ...]) -> list[str]:
-    """Return those names that are gradients: do, dW_1, db_1, dh_1, δ_1, ...."""
-    return [name for name in names if name == "do" or name.startswith(("dW_", "db_", "dh_", "δ_"))]
+def gradients_of(step: Step, operation: Operation) -> list[str]:
+    """Return the names of the gradients that an operation computes: do, dW_1, db_1, dh_1, delta_1, ...."""
+    return [buffer.name for buffer in operation.written if buffer.name in step.gradients]
 
 
 def check_gradient(step: Step, run: Any, name: str, gradient: Array, rng: np.random.Generator) -> GradientCheck:
@@ -125,7 +121,7 @@ def check_gradient(step: Step, run: Any, name: str, gradient: Array, rng: np.ran
     if size > 0:
         v += gradient / size
     computed = float(np.sum(gradient * v))
-    source = "o" if name == "do" else "z" + name[1:] if name.startswith("δ") else name.removeprefix("d")
+    source = step.gradients[name]
     scale = max(1.0, float(np.abs(step.names.array(source)).max()))
     best = GradientCheck(name, computed, np.nan, np.inf)
     for e in STEPS:
@@ -142,7 +138,7 @@ def check_gradient(step: Step, run: Any, name: str, gradient: Array, rng: np.ran
 def _loss_at(step: Step, run: Any, source: str, change: Array) -> float:
     """Return the loss with ``change`` added to a parameter, or to an intermediate right after it is computed."""
     array = step.names.array(source)
-    parameter = source[0] in "Wb"
+    parameter = not any(source in _written(operation) for operation in step.operations)
     if parameter:
         array += change
     pending = not parameter
@@ -150,9 +146,13 @@ def _loss_at(step: Step, run: Any, source: str, change: Array) -> float:
         if operation.phase == "backward":
             break
         run(operation)
-        if pending and source in operation.writes:
+        if pending and source in _written(operation):
             array += change
             pending = False
     if parameter:
         array -= change
     return float(step.names.array("loss")[0])
+
+
+def _written(operation: Operation) -> list[str]:
+    return [buffer.name for buffer in operation.written]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.architecture import architecture_of, build
 from gpubackprop.definitions import eps_of
 
 if TYPE_CHECKING:
@@ -62,8 +61,7 @@ def parity(model: MLP, X: Any, y: Any, devices: Sequence[str] | None = None) -> 
     """
     from gpubackprop.backends import available_devices
 
-    reference = build(architecture_of(model) | {"dtype": "float64"}, "reference")
-    reference.load_state_dict(model.state_dict())
+    reference = model.twin("reference", dtype="float64")
     X, y = np.asarray(X), np.asarray(y)
     expected = reference.trace(X, y)
     eps = eps_of(model.dtype)

@@ -5,31 +5,26 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.activations import ACTIVATIONS
-from gpubackprop.architecture import architecture_of, build
+from gpubackprop.architecture import Architecture
 from gpubackprop.backends.current import active
-from gpubackprop.definitions import Definition
-from gpubackprop.initializers import INITIALIZERS
-from gpubackprop.losses import LOSSES
+from gpubackprop.network import Network
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
 
 if TYPE_CHECKING:
-    from gpubackprop.mlp import MLP
     from gpubackprop.training.fit import History
 
 FORMAT = "gpubackprop-mlp-1"
 STATE_ARRAYS = ("states", "counters", "rate", "scalars")
 
 
-def save(model: MLP, path: str | Path, history: dict[str, list[float]] | None = None) -> None:
+def save(model: Network, path: str | Path, history: dict[str, list[float]] | None = None) -> None:
     """Write a network, and with a history also the state of its training: all of the file or nothing.
 
     Raises
@@ -39,19 +34,7 @@ def save(model: MLP, path: str | Path, history: dict[str, list[float]] | None = 
     """
     from safetensors.numpy import save as to_bytes
 
-    description = architecture_of(model) | {
-        "activation": [_describe(a) for a in model.activations],
-        "loss": _describe(model.loss) | {"reduction": model.loss.reduction},
-        "dtype": model.dtype.name,
-        "initializer": next((name for name, one in INITIALIZERS.items() if one is model.initializer), None),
-    }
-    if description["initializer"] is None:
-        warnings.warn(
-            "the network's initializer is not registered, so the file cannot name it; a network from the file has the saved "
-            "parameters, and 'he_normal' for new ones. Decorate the function with gpubackprop.initializers.initializer",
-            stacklevel=3,
-        )  # fmt: skip
-    metadata = {"format": FORMAT, "mlp": json.dumps(description)}
+    metadata = {"format": FORMAT, "mlp": json.dumps(model.architecture.to_json())}
     tensors = model.state_dict()
     state = model.optimizer_state
     if history is not None and state is not None:
@@ -72,8 +55,8 @@ def _in_order(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[end:]
 
 
-def load(path: str | Path, device: str = "cpu") -> MLP:
-    """Return the network in a file that :meth:`MLP.save` wrote, on any device.
+def load_training(path: str | Path, device: str = "cpu") -> tuple[Network, History]:
+    """Return the network in a file and the history of its training; ``fit`` with the same optimizer goes on where it ended.
 
     Raises
     ------
@@ -81,17 +64,6 @@ def load(path: str | Path, device: str = "cpu") -> MLP:
         There is no such file.
     ValueError
         The file is truncated, of another format, or names an activation, loss or initializer that is not registered.
-    """
-    return load_training(path, device)[0]
-
-
-def load_training(path: str | Path, device: str = "cpu") -> tuple[MLP, History]:
-    """Return the network and the history of its training; ``fit`` with the same optimizer goes on where it ended.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As :func:`load`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -110,16 +82,7 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[MLP, History]:
         raise ValueError(f"{str(path)!r} holds format {metadata.get('format')!r}; this version reads {FORMAT!r}")
     saved = {name: tensors.pop(f"optimizer.{name}", None) for name in STATE_ARRAYS}
     try:
-        description = json.loads(metadata["mlp"])
-        loss = description["loss"]
-        architecture = {name: description[name] for name in ("layer_sizes", "dtype", "seed", "dropout")} | {
-            "activation": [_definition(ACTIVATIONS, a) for a in description["activation"]],
-            "loss": _definition(LOSSES, loss)(reduction=loss["reduction"]),
-            "initializer": description.get("initializer") or "he_normal",  # these are not there in older files
-            "matmul_precision": description.get("matmul_precision", "float32"),
-            "target_shape": description.get("target_shape"),
-        }
-        model = build(architecture, device)
+        model = Network(Architecture.from_json(json.loads(metadata["mlp"])), device)
         model.load_state_dict(tensors)
         if "optimizer" in metadata:
             state = model.state_of(_optimizer(json.loads(metadata["optimizer"])))
@@ -151,15 +114,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _describe(definition: Definition) -> dict[str, Any]:
-    return {"name": definition.name, "parameters": dict(definition.parameters)}
-
-
-def _definition(registry: Any, description: dict[str, Any]) -> Any:
-    entry = registry.resolve(description["name"])
-    return entry(**description["parameters"]) if description["parameters"] else entry
 
 
 def _describe_dataclass(item: Optimizer | Schedule) -> dict[str, Any]:

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpubackprop.backends import get_backend
-from gpubackprop.backends.base import CURSOR, RATE, STEPS, Run
+from gpubackprop.backends.base import Run
 from gpubackprop.backends.current import active
-from gpubackprop.definitions import Array, check_flag, check_number
-from gpubackprop.intake import check_count, check_features, check_targets, check_weight
+from gpubackprop.backends.memory import free_bytes
+from gpubackprop.definitions import Array, check_count, check_flag, check_number
+from gpubackprop.intake import check_features, check_targets, check_weight
 from gpubackprop.interop import as_array, on_gpu
-from gpubackprop.memory import data_bytes, fit_into_memory, free_bytes, step_parts
 from gpubackprop.network import Data, optimizer_of
 from gpubackprop.optimizers import LBFGS, Adam, Optimizer
+from gpubackprop.step.buffers import Memory
+from gpubackprop.step.state import CURSOR, RATE, STEPS
 from gpubackprop.training.callbacks import as_callbacks, call
 from gpubackprop.training.evaluation import evaluate
 from gpubackprop.training.progress import Progress, show_progress
@@ -220,17 +222,18 @@ def _micro_batch(
 ) -> int:
     """Return how many samples go through the passes at a time, or raise DeviceMemoryError, before anything is copied."""
     N = X.shape[0] if X.ndim else 0
-    resident = 0 if on_host else data_bytes(model, X, y, weight) + N * np.dtype(np.int64).itemsize  # and their order
-    data = {"data": resident, "validation data": 0 if validation is None else data_bytes(model, *validation)}
-    indices, buffers = model.takes_indices(y), 2 if on_host else 1
+    network = model.network
+    resident = 0 if on_host else network.data_bytes(X, y, weight) + N * np.dtype(np.int64).itemsize  # and their order
+    data = {"data": resident, "validation data": 0 if validation is None else network.data_bytes(*validation)}
+    indices, buffers = network.takes_indices(y), 2 if on_host else 1
 
     def parts(n: int, m: int) -> dict[str, int]:
-        return data | step_parts(
-            model, n, m, indices=indices, weighted=weight is not None, optimizer=optimizer, buffers=buffers
+        return data | network.step_parts(
+            n, m, indices=indices, weighted=weight is not None, optimizer=optimizer, buffers=buffers
         )  # fmt: skip
 
     n = min(batch_size, max(N, 1))
-    return fit_into_memory(model, f"fit with batch_size={n}", n, micro_batch_size, parts)
+    return network.fit_into_memory(f"fit with batch_size={n}", n, micro_batch_size, parts)
 
 
 def _prepare(model: MLP, X: Any, y: Any, weight: Any, name: str = "", *, on_host: bool = False) -> Data:
@@ -260,18 +263,13 @@ def _descend(
     N, terms = len(data.X), _terms(model, data)
     n_full, rest = divmod(N, batch_size)
     started = time.perf_counter()
-    largest = min(batch_size, N)
-    inputs = model.inputs(largest, data.y.ndim == 1, data.weight is not None)
-    workspace = model.workspace(inputs.rows(0, min(largest, micro_batch_size or largest)))
+    memory = Memory()  # of the largest step first, which the others share
     parts: list[tuple[int, int, Run]] = []
     for n, times in ((batch_size, n_full), (rest, 1)):
         if n and times:
-            step = model.step(
-                n, state.optimizer, data=data, micro_batch_size=micro_batch_size, inputs=inputs.rows(0, n),
-                workspace=workspace,
-            )  # fmt: skip
+            step = model.step(n, state.optimizer, data=data, micro_batch_size=micro_batch_size, memory=memory)
             parts.append((n, times, step.compile()))
-    value = workspace.value
+    value = memory.arrays["loss"]
     training.history.compile_seconds = time.perf_counter() - started
     for epoch in range(training.epochs):
         training.epoch = epoch

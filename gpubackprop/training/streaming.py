@@ -17,7 +17,7 @@ import numpy as np
 from gpubackprop.backends.base import Run
 from gpubackprop.definitions import Array
 from gpubackprop.optimizers import Optimizer
-from gpubackprop.workspace import Inputs
+from gpubackprop.step.buffers import Memory
 
 if TYPE_CHECKING:
     from gpubackprop.mlp import MLP
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 class Slot:
     """One of the two buffers: on the device, in pinned memory, the events around its copy, and the step that reads it."""
 
-    inputs: Inputs
     pinned: tuple[Array, ...]
     targets: tuple[Array, ...]
     copied: Any
@@ -63,28 +62,26 @@ class Prefetcher:
         n, rest = divmod(len(data.X), batch_size)
         sizes = [min(batch_size, len(data.X))] + ([rest] if n and rest else [])
         indices, weighted = data.y.ndim == 1, data.weight is not None
-        largest = min(sizes[0], micro_batch_size or sizes[0])
         self.slots: list[Slot] = []
         with self._device:
             self.stream = cupy.cuda.Stream(non_blocking=True)
-            workspace = None
+            memory = Memory()
             for _ in range(2):
-                inputs = model.inputs(sizes[0], indices, weighted)
-                workspace = model.workspace(inputs.rows(0, largest)) if workspace is None else workspace
-                targets = tuple(a for a in (inputs.X, inputs.y, inputs.weight) if a is not None)
-                pinned = tuple(cupyx.empty_pinned(a.shape, a.dtype) for a in targets)
-                events = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
-                self.slots.append(Slot(inputs, pinned, targets, events[0], events[1], {}))
+                memory = memory.but("X", "y", "w", "w_normalized", "w_sum")  # the rest is shared by both
+                runs = {}
                 for size in sizes:
                     step = model.step(
-                        size, optimizer, class_indices=indices, weighted=weighted, inputs=inputs.rows(0, size),
-                        workspace=workspace, micro_batch_size=micro_batch_size,
+                        size, optimizer, class_indices=indices, weighted=weighted, memory=memory,
+                        micro_batch_size=micro_batch_size,
                     )  # fmt: skip
-                    self.slots[-1].runs[size] = step.compile()
+                    runs[size] = step.compile()
+                targets = tuple(memory.arrays[name] for name in ("X", "y", "w") if name in memory)
+                pinned = tuple(cupyx.empty_pinned(a.shape, a.dtype) for a in targets)
+                events = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
+                self.slots.append(Slot(pinned, targets, events[0], events[1], runs))
             for slot in self.slots:  # the first copy comes after the zeros that the buffers began with
                 slot.read.record(self._current())
-        assert workspace is not None
-        self.value: Array = workspace.value
+        self.value: Array = memory.arrays["loss"]
         self._next = 0
 
     def step(self, rows: np.ndarray) -> None:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.activations import Activation
-from gpubackprop.backends.base import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
 from gpubackprop.definitions import per_definition
 from gpubackprop.kernels.cpu.compile import Kernel, compiled, inlined, maximum, share, where
 from gpubackprop.kernels.cpu.math import vector_math
@@ -29,6 +28,7 @@ from gpubackprop.kernels.cpu.vector import define_sum
 from gpubackprop.losses import Loss
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.philox import define_philox
+from gpubackprop.step.state import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
 
 BLOCKS = 64  # of four random numbers that are made at a time
 LINE = 16  # elements that a share is a multiple of, so that two threads rarely write to one line of a cache

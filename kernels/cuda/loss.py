@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from gpubackprop.backends.base import SCALE
 from gpubackprop.definitions import per_definition, real_of
 from gpubackprop.kernels.cuda.access import MATH, access_within, block_reductions, inlined, read_once, storage_of
 from gpubackprop.kernels.cuda.compile import THREADS, Source, occupancy_of
@@ -21,6 +20,7 @@ from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.kernels.cuda.passes import WIDEST, fold_rows, label, signature, stage_bias, sum_columns
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 from gpubackprop.losses import Loss
+from gpubackprop.step.state import SCALE
 
 
 class Variant(NamedTuple):

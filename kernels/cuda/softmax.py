@@ -14,7 +14,6 @@ from typing import Any
 import numba
 import numpy as np
 
-from gpubackprop.backends.base import SCALE
 from gpubackprop.definitions import per_definition, real_of
 from gpubackprop.kernels.cuda.access import (
     MATH,
@@ -32,6 +31,7 @@ from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.kernels.cuda.passes import fold_rows, signature
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 from gpubackprop.losses import Loss
+from gpubackprop.step.state import SCALE
 
 TILE_BYTES = 16384
 """Of a tile in shared memory; dense targets take as much again."""

@@ -10,7 +10,6 @@ from typing import Any
 import numba
 import numpy as np
 
-from gpubackprop.backends.base import SCALE
 from gpubackprop.definitions import per_definition, real_of
 from gpubackprop.kernels.cuda.access import MATH, access, block_reductions, inlined, read_once, storage_of
 from gpubackprop.kernels.cuda.compile import THREADS, Source, occupancy_of
@@ -19,6 +18,7 @@ from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.kernels.cuda.passes import signature
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 from gpubackprop.losses import Loss
+from gpubackprop.step.state import SCALE
 
 ROW_THREADS = 1024
 

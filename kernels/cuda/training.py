@@ -12,23 +12,6 @@ from typing import Any
 import numba
 import numpy as np
 
-from gpubackprop.backends.base import (
-    C1,
-    C2,
-    CURSOR,
-    FACTOR,
-    GOOD,
-    GROW,
-    GROW_AFTER,
-    LARGEST_SCALE,
-    LEAST_SCALE,
-    NORM,
-    RATE,
-    SCALE,
-    SHRINK,
-    SKIP,
-    STEPS,
-)  # fmt: skip
 from gpubackprop.definitions import per_definition, real_of
 from gpubackprop.kernels.cuda.access import (
     MATH,
@@ -46,6 +29,23 @@ from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.kernels.cuda.passes import define_dropout, label, signature
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 from gpubackprop.optimizers import Optimizer
+from gpubackprop.step.state import (
+    C1,
+    C2,
+    CURSOR,
+    FACTOR,
+    GOOD,
+    GROW,
+    GROW_AFTER,
+    LARGEST_SCALE,
+    LEAST_SCALE,
+    NORM,
+    RATE,
+    SCALE,
+    SHRINK,
+    SKIP,
+    STEPS,
+)  # fmt: skip
 
 ROWS_AT_ONCE = 4
 """Rows of a mini-batch that a thread of :func:`gather` has under way: they lie anywhere."""

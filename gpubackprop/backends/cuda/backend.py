@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -20,31 +19,23 @@ import numpy as np
 import numpy.typing as npt
 from cuda.core import Stream, launch
 
-from gpubackprop.backends import reduce_backend
-from gpubackprop.backends.base import Run
-from gpubackprop.backends.checks import check_arrays, checked
+from gpubackprop.backends.base import Backend, Call, Run
+from gpubackprop.backends.checks import check_arrays
 from gpubackprop.backends.cuda import nvtx as ranges
-from gpubackprop.backends.cuda.launches import Launch, Launches
-from gpubackprop.definitions import DTYPES, Array, address, check_precision, real_of
+from gpubackprop.backends.cuda.launches import Launch, Launches, WithDropout, fuse_dropout
+from gpubackprop.backends.memory import DeviceMemoryError
+from gpubackprop.definitions import DTYPES, Array, check_precision
 from gpubackprop.interop import as_cupy, on_gpu
 from gpubackprop.machine.diagnosis import DeviceUnavailableError, installed, missing_dtypes
-from gpubackprop.memory import DeviceMemoryError
-from gpubackprop.step import Recorder
+from gpubackprop.step.operations import Matmul, Operation
 
 if TYPE_CHECKING:
-    from gpubackprop.activations import Activation
-    from gpubackprop.losses import Loss
-    from gpubackprop.optimizers import Optimizer
-    from gpubackprop.step import Operation, Step
+    from gpubackprop.step import Step
 
 LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the same stream as handle 0, which cuda.core takes for no stream
 PER_THREAD_STREAM = 2  # CU_STREAM_PER_THREAD: one handle for a stream of each thread
 EPILOGUES = ("auto", "all", "off")
 STREAMS = 8  # whose wrapper for cuda.core is kept
-
-OPERATIONS = [name for name in vars(Recorder) if not name.startswith("_")]
-
-Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 class Device(cupy.cuda.Device):  # type: ignore[misc]
@@ -77,7 +68,7 @@ class Device(cupy.cuda.Device):  # type: ignore[misc]
         return min(free, max(0, limit - pool.total_bytes())) if limit else free, total
 
 
-class CudaBackend:
+class CudaBackend(Backend):
     """See :class:`gpubackprop.backends.base.Backend`.
 
     Parameters
@@ -102,7 +93,7 @@ class CudaBackend:
     """
 
     xp: ModuleType = cupy
-    dtypes: tuple[str, ...] = DTYPES
+    precisions = ("float32", "tf32")
 
     def __init__(
         self,
@@ -115,9 +106,6 @@ class CudaBackend:
     ) -> None:
         self.device = f"cuda:{index}"
         self._ranged = ranges.choose(nvtx)
-        if self._ranged is not ranges.plain:
-            for name in OPERATIONS:
-                setattr(self, name, self._ranged(name, getattr(self, name)))
         self._device = Device(index)
         self._launches = Launches(self._device, single_launch_sums)
         self._streams: dict[int, Stream] = {}
@@ -138,12 +126,6 @@ class CudaBackend:
             raise DeviceUnavailableError(f"{what} needs nvmath-python; run: pip install nvmath-python")
         missing = missing_dtypes(self._launches.capability)
         self.dtypes = tuple(name for name in DTYPES if name not in missing)
-
-    def __deepcopy__(self, memo: Any) -> CudaBackend:
-        return self  # one for all networks of a process
-
-    def __reduce__(self) -> Any:
-        return reduce_backend(self)
 
     def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
         with self._device:
@@ -179,16 +161,20 @@ class CudaBackend:
         with self._device:
             return cupy.zeros(shape, dtype)
 
-    @checked
-    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         with self._device:
-            out = cupy.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out
-            plan = self._plan(a, b, out)
-            if plan is None:
-                self._cublas(a, b, out)
+            return cupy.empty(shape, dtype)
+
+    def execute(self, operation: Operation) -> None:
+        self._ranged(operation.name, self._execute)(operation)
+
+    def _execute(self, operation: Operation) -> None:
+        with self._device:
+            if isinstance(operation, Matmul):
+                function, arguments = self._bind_product(operation, self._launches)
+                function(*arguments)
             else:
-                self._product(plan, a, b, out, self._launches)()
-        return out
+                self._run(self._launches.of(operation))
 
     def _cublas(self, a: Array, b: Array, out: Array) -> None:
         """out = a b without a plan, which no capture allows."""
@@ -197,163 +183,58 @@ class CudaBackend:
         else:  # cupy.matmul would round to TF32 where the environment variable CUPY_TF32 is set
             cupy.cublas.gemm("N", "N", a, b, out=out)
 
-    def _product(self, plan: Any, a: Array, b: Array, out: Array, launches: Launches) -> Any:
-        """Return the product out = a b by a plan, with its workspace among the scratch of ``launches``."""
-        from gpubackprop.backends.cuda.products import bound
-
-        return bound(plan, a, b, out, launches.room)
-
-    def _plan(self, a: Array, b: Array, out: Array) -> Any:
+    def _plan(self, o: Matmul) -> Any:
         """Return cuBLASLt's plan of a product, or None, with a warning where it has none."""
         if self._products is None:
             return None
         from gpubackprop.backends.cuda.products import UnsupportedProductError
 
         try:
-            return self._products.plan_for(a, b, out)
+            return self._products.plan_for(o.a, o.b, o.out)
         except UnsupportedProductError as error:
-            if a.dtype.itemsize == 2 and out.dtype != a.dtype:
+            if o.a.dtype.itemsize == 2 and o.out.dtype != o.a.dtype:
                 raise  # which cuBLAS by itself cannot either
             warnings.warn(f"{error}; it is left to cuBLAS, without TF32 and outside of CUDA graphs", RuntimeWarning, 3)
             return None
-
-    @checked
-    def bias_activation_forward(self, z: Array, b: Array, activation: Activation, out: Array | None = None) -> Array:
-        with self._device:
-            out = cupy.empty_like(z) if out is None else out
-            self._run(self._launches.bias_activation_forward(z, b, activation, out))
-        return out
-
-    @checked
-    def bias_activation_backward(
-        self,
-        dh: Array,
-        z: Array | None,
-        h: Array | None,
-        activation: Activation,
-        out: Array | None = None,
-        db: Array | None = None,
-    ) -> tuple[Array, Array]:
-        with self._device:
-            out = cupy.empty_like(dh) if out is None else out
-            db = cupy.empty(dh.shape[1], real_of(dh.dtype)) if db is None else db
-            self._run(self._launches.bias_activation_backward(dh, z, h, activation, out, db))
-        return out, db
-
-    @checked
-    def bias_loss(
-        self,
-        z: Array,
-        b: Array,
-        y: Array,
-        loss: Loss,
-        weight: Array | None = None,
-        out: Array | None = None,
-        db: Array | None = None,
-        value: Array | None = None,
-        scalars: Array | None = None,
-        samples: int | None = None,
-        total: Array | None = None,
-    ) -> tuple[Array, Array, Array]:
-        with self._device:
-            out = cupy.empty_like(z) if out is None else out
-            db = cupy.empty(z.shape[1], real_of(z.dtype)) if db is None else db
-            value = cupy.zeros(2) if value is None else value
-            self._run(self._launches.bias_loss(z, b, y, loss, weight, out, db, value, scalars, samples, total))
-        return value, out, db
-
-    @checked
-    def normalize_weights(self, weight: Array, out: Array | None = None, total: Array | None = None) -> Array:
-        with self._device:
-            out = cupy.empty_like(weight) if out is None else out
-            self._run(self._launches.normalize_weights(weight, out, total))
-        return out
-
-    @checked
-    def dropout(
-        self,
-        x: Array,
-        rate: float,
-        seed: int,
-        layer: int,
-        counters: Array,
-        out: Array | None = None,
-        first_block: int = 0,
-    ) -> Array:
-        with self._device:
-            out = cupy.empty_like(x) if out is None else out
-            self._run(self._launches.dropout(x, rate, seed, layer, counters, out, first_block))
-        return out
-
-    @checked
-    def gather(self, source: Array, order: Array, counters: Array, out: Array | None = None) -> Array:
-        assert out is not None
-        with self._device:
-            self._run(self._launches.gather(source, order, counters, out))
-        return out
-
-    @checked
-    def accumulate(self, total: Array | None, term: Array, out: Array) -> Array:
-        with self._device:
-            self._run(self._launches.accumulate(total, term, out))
-        return out
-
-    @checked
-    def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool = False) -> None:
-        with self._device:
-            self._run(self._launches.clip(gradients, max_norm, scalars, loss_scaling))
-
-    @checked
-    def advance(
-        self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool = False
-    ) -> None:
-        with self._device:
-            self._run(self._launches.advance(optimizer, rate, batch, counters, scalars, loss_scaling))
-
-    @checked
-    def update(
-        self,
-        optimizer: Optimizer,
-        parameters: Array,
-        gradients: Array,
-        states: Array,
-        scalars: Array,
-        weights: Array | None = None,
-    ) -> None:
-        with self._device:
-            self._run(self._launches.update(optimizer, parameters, gradients, states, scalars, weights))
 
     def bind(self, operation: Operation) -> Call:
         """Return the function of an operation of a step, and its arguments; shapes, kernels and grids are settled here.
 
         With nvmath-python it may be captured. Its scratch memory is its own.
         """
-        check_arrays(self, operation.name, operation.arguments, bound=True)
+        check_arrays(self, operation, bound=True)
         with self._device:
             return self._bind(operation, self._launches.for_step())
 
-    def _bind(self, operation: Operation, launches: Launches) -> Call:
-        arguments = operation.arguments
-        if operation.name != "matmul":
-            return self._ranged(operation.name, self._run), (getattr(launches, operation.name)(**arguments),)
-        a, b, out = arguments["a"], arguments["b"], arguments["out"]
-        plan = self._plan(a, b, out)
+    def _bind(self, item: Operation | WithDropout, launches: Launches) -> Call:
+        if not isinstance(item, Matmul):
+            return self._ranged(item.name, self._run), (launches.of(item),)
+        function, arguments = self._bind_product(item, launches)
+        if not arguments:
+            self._products.load(function)
+        return self._ranged("matmul", function), arguments
+
+    def _bind_product(self, o: Matmul, launches: Launches) -> Call:
+        """Return a product by cuBLASLt, bound, with its workspace among the scratch of ``launches``, or one by cuBLAS."""
+        plan = self._plan(o)
         if plan is None:
-            return self._ranged("matmul", self._cublas), (a, b, out)
-        product = self._product(plan, a, b, out, launches)
-        self._products.load(product)
-        return self._ranged("matmul", product), ()
+            return self._cublas, (o.a, o.b, o.out)
+        from gpubackprop.backends.cuda.products import bound
+
+        product: Any = bound(plan, o.a, o.b, o.out, launches.room)
+        return product, ()
 
     def compile(self, step: Step) -> Run:
         """Return the step as CUDA graphs, or, where a product cannot be captured, as a loop over its operations.
 
         The kernels and products of a kind that has not run yet are loaded; for a product that means to run it.
         """
-        for operation in step.operations:
-            check_arrays(self, operation.name, operation.arguments, bound=True)
+        bound = step.bound()
+        for operation in bound:
+            check_arrays(self, operation, bound=True)
         with self._device:
-            launches, operations = self._launches.for_step(), fuse_dropout(step)
-            plans = [self._plan(**o.arguments) for o in operations if o.name == "matmul"]
+            launches, operations = self._launches.for_step(), bound if step.keep else fuse_dropout(bound)
+            plans = [self._plan(o) for o in operations if isinstance(o, Matmul)]
             captured = None not in plans
             if captured:
                 from gpubackprop.backends.cuda.graph import CapturedStep
@@ -403,26 +284,3 @@ class CudaBackend:
                 self._streams.clear()
             stream = self._streams[handle] = Stream.from_handle(handle)
         return stream
-
-
-def fuse_dropout(step: Step) -> list[Operation]:
-    """Return the operations of a step with dropout done by the pass before or after it, in the same launch and bits.
-
-    An activation that only dropout reads is then not written at all. A step that keeps every intermediate is left as it is.
-    """
-    operations = list(step.operations)
-    if step.keep:
-        return operations
-    result: list[Operation] = []
-    while operations:
-        first = operations.pop(0)
-        second = operations[0] if operations else None
-        if second is not None and first.name == "bias_activation_forward" and second.name == "dropout":
-            p, q = first.arguments, operations.pop(0).arguments
-            used = p["activation"].needs == "h" or address(p["out"]) in (address(p["z"]), address(q["out"]))
-            first = replace(first, arguments={**p, "dropout": {**q, "output": used}})
-        elif second is not None and first.name == "dropout" and second.name == "bias_activation_backward":
-            p, second = first.arguments, operations.pop(0)
-            first = replace(second, arguments={**second.arguments, "dh": p["x"], "dropout": p})
-        result.append(first)
-    return result

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from gpubackprop.backends.base import Call
 from gpubackprop.backends.cuda.nvtx import Ranged, plain
 from gpubackprop.backends.cuda.products import (
     ALIGNMENT,
@@ -37,9 +38,7 @@ from gpubackprop.backends.cuda.products import (
     layout,
 )
 from gpubackprop.definitions import Array, address
-from gpubackprop.step import Operation
-
-Call = tuple[Callable[..., Any], tuple[Any, ...]]
+from gpubackprop.step.operations import BiasActivationBackward, BiasActivationForward, Matmul
 
 WHY_NOT = {
     Epilogue.GELU_AUX_BIAS: "cuBLASLt was seen to take longer than two kernels; epilogues='all' uses it",
@@ -58,24 +57,24 @@ class Choice:
     reason: str
 
 
-def epilogue_of(first: Operation, second: Operation) -> tuple[Any, Array, Array | None] | None:
+def epilogue_of(first: Any, second: Any) -> tuple[Any, Array, Array | None] | None:
     """Return the epilogue that does ``second`` after the product ``first``, its vector and its matrix, or None."""
-    if first.name != "matmul" or second.name not in ("bias_activation_forward", "bias_activation_backward"):
+    if not isinstance(first, Matmul) or not isinstance(second, BiasActivationForward | BiasActivationBackward):
         return None
-    p, q = first.arguments, second.arguments
-    activation, forward = q["activation"], second.name == "bias_activation_forward"
-    if activation.parameters or q.get("dropout") or address(p["out"]) != address(q["z"] if forward else q["dh"]):
+    p, q, forward = first, cast(Any, second), isinstance(second, BiasActivationForward)
+    activation = q.activation
+    if activation.parameters or address(p.out) != address(q.z if forward else q.dh):
         return None
-    in_place = address(q["out"]) == address(p["out"])
-    aligned = p["b"].shape[1] % 8 == 0  # the leading dimension of the epilogue's matrix
+    in_place = address(q.out) == address(p.out)
+    aligned = p.b.shape[1] % 8 == 0  # the leading dimension of the epilogue's matrix
     if forward and activation.name == "identity" and in_place:
-        return Epilogue.BIAS, q["b"], None
+        return Epilogue.BIAS, q.b, None
     if forward and activation.name == "relu" and in_place:
-        return Epilogue.RELU_BIAS, q["b"], None
+        return Epilogue.RELU_BIAS, q.b, None
     if forward and activation.name == "gelu_tanh" and aligned and not in_place:
-        return Epilogue.GELU_AUX_BIAS, q["b"], q["z"]
-    if not forward and activation.name == "gelu_tanh" and aligned and in_place and q["db"].dtype == q["out"].dtype:
-        return Epilogue.DGELU_BGRAD, q["db"], q["z"]
+        return Epilogue.GELU_AUX_BIAS, q.b, q.z
+    if not forward and activation.name == "gelu_tanh" and aligned and in_place and q.db.dtype == q.out.dtype:
+        return Epilogue.DGELU_BGRAD, q.db, q.z
     return None
 
 
@@ -95,7 +94,7 @@ class Epilogues:
         self.products, self.mode, self.ranged = products, mode, ranged
         self.choices: dict[str, Choice] = {}
 
-    def calls(self, operations: Sequence[Operation], bind: Callable[[Operation], Call], room: Room) -> list[Call]:
+    def calls(self, operations: Sequence[Any], bind: Callable[[Any], Call], room: Room) -> list[Call]:
         """Return the calls of a step; workspaces are from ``room``."""
         result: list[Call] = []
         pending = list(operations)
@@ -109,13 +108,13 @@ class Epilogues:
                 result.append(product)
         return result
 
-    def _fused(self, first: Operation, second: Operation, room: Room) -> Call | None:
+    def _fused(self, first: Any, second: Any, room: Room) -> Call | None:
         """Return the call of a product that does ``second`` too, or None; note the choice."""
         found = epilogue_of(first, second)
         if found is None:
             return None
         epilogue, vector, matrix = found
-        a, b, out = first.arguments["a"], first.arguments["b"], second.arguments["out"]
+        a, b, out = first.a, first.b, second.out
         (m, k), n = a.shape, b.shape[1]
         name = f"{epilogue.name.lower()} {m}x{n}x{k} {a.dtype.name}{' tf32' if self.products.tf32 else ''}"
         product, reason = None, "" if self.mode == "all" else WHY_NOT.get(epilogue, "")

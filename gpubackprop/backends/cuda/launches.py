@@ -9,7 +9,8 @@ come one after another and share it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cupy
@@ -25,11 +26,22 @@ from gpubackprop.kernels.cuda import training as cuda_training
 from gpubackprop.kernels.cuda.access import STORAGE, VECTOR_BYTES
 from gpubackprop.kernels.cuda.compile import THREADS, Source, launch_config, load
 from gpubackprop.philox import keep_threshold, split_seed
+from gpubackprop.step.operations import (
+    Accumulate,
+    Advance,
+    BiasActivationBackward,
+    BiasActivationForward,
+    BiasLoss,
+    Clip,
+    Dropout,
+    Gather,
+    NormalizeWeights,
+    Operation,
+    Update,
+)
 
 if TYPE_CHECKING:
-    from gpubackprop.activations import Activation
     from gpubackprop.losses import Loss
-    from gpubackprop.optimizers import Optimizer
 
 BLOCKS_PER_MULTIPROCESSOR = 4  # of 256 threads with up to 64 registers: one full wave, the rest by striding
 SCRATCH_STEP = 4096  # elements; scratch grows in multiples of it
@@ -54,8 +66,44 @@ class Launch(NamedTuple):
     """Kept, since the arguments hold only its address."""
 
 
+@dataclass(frozen=True, eq=False)
+class WithDropout:
+    """A pass and the dropout after it (forward) or before it (backward), in one launch and the same bits.
+
+    ``output``: the activation before the dropout is written too.
+    """
+
+    operation: BiasActivationForward | BiasActivationBackward
+    dropout: Dropout
+    output: bool = True
+
+    @property
+    def name(self) -> str:
+        """That of the pass."""
+        return self.operation.name
+
+
+def fuse_dropout(operations: Sequence[Operation]) -> list[Operation | WithDropout]:
+    """Return operations with dropout done by the pass before or after it; an activation that only dropout reads is not written."""
+    pending = list(operations)
+    result: list[Operation | WithDropout] = []
+    while pending:
+        first = pending.pop(0)
+        second = pending[0] if pending else None
+        if isinstance(first, BiasActivationForward) and isinstance(second, Dropout):
+            in_place = _at(first.out) in (_at(first.z), _at(second.out))
+            result.append(WithDropout(first, second, first.activation.needs == "h" or in_place))
+            pending.pop(0)
+        elif isinstance(first, Dropout) and isinstance(second, BiasActivationBackward):
+            result.append(WithDropout(second, first))
+            pending.pop(0)
+        else:
+            result.append(first)
+    return result
+
+
 class Launches:
-    """A method for each operation of :class:`gpubackprop.backends.base.Backend`, all outputs given, on CuPy's current device.
+    """A method for each operation of the table on arrays, all outputs given, on CuPy's current device.
 
     Parameters
     ----------
@@ -80,14 +128,22 @@ class Launches:
         own._shared, own._scratch = True, {}
         return own
 
+    def of(self, item: Operation | WithDropout) -> list[Launch]:
+        """Return the launches of an operation, or of a pass with dropout."""
+        if isinstance(item, Operation):
+            launches: list[Launch] = getattr(self, item.name)(item)
+            return launches
+        if isinstance(item.operation, BiasActivationForward):
+            return self.bias_activation_forward(item.operation, item.dropout, output=item.output)
+        return self.bias_activation_backward(item.operation, item.dropout)
+
     def bias_activation_forward(
-        self, z: Array, b: Array, activation: Activation, out: Array, dropout: Mapping[str, Any] | None = None
+        self, o: BiasActivationForward, dropout: Dropout | None = None, *, output: bool = True
     ) -> list[Launch]:
-        """``dropout``: the arguments of that operation, done on the way; ``output`` among them says whether out is written."""
+        """``dropout`` is done on the way; ``output``: the activation before it is written too."""
+        z, b, activation, out = o.z, o.b, o.activation, o.out
         (n, d), dtype = z.shape, z.dtype
-        dropped, output = out, True
-        if dropout is not None:
-            dropped, output = dropout["out"], dropout["output"]
+        dropped = out if dropout is None else dropout.out
         width = passes.width_of(dtype, _at(z), _at(out), _at(dropped))
         line = d * passes.rows_of_line(width, d)
         keep = _at(out) != _at(z)
@@ -96,19 +152,11 @@ class Launches:
         pointers = _at(z), _at(b), _at(out), _at(dropped)
         return [self._launch(source, grid, block, *pointers, *self._mask(dtype, dropout), n * d, line, d)]
 
-    def bias_activation_backward(
-        self,
-        dh: Array,
-        z: Array | None,
-        h: Array | None,
-        activation: Activation,
-        out: Array,
-        db: Array,
-        dropout: Mapping[str, Any] | None = None,
-    ) -> list[Launch]:
-        """With ``dropout``, the arguments of that operation, it is done to dh first."""
+    def bias_activation_backward(self, o: BiasActivationBackward, dropout: Dropout | None = None) -> list[Launch]:
+        """With ``dropout``, that is done to dh first."""
+        dh, activation, out, db = o.dh if dropout is None else dropout.x, o.activation, o.out, o.db
         (n, d), dtype = dh.shape, dh.dtype
-        s, real = h if activation.needs == "h" else z, real_of(dtype)
+        s, real = o.at, real_of(dtype)
         width = passes.width_of(dtype, _at(dh), _at(s), _at(out))
         rows = passes.rows_of_line(width, d)
         grid, block = self._cut(n * d, d * rows, width, dtype, 64 // dtype.itemsize, in_a_row=IN_A_ROW)
@@ -124,20 +172,9 @@ class Launches:
             launches += self._column_sums(_at(partial), _at(db), grid[1] * rows, d, real)
         return launches
 
-    def bias_loss(
-        self,
-        z: Array,
-        b: Array,
-        y: Array,
-        loss: Loss,
-        weight: Array | None,
-        out: Array,
-        db: Array,
-        value: Array,
-        scalars: Array | None,
-        samples: int | None = None,
-        total: Array | None = None,
-    ) -> list[Launch]:
+    def bias_loss(self, o: BiasLoss) -> list[Launch]:
+        z, b, y, loss, weight, out = o.z, o.b, o.y, o.loss, o.weight, o.out
+        db, value, scalars, samples, total = o.db, o.value, o.scalars, o.samples, o.total
         (n, d), dtype = z.shape, z.dtype
         real, softmax = real_of(dtype), loss.family == "softmax"
         indices = y.ndim == 1 and softmax
@@ -207,23 +244,23 @@ class Launches:
         down = _at_least(min(-(-n // rows), max(1, self.blocks * THREADS // threads)), n, rows * IN_A_ROW)
         return cuda_softmax_rows.softmax_loss_row(loss, dtype, width, shape, variant), (1, down), (threads, 1), []
 
-    def normalize_weights(self, weight: Array, out: Array, total: Array | None = None) -> list[Launch]:
+    def normalize_weights(self, o: NormalizeWeights) -> list[Launch]:
+        weight, out = o.weight, o.out
         (n,), dtype = weight.shape, check_dtype(weight.dtype)
-        total = self.room(1, np.dtype(np.float64)) if total is None else total
+        total = self.room(1, np.dtype(np.float64)) if o.total is None else o.total
         source = cuda_training.normalize_weights(dtype)
         return [self._launch(source, (1, 1), (THREADS, 1), _at(weight), _at(out), _at(total), n, scratch=total)]
 
-    def dropout(
-        self, x: Array, rate: float, seed: int, layer: int, counters: Array, out: Array, first_block: int = 0
-    ) -> list[Launch]:
+    def dropout(self, o: Dropout) -> list[Launch]:
+        x, out = o.x, o.out
         size, dtype = x.size, check_dtype(x.dtype)
-        mask = {"rate": rate, "seed": seed, "layer": layer, "counters": counters, "first_block": first_block}
         width = passes.width_of(dtype, _at(x), _at(out))
         source = cuda_training.dropout(dtype, width)
         grid = (self._flat_grid(-(-size // width)), 1)
-        return [self._launch(source, grid, (THREADS, 1), _at(x), _at(out), *self._mask(dtype, mask), size)]
+        return [self._launch(source, grid, (THREADS, 1), _at(x), _at(out), *self._mask(dtype, o), size)]
 
-    def accumulate(self, total: Array | None, term: Array, out: Array) -> list[Launch]:
+    def accumulate(self, o: Accumulate) -> list[Launch]:
+        total, term, out = o.total, o.term, o.out
         size, dtype = term.size, check_dtype(term.dtype)
         first, a = total is None, term if total is None else total
         width = passes.width_of(dtype, _at(a), _at(term), _at(out))
@@ -231,7 +268,8 @@ class Launches:
         grid = (self._flat_grid(-(-size // width)), 1)
         return [self._launch(source, grid, (THREADS, 1), _at(a), _at(term), _at(out), size)]
 
-    def gather(self, source: Array, order: Array, counters: Array, out: Array) -> list[Launch]:
+    def gather(self, o: Gather) -> list[Launch]:
+        source, order, counters, out = o.source, o.order, o.counters, o.out
         size, rows, n = len(order), len(source), len(out)
         nbytes = out.nbytes // n
         storage, width = _copy_unit(nbytes, _at(source), _at(out))
@@ -243,7 +281,8 @@ class Launches:
         kernel = cuda_training.gather(storage, width)
         return [self._launch(kernel, (across, down), (bx, by), *arrays, size, rows, n, d)]
 
-    def clip(self, gradients: Array, max_norm: float, scalars: Array, loss_scaling: bool) -> list[Launch]:
+    def clip(self, o: Clip) -> list[Launch]:
+        gradients, max_norm, scalars, loss_scaling = o.gradients, o.max_norm, o.scalars, o.loss_scaling
         size, dtype = gradients.size, check_dtype(gradients.dtype)
         if _at(gradients) % VECTOR_BYTES:
             raise ValueError("gradients must be aligned to 16 bytes, as backend.zeros gives them")
@@ -262,23 +301,19 @@ class Launches:
             ),
         ]  # fmt: skip
 
-    def advance(
-        self, optimizer: Optimizer, rate: Array, batch: int, counters: Array, scalars: Array, loss_scaling: bool
-    ) -> list[Launch]:
+    def advance(self, o: Advance) -> list[Launch]:
+        optimizer, rate, batch, counters, scalars, loss_scaling = (
+            o.optimizer, o.rate, o.batch, o.counters, o.scalars, o.loss_scaling,
+        )  # fmt: skip
         dtype = check_dtype(scalars.dtype)
         source = cuda_training.advance(optimizer, dtype, loss_scaling)
         numbers = map(float, (*optimizer.numbers, *optimizer.schedule.numbers))
         return [self._launch(source, (1, 1), (1, 1), _at(rate), _at(counters), _at(scalars), int(batch), *numbers)]
 
-    def update(
-        self,
-        optimizer: Optimizer,
-        parameters: Array,
-        gradients: Array,
-        states: Array,
-        scalars: Array,
-        weights: Array | None,
-    ) -> list[Launch]:
+    def update(self, o: Update) -> list[Launch]:
+        optimizer, parameters, gradients, states, scalars, weights = (
+            o.optimizer, o.parameters, o.gradients, o.states, o.scalars, o.weights,
+        )  # fmt: skip
         size, dtype = parameters.size, check_dtype(parameters.dtype)
         pointers = [_at(parameters), _at(gradients), 0, _at(scalars), 0]
         if optimizer.n_states:
@@ -356,14 +391,13 @@ class Launches:
         sums, rows, more = self._shorten(_at(room), down, d, real)
         return sums, rows, [first, *more]
 
-    def _mask(self, dtype: np.dtype[Any], dropout: Mapping[str, Any] | None) -> tuple[Any, ...]:
+    def _mask(self, dtype: np.dtype[Any], dropout: Dropout | None) -> tuple[Any, ...]:
         """Return counters, bound, scale, low, high, layer and first, as the kernels take them."""
         real = real_of(dtype).type
         if dropout is None:
             return 0, 0, real(1), 0, 0, 0, 0
-        rate, counters = dropout["rate"], dropout["counters"]
-        numbers = keep_threshold(rate), real(1 / (1 - rate)), *split_seed(dropout["seed"])
-        return _at(counters), *numbers, dropout["layer"], dropout.get("first_block", 0)
+        numbers = keep_threshold(dropout.rate), real(1 / (1 - dropout.rate)), *split_seed(dropout.seed)
+        return _at(dropout.counters), *numbers, dropout.layer, dropout.first_block
 
     def room(self, size: int, dtype: np.dtype[Any], *, apart: bool = False) -> Array:
         """Return scratch for ``size`` numbers; that of whole numbers is 0, and whoever uses it leaves it so.

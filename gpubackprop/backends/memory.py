@@ -1,27 +1,18 @@
-"""How much memory a pass or a step takes on a device, and what is said where there is not enough of it.
+"""How much memory there is on a device, how much buffers take there, and what is said where there is not enough of it.
 
-The count is made by the code that allocates: given a :class:`Tally` for a backend, it allocates nothing and leaves the number of
-bytes. The largest batch that fits is searched with such counts, so nothing is tried out on the device.
+Buffers have shapes before they have memory, so what a step takes is arithmetic, and the largest batch that fits is searched
+without an allocation.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
-from gpubackprop.definitions import Array
-from gpubackprop.intake import check_count
-from gpubackprop.interop import bytes_to_copy
+from gpubackprop.step.buffers import Buffer
 
 if TYPE_CHECKING:
     from gpubackprop.backends.base import Backend
-    from gpubackprop.network import Network
-    from gpubackprop.optimizers import Optimizer
-    from gpubackprop.workspace import Inputs
 
 BLOCK = 512  # bytes; CuPy's pool hands out multiples of it
 RESERVE = 64 << 20  # bytes, or an eighth of the free memory where that is less
@@ -47,28 +38,14 @@ class DeviceMemoryError(MemoryError):
         self.needed, self.free, self.largest_batch = needed, free, largest_batch
 
 
-class Tally:
-    """Stands in for a backend where allocations are to be counted: its arrays have shapes, and one element of memory."""
-
-    def __init__(self) -> None:
-        self.nbytes = 0
-
-    def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """Count an array as CuPy's pool does."""
-        self.nbytes += -(-math.prod(shape) * np.dtype(dtype).itemsize // BLOCK) * BLOCK
-        return np.broadcast_to(np.zeros((), dtype), shape)
-
-
-def bytes_of(allocate: Callable[[Any], Any]) -> int:
-    """Return the bytes that ``allocate(backend)`` takes from a backend."""
-    tally = Tally()
-    allocate(tally)
-    return tally.nbytes
+def nbytes_of(buffers: Iterable[Buffer]) -> int:
+    """Return the bytes that buffers with memory of their own take, as CuPy's pool counts them."""
+    return sum(-(-buffer.nbytes // BLOCK) * BLOCK for buffer in buffers)
 
 
 def free_bytes(backend: Backend, wanted: int = 0) -> int | None:
     """Return the bytes that may still be allocated, or None where no limit is known; ``wanted`` is to be allocated next."""
-    memory = backend.memory(wanted) if hasattr(backend, "memory") else None
+    memory = backend.memory(wanted)
     return None if memory is None else memory[0]
 
 
@@ -128,60 +105,6 @@ def choose_micro_batch(backend: Backend, what: str, n: int, parts: Callable[[int
         raise _error(what, backend, parts(smallest), free, 0, "; no micro-batch fits")
     count = -(-n // largest)
     return -(-n // (count * multiple)) * multiple
-
-
-def step_parts(
-    network: Network,
-    n: int,
-    m: int,
-    *,
-    indices: bool,
-    weighted: bool,
-    optimizer: Optimizer | None = None,
-    keep: bool = False,
-    buffers: int = 1,
-) -> dict[str, int]:
-    """Return the bytes that a step over n samples, m at a time, has yet to allocate; ``buffers`` hold a mini-batch each."""
-
-    def inputs(backend: Any) -> Inputs:
-        return network.inputs(n, indices, weighted, backend)
-
-    part = inputs(Tally()).rows(0, m)
-    return {
-        "optimizer state": bytes_of(lambda backend: optimizer and network.new_state(optimizer, backend)),
-        "mini-batch": buffers * bytes_of(inputs),
-        "workspace": bytes_of(lambda backend: network.workspace(part, keep=keep, backend=backend)),
-        "sums over micro-batches": bytes_of(network.new_sums) if m < n else 0,
-    }
-
-
-def data_bytes(network: Network, X: Any, y: Any = None, weight: Any = None) -> int:
-    """Return the bytes of a data set on the device, without what lies there already as the passes read it."""
-    total = bytes_to_copy(network.backend, X, network.dtype)
-    if y is not None:
-        total += bytes_to_copy(network.backend, y, np.int64 if network.takes_indices(y) else network.real)
-    return total + (0 if weight is None else bytes_to_copy(network.backend, weight, network.real))
-
-
-def fit_into_memory(
-    network: Network, what: str, n: int, micro_batch_size: int | str | None, parts: Callable[[int, int], Parts]
-) -> int:
-    """Return the size of the micro-batches of n samples, ``parts(n, m)`` being the bytes for n samples, m at a time.
-
-    Raises
-    ------
-    ValueError
-        ``micro_batch_size`` is neither "auto" nor a whole number >= 1.
-    DeviceMemoryError
-        They do not fit.
-    """
-    m = n if micro_batch_size in (None, "auto") else min(n, check_count("micro_batch_size", micro_batch_size))
-    network.make_room(sum(parts(n, m).values()))
-    if micro_batch_size == "auto":
-        return choose_micro_batch(network.backend, what, n, lambda m: parts(n, m), network.micro_batch_multiple)
-    advice = ", and micro_batch_size='auto' takes the whole in parts" if micro_batch_size is None else ""
-    check_memory(network.backend, what, n, lambda k: parts(k, min(k, m)), advice)
-    return m
 
 
 def _leaves_reserve(parts: Parts, free: int) -> bool:

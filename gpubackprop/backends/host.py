@@ -1,0 +1,34 @@
+"""Arrays of the host: what the backends that compute on it have in common."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpubackprop.backends.base import Backend
+from gpubackprop.definitions import Array, aligned_zeros
+
+
+class HostBackend(Backend):
+    """See :class:`gpubackprop.backends.base.Backend`."""
+
+    xp: ModuleType = np
+
+    def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
+        result = np.ascontiguousarray(a, dtype=dtype)
+        # memory of any place and byte order is copied, so that kernels may read it
+        return (
+            result if result.flags.aligned and result.dtype.isnative else result.astype(result.dtype.newbyteorder("="))
+        )
+
+    def to_numpy(self, a: Array) -> np.ndarray:
+        return np.asarray(a)
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        return np.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        return aligned_zeros(shape, dtype)

@@ -1,0 +1,230 @@
+"""Passes that are run operation by operation: what ``forward``, ``backward``, ``loss_and_gradients`` and ``trace`` do.
+
+A pass has memory of its own for one number of samples, and is one caller's at a time: threads that share a network share no
+memory. Passes are kept and lent again; so are the gradients, which those of all sizes take turns with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gpubackprop.activations import identity
+from gpubackprop.backends.memory import check_memory, nbytes_of
+from gpubackprop.definitions import Array
+from gpubackprop.parameters import Parameters
+from gpubackprop.step import layout, passes
+from gpubackprop.step.buffers import Buffer, Memory
+from gpubackprop.step.operations import Operation
+
+if TYPE_CHECKING:
+    from gpubackprop.network import Network
+
+
+class Kind(NamedTuple):
+    """For what a pass is, and for which queue of the device: nothing orders the work of two queues.
+
+    ``purpose`` is "forward", to be followed by a backward pass for one's own loss, or "gradients", for the network's loss.
+    """
+
+    purpose: str
+    n: int
+    class_indices: bool
+    weighted: bool
+    keep: bool
+    queue: Hashable
+
+
+class Pool:
+    """Things that nobody uses, by their kinds.
+
+    It has no lock, since single operations on lists and dicts are atomic, and a lock may be taken for ever in a forked process.
+
+    Parameters
+    ----------
+    kinds : int
+        How many kinds are kept; the kind that was not used for the longest time goes first.
+    """
+
+    MOST = 16  # of a kind: no more threads than that find theirs ready
+
+    def __init__(self, kinds: int) -> None:
+        self._kinds = kinds
+        self._free: dict[Hashable, list[Any]] = {}
+
+    def take(self, kind: Hashable) -> Any:
+        """Return one of a kind, which is then the caller's alone, or None where there is none."""
+        try:
+            return self._free[kind].pop()
+        except (KeyError, IndexError):
+            return None
+
+    def give(self, kind: Hashable, item: Any) -> None:
+        """Take one back."""
+        free = self._free.pop(kind, [])  # and in again, as the one that was used last
+        if len(free) < self.MOST:
+            free.append(item)
+        self._free[kind] = free
+        for old in list(self._free)[: -self._kinds]:
+            self._free.pop(old, None)
+
+    def forget_oldest(self) -> None:
+        """Let the memory of one kind go."""
+        for old in list(self._free)[:1]:
+            self._free.pop(old, None)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([kind for kind, free in list(self._free.items()) if free])
+
+    def __bool__(self) -> bool:
+        return bool(self._free)
+
+
+class Pass:
+    """The operations and the memory of an eager pass.
+
+    Attributes
+    ----------
+    kind : Kind
+    layout : Layout
+    gradients : Parameters or None
+        Where it leaves them, while they are lent to it.
+    """
+
+    def __init__(self, network: Network, kind: Kind) -> None:
+        self.kind, self._backend = kind, network.backend
+        a, forward_only = network.architecture, kind.purpose == "forward"
+        given = layout.inputs(a, kind.n, class_indices=kind.class_indices, weighted=kind.weighted)
+        self.layout = layout.layout(a, given, keep=kind.keep)
+        self._memory = Memory(network.fixed_arrays).allocate(own_buffers(self.layout, kind), network.backend.zeros)
+        self.gradients: Parameters | None = None
+        first, then = passes.Tape(), passes.Tape()
+        passes.forward(self.layout, first)
+        if forward_only:
+            passes.output_bias(self.layout, first)
+            output = self.layout.layers[-1]
+            do = Buffer("do_given", output.delta.shape, output.delta.dtype)
+            then.bias_activation_backward(do, None, do, identity, out=output.delta, db=output.db)
+        else:
+            passes.loss(a, self.layout, first)
+        passes.backward(self.layout, then)
+        self._forward, self._backward = _Bound(first.operations), _Bound(then.operations)
+
+    def lend(self, gradients: Parameters | None) -> None:
+        """Take gradients to write to, or give them back."""
+        self.gradients = gradients
+        if gradients is not None and self._memory.arrays["gradients"] is not gradients.flat:
+            self._memory = Memory(self._memory.arrays | {"gradients": gradients.flat})
+            self._forward.forget()
+            self._backward.forget()
+
+    def forward(self, **given: Array) -> None:
+        """Run the forward pass, for "gradients" with the loss; ``given`` are arrays in the places of the inputs."""
+        self._run(self._forward, given)
+
+    def backward(self, **given: Array) -> None:
+        """Run the backward pass, for "forward" from ``do_given`` on."""
+        self._run(self._backward, given)
+
+    def array(self, buffer: Buffer) -> Array:
+        """Return the array of a buffer that is no input."""
+        return self._memory.array(buffer)
+
+    def _run(self, operations: _Bound, given: dict[str, Array]) -> None:
+        for operation in operations.on(self._memory, given):
+            self._backend.execute(operation)
+
+
+class _Bound:
+    """Operations that are bound to memory once, but for those on arrays that each call is given."""
+
+    def __init__(self, operations: list[Operation]) -> None:
+        self._operations = [(o, {b.own.name for n in o.arrays if (b := getattr(o, n)) is not None}) for o in operations]
+        self.forget()
+
+    def forget(self) -> None:
+        """Bind them anew, when their memory has become another."""
+        self._bound: list[Operation | None] = [None] * len(self._operations)
+
+    def on(self, memory: Memory, given: dict[str, Array]) -> Iterator[Operation]:
+        """Yield the operations on arrays."""
+        there = Memory(memory.arrays | given) if given else memory
+        for i, (operation, names) in enumerate(self._operations):
+            bound = self._bound[i]
+            if bound is None:
+                if names.isdisjoint(given):
+                    bound = self._bound[i] = operation.bound(memory)
+                else:
+                    bound = operation.bound(there)
+            yield bound
+
+
+class EagerPasses:
+    """The passes of a network that are kept, and what they may take of a device's memory."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.kept = Pool(6)
+        self.gradients = Pool(6)
+
+    def kind(
+        self, purpose: str, n: int, *, class_indices: bool = True, weighted: bool = False, keep: bool = False
+    ) -> Kind:
+        """Return the kind of a pass on the current queue of the device."""
+        return Kind(purpose, n, class_indices, weighted, keep, self._network.backend.queue())
+
+    def take(self, kind: Kind) -> Pass:
+        """Return a pass for the caller alone, with gradients if it is to compute some; those of the last few kinds are kept."""
+        self._network.refresh()
+        taken: Pass | None = self.kept.take(kind)
+        if taken is None:
+            self.check_room(kind)
+            taken = Pass(self._network, kind)
+        if kind.purpose == "gradients":
+            self.lend_gradients(taken)
+        return taken
+
+    def give(self, taken: Pass) -> None:
+        """Take a pass back from its caller; not after an exception, since something may still write to it."""
+        self.take_gradients(taken)
+        self.kept.give(taken.kind, taken)
+
+    def lend_gradients(self, to: Pass) -> None:
+        """Give a pass memory for gradients."""
+        network = self._network
+        gradients = self.gradients.take(to.kind.queue)
+        to.lend(gradients or Parameters.zeros(network.backend, network.layer_sizes, network.real))
+
+    def take_gradients(self, of: Pass) -> None:
+        """Take back what was lent."""
+        if of.gradients is not None:
+            self.gradients.give(of.kind.queue, of.gradients)
+            of.lend(None)
+
+    def check_room(self, kind: Kind, data: int = 0) -> None:
+        """Raise DeviceMemoryError if a new pass does not fit beside so many bytes of data, even without the older ones."""
+        network = self._network
+        new = kind.purpose == "gradients" and kind.queue not in self.gradients
+        gradients = nbytes_of([network.buffers.gradients]) if new else 0
+
+        def parts(k: int) -> dict[str, int]:
+            a, n = network.architecture, kind.n
+            given = layout.inputs(a, k, class_indices=kind.class_indices, weighted=kind.weighted)
+            workspace = nbytes_of(own_buffers(layout.layout(a, given, keep=kind.keep), kind))
+            return {"data": -(-data * k // n), "workspace": workspace, "gradients": gradients}
+
+        self.make_room(sum(parts(kind.n).values()))
+        check_memory(network.backend, f"{kind.purpose} over {kind.n} samples", kind.n, parts)
+
+    def make_room(self, wanted: int) -> None:
+        """Let go of passes, the oldest first, until so many bytes may be allocated."""
+        while self.kept and not self._network.fits(wanted):
+            self.kept.forget_oldest()
+            self.gradients.forget_oldest()
+
+
+def own_buffers(of: layout.Layout, kind: Kind) -> list[Buffer]:
+    """Return the buffers that a pass has memory for: for "gradients" it reads the caller's X, y and weights."""
+    given = of.inputs
+    mine = [given.X] if kind.purpose == "forward" else []
+    return [*mine, *(b for b in (given.normalized, given.total) if b is not None), *of.workspace]
