@@ -14,7 +14,7 @@ import numpy as np
 from gpubackprop.architecture import Architecture
 from gpubackprop.backends import choose_device, get_backend, takes_precision
 from gpubackprop.backends.base import Backend
-from gpubackprop.backends.current import OnDevice
+from gpubackprop.backends.current import OnDevice, active
 from gpubackprop.backends.memory import check_fixed, check_memory, choose_micro_batch, fits, nbytes_of
 from gpubackprop.definitions import Array, check_count
 from gpubackprop.eager import EagerPasses
@@ -94,8 +94,9 @@ class Network(SetOnce, OnDevice):
     def __init__(self, architecture: Architecture, device: str | Backend, parameters: np.ndarray | None = None) -> None:
         if isinstance(device, str) and device == "auto":
             device = choose_device(architecture.layer_sizes)
-        asked = {"matmul_precision": architecture.matmul_precision} if takes_precision(device) else {}
-        self.backend: Backend = get_backend(device, **({} if asked.get("matmul_precision") == "float32" else asked))
+        asked = takes_precision(device) and architecture.matmul_precision != "float32"
+        options = {"matmul_precision": architecture.matmul_precision} if asked else {}
+        self.backend: Backend = get_backend(device, **options)
         if not isinstance(device, str) and len(self.backend.precisions) > 1:  # it has one of its own
             architecture = replace(architecture, matmul_precision=self.backend.matmul_precision)
         self.device = self.backend.device
@@ -104,6 +105,10 @@ class Network(SetOnce, OnDevice):
             allowed = ", ".join(self.backend.dtypes)
             raise ValueError(f"device {self.device!r} computes in {allowed}; dtype is {self.dtype.name!r}")
         self.buffers = layout.fixed(architecture)
+        with active(self.backend):
+            self._allocate(initial_parameters(architecture) if parameters is None else parameters)
+
+    def _allocate(self, host: np.ndarray) -> None:
         check_fixed(self.backend, f"a network {'-'.join(map(str, self.layer_sizes))}", {
             "parameters and gradients": nbytes_of(b for b in self.buffers if b.name not in ("counters", "scalars")),
         })  # fmt: skip
@@ -119,7 +124,6 @@ class Network(SetOnce, OnDevice):
         self._holds: dict[str, Hold] = {}  # a fit that trains this network
         self._version = 0  # counts what changed the parameters
         self.eager = EagerPasses(self)
-        host = initial_parameters(architecture) if parameters is None else parameters
         self.parameters.flat[...] = self.backend.asarray(host)
         self.refresh()
 

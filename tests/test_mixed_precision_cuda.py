@@ -75,7 +75,7 @@ def test_eager_and_captured_steps_give_the_same_bits(dtype: str) -> None:
         captured()
     np.testing.assert_array_equal(bits(one), bits(two))
     for model in (one, two):
-        stored = model.backend.to_numpy(model.weights.flat)
+        stored = model.backend.to_numpy(model.network.weights.flat)
         np.testing.assert_array_equal(stored, bits(model).astype(stored.dtype))
 
 

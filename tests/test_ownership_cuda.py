@@ -341,7 +341,7 @@ def test_everything_runs_with_the_networks_device_current(
             "check_gradients": lambda: gb.check_gradients(model, X, y),
             "explain": lambda: gb.explain(model, X, y),
             "step": lambda: model.step(4, "sgd").compile()(2),
-            "refresh": lambda: model.refresh(),
+            "refresh": lambda: model.network.refresh(),
             "deepcopy": lambda: copy.deepcopy(model),
             "pickle": lambda: pickle.loads(pickle.dumps(model)),
         }

@@ -49,7 +49,14 @@ def test_the_names_in_the_table_of_the_mathematics_exist():
     from gpubackprop.step import passes, step
     from gpubackprop.training import fit
 
-    owners = {"MLP": mlp.MLP, "passes": passes, "step": step, "Step": step.Step, "parameters": parameters, "training": fit}
+    owners = {
+        "MLP": mlp.MLP,
+        "passes": passes,
+        "step": step,
+        "Step": step.Step,
+        "parameters": parameters,
+        "training": fit,
+    }
     named = re.findall(r"`(MLP|passes|step|Step|parameters|training)\.(\w+)`", README)
     assert len(named) > 8
     for owner, name in named:

@@ -18,6 +18,7 @@ from gpubackprop.backends import get_backend
 from gpubackprop.definitions import check_dtype, real_of
 from gpubackprop.losses import LOSSES
 from gpubackprop.machine.diagnosis import cuda_problem
+from gpubackprop.step.operations import BiasActivationBackward, BiasActivationForward, Dropout
 from gpubackprop.step.state import SKIP
 
 try:
@@ -99,11 +100,14 @@ class TestPasses:
         a = Arrays(cuda, dtype, d)
         z, b, dropped, db = a.new(), a.new(d), a.new(), a.new(d, real=True)
         counters = cuda.zeros((2,), np.int64)
-        mask = {"rate": 0.3, "seed": 1, "layer": 0, "counters": counters, "out": dropped, "output": True}
         relu, launches = ACTIVATIONS["relu"], cuda._launches
-        forward = launches.bias_activation_forward(z, b, relu, z, dropout=mask)
+        after = Dropout(z, 0.3, 1, 0, counters, dropped)
+        forward = launches.bias_activation_forward(BiasActivationForward(z, b, relu, z), after)
         check(cuda, lambda: cuda._run(forward), 3 * a.m + b.nbytes)
-        backward = launches.bias_activation_backward(dropped, None, z, relu, dropped, db, dropout=mask)
+        before = Dropout(dropped, 0.3, 1, 0, counters, dropped)
+        backward = launches.bias_activation_backward(
+            BiasActivationBackward(dropped, None, z, relu, dropped, db), before
+        )
         check(cuda, lambda: cuda._run(backward), 3 * a.m + db.nbytes)
 
     def test_dropout_and_gather(self, dtype: str, d: int, cuda: Any) -> None:
