@@ -6,18 +6,19 @@ memory. Passes are kept and lent again; so are the gradients, which those of all
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpubackprop.activations import identity
 from gpubackprop.backends.memory import check_memory, nbytes_of
-from gpubackprop.definitions import Array
+from gpubackprop.definitions import Array, version_of
 from gpubackprop.parameters import Parameters
 from gpubackprop.step import layout, passes
 from gpubackprop.step.buffers import Buffer, Memory
 from gpubackprop.step.operations import Operation
 
 if TYPE_CHECKING:
+    from gpubackprop.backends.base import Backend
     from gpubackprop.network import Network
 
 
@@ -108,15 +109,17 @@ class Pass:
         else:
             passes.loss(a, self.layout, first)
         passes.backward(self.layout, then)
-        self._forward, self._backward = _Bound(first.operations), _Bound(then.operations)
+        self._forward, self._backward = _Prepared(first.operations), _Prepared(then.operations)
+        self._dtype = a.dtype
+        self._definitions = list(dict.fromkeys([*a.activations, *([] if forward_only else [a.loss])]))
+        self._formulas: list[object] = []
 
     def lend(self, gradients: Parameters | None) -> None:
         """Take gradients to write to, or give them back."""
         self.gradients = gradients
         if gradients is not None and self._memory.arrays["gradients"] is not gradients.flat:
             self._memory = Memory(self._memory.arrays | {"gradients": gradients.flat})
-            self._forward.forget()
-            self._backward.forget()
+            self._forget()
 
     def forward(self, **given: Array) -> None:
         """Run the forward pass, for "gradients" with the loss; ``given`` are arrays in the places of the inputs."""
@@ -130,33 +133,41 @@ class Pass:
         """Return the array of a buffer that is no input."""
         return self._memory.array(buffer)
 
-    def _run(self, operations: _Bound, given: dict[str, Array]) -> None:
-        for operation in operations.on(self._memory, given):
-            self._backend.execute(operation)
+    def _run(self, operations: _Prepared, given: dict[str, Array]) -> None:
+        formulas = [version_of(definition, self._dtype) for definition in self._definitions]
+        if formulas != self._formulas:  # what an activation or a loss reads was edited
+            self._forget()
+            self._formulas = formulas
+        operations.run(self._backend, self._memory, given)
+
+    def _forget(self) -> None:
+        self._forward.forget()
+        self._backward.forget()
 
 
-class _Bound:
-    """Operations that are bound to memory once, but for those on arrays that each call is given."""
+class _Prepared:
+    """Operations that are prepared once, but for those on arrays that each call is given."""
 
     def __init__(self, operations: list[Operation]) -> None:
         self._operations = [(o, {b.own.name for n in o.arrays if (b := getattr(o, n)) is not None}) for o in operations]
         self.forget()
 
     def forget(self) -> None:
-        """Bind them anew, when their memory has become another."""
-        self._bound: list[Operation | None] = [None] * len(self._operations)
+        """Prepare them anew, when their memory or their formulas have become others."""
+        self._ready: list[Callable[[], None] | None] = [None] * len(self._operations)
 
-    def on(self, memory: Memory, given: dict[str, Array]) -> Iterator[Operation]:
-        """Yield the operations on arrays."""
+    def run(self, backend: Backend, memory: Memory, given: dict[str, Array]) -> None:
+        """Run them in order."""
         there = Memory(memory.arrays | given) if given else memory
         for i, (operation, names) in enumerate(self._operations):
-            bound = self._bound[i]
-            if bound is None:
-                if names.isdisjoint(given):
-                    bound = self._bound[i] = operation.bound(memory)
-                else:
-                    bound = operation.bound(there)
-            yield bound
+            ready = self._ready[i]
+            if ready is not None:
+                ready()
+            elif names.isdisjoint(given):
+                ready = self._ready[i] = backend.prepare(operation.bound(memory))
+                ready()
+            else:
+                backend.execute(operation.bound(there))
 
 
 class EagerPasses:

@@ -15,6 +15,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -115,6 +116,10 @@ class Backend(ABC):
         """Run an operation whose arrays are known to fit."""
         function, arguments = self.bind(operation)
         function(*arguments)
+
+    def prepare(self, operation: Operation) -> Callable[[], None]:
+        """Return a function that runs an operation on these arrays again and again, by the formulas that it has now."""
+        return partial(self.execute, operation)
 
     def run(self, operation: Operation) -> Operation:
         """Check an operation's arrays, allocate the outputs that are left out, run it, and return it with all its arrays."""

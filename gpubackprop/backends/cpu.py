@@ -55,6 +55,10 @@ class CpuBackend(HostBackend):
         kernel, arguments = self._call(operation)
         kernel(*arguments)
 
+    def prepare(self, operation: Operation) -> Callable[[], None]:
+        kernel, arguments = self._call(operation)
+        return kernel.prepare(arguments)
+
     def compile(self, step: Step) -> Run:
         self._scratch.forget()  # a step has memory of its own, since steps run in several Python threads at once
         calls = [self.bind(operation) for operation in step.bound()]

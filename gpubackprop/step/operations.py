@@ -14,7 +14,8 @@ and in a compiled step it is the label of no class, as if the sample's row of ta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from functools import cache
 from types import EllipsisType
 from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, get_type_hints
 
@@ -159,7 +160,9 @@ class Operation:
 
     def with_arrays(self, arrays: dict[str, Operand]) -> Self:
         """Return the same operation with other arrays."""
-        return replace(self, **arrays)
+        made = object.__new__(type(self))  # as dataclasses.replace, in a sixth of its time
+        vars(made).update(vars(self), **arrays)
+        return made
 
 
 def operation(cls: type[Kind]) -> type[Kind]:
@@ -257,8 +260,7 @@ class BiasActivationBackward(Operation):
         return [self.dh, self.at]
 
     def specs(self) -> dict[str, Spec]:
-        unread = "z" if self.activation.needs == "h" else "h"
-        return {name: spec for name, spec in self.arrays.items() if name != unread}
+        return _without(type(self), "z" if self.activation.needs == "h" else "h")
 
     @property
     def flops(self) -> int:
@@ -299,7 +301,7 @@ class BiasLoss(Operation):
 
     def specs(self) -> dict[str, Spec]:
         indices = self.loss.family == "softmax" and getattr(self.y, "ndim", 0) == 1
-        return {**self.arrays, "y": Spec(("n",), "int64")} if indices else self.arrays
+        return _with_indices() if indices else self.arrays
 
     @property
     def flops(self) -> int:
@@ -497,10 +499,18 @@ class Update(Operation):
         return f"{self.parameters} ← {kind}({self.parameters}, {self.gradients})"
 
     def specs(self) -> dict[str, Spec]:
-        if self.optimizer.n_states:
-            return self.arrays
-        return {name: spec for name, spec in self.arrays.items() if name != "states"}
+        return self.arrays if self.optimizer.n_states else _without(type(self), "states")
 
     @property
     def flops(self) -> int:
         return int((2 + 4 * self.optimizer.n_states) * self.parameters.size)
+
+
+@cache
+def _without(kind: type[Operation], unread: str) -> dict[str, Spec]:
+    return {name: spec for name, spec in kind.arrays.items() if name != unread}
+
+
+@cache
+def _with_indices() -> dict[str, Spec]:
+    return {**BiasLoss.arrays, "y": Spec(("n",), "int64")}
