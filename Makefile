@@ -25,9 +25,10 @@ test-all: test
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	# mypy sees a package as it is installed: kernels/ and bench/ inside gpubackprop/
+	# mypy and import-linter see a package as it is installed: kernels/ and bench/ inside gpubackprop/
 	rm -rf build/typed && mkdir -p build/typed && cp -r gpubackprop build/typed && cp -r kernels bench build/typed/gpubackprop
 	cd build/typed && $(abspath $(BIN))/mypy --strict --config-file ../../pyproject.toml -p gpubackprop
+	cd build/typed && PYTHONPATH=. $(abspath $(BIN))/lint-imports --no-cache ../../pyproject.toml
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/gpubackprop bench

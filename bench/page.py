@@ -11,7 +11,7 @@ from gpubackprop.bench import plots
 from gpubackprop.bench.case import Row, best_seconds
 from gpubackprop.bench.report import Report
 from gpubackprop.bench.text import SAME, number, times, unit_of
-from gpubackprop.training.checkpoint import write_whole
+from gpubackprop.machine.files import write_whole
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1c2733; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpubackprop.bench.case import Row, Settings, key_of
 from gpubackprop.bench.ledger import annotate
-from gpubackprop.training.checkpoint import write_whole
+from gpubackprop.machine.files import write_whole
 
 SCHEMA = 2
 NAME = "report.json"

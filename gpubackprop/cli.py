@@ -204,7 +204,7 @@ def check(
 @app.command()
 def info() -> None:
     """Print devices and versions, and which pieces are missing."""
-    from gpubackprop.machine.info import info as facts
+    from gpubackprop.inspect.info import info as facts
 
     for name, value in facts().items():
         print(f"{name + ':':15s} {value}")
@@ -296,7 +296,7 @@ def _check_folder(out: Path) -> None:
 
 def _write(out: Path, model: MLP, history: dict[str, list[float]], name: str) -> None:
     from gpubackprop.inspect.pictures import learning_curve
-    from gpubackprop.training.checkpoint import write_whole
+    from gpubackprop.machine.files import write_whole
 
     model.save(out / "model.safetensors")
     write_whole(out / "history.json", json.dumps(history, indent=1).encode())

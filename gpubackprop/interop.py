@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gpubackprop.backends.base import Backend
-from gpubackprop.backends.current import device_of
 from gpubackprop.definitions import Array, check_dtype
+
+if TYPE_CHECKING:
+    from gpubackprop.backends.base import Backend
 
 ON_GPU = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
@@ -143,3 +145,8 @@ def like(backend: Backend, result: Array, given: Any) -> Any:
         jnp = sys.modules["jax"].numpy
         return jnp.from_dlpack(result) if stays else jnp.asarray(backend.to_numpy(result))
     return backend.to_numpy(result)
+
+
+def device_of(a: Any) -> AbstractContextManager[Any]:
+    """Return a context in which the device of an array is the current one."""
+    return a.device if type(a).__module__.partition(".")[0] == "cupy" else nullcontext()

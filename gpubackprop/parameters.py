@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from gpubackprop.backends.base import Backend
-from gpubackprop.backends.current import device_of
 from gpubackprop.definitions import Array
+from gpubackprop.interop import device_of
 from gpubackprop.step.layout import flat_size, offsets
 
 if TYPE_CHECKING:

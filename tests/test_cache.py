@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from gpubackprop.inspect.info import info
 from gpubackprop.machine import cache
-from gpubackprop.machine.info import info
 
 posix = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are those of POSIX")
 

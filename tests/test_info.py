@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.machine import diagnosis, info
+from gpubackprop.inspect import info
+from gpubackprop.machine import diagnosis
 from gpubackprop.machine.diagnosis import compute_capability, cuda_problem, missing_dtypes
 
 

@@ -56,8 +56,10 @@ class CpuBackend(HostBackend):
         kernel(*arguments)
 
     def prepare(self, operation: Operation) -> Callable[[], None]:
+        kernel: Any
         kernel, arguments = self._call(operation)
-        return kernel.prepare(arguments)
+        run: Callable[[], None] = kernel.prepare(arguments)
+        return run
 
     def compile(self, step: Step) -> Run:
         self._scratch.forget()  # a step has memory of its own, since steps run in several Python threads at once

@@ -23,11 +23,6 @@ def active(backend: Any) -> AbstractContextManager[Any]:
     return _HOST if backend is None else backend.active()
 
 
-def device_of(a: Any) -> AbstractContextManager[Any]:
-    """Return a context in which the device of an array is the current one."""
-    return a.device if type(a).__module__.partition(".")[0] == "cupy" else _HOST
-
-
 class OnDevice:
     """Its public methods, and those of its subclasses, run with the device of ``self.backend`` current."""
 

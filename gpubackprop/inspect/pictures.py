@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpubackprop.training.checkpoint import write_whole
+from gpubackprop.machine.files import write_whole
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 

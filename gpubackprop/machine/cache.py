@@ -14,13 +14,9 @@ import stat
 import tempfile
 import warnings
 from contextlib import suppress
-from functools import cache
 from pathlib import Path, PurePath
 
 import platformdirs
-
-from gpubackprop._version import __version__
-from gpubackprop.fingerprint import fingerprint
 
 _MAGIC = b"gpubackprop cache entry 1\n"
 
@@ -122,13 +118,3 @@ def _and_parents(path: Path) -> list[Path]:
 
 def _writable_by_others(mode: int) -> bool:
     return bool(mode & (stat.S_IWGRP | stat.S_IWOTH))
-
-
-@cache
-def source_digest() -> str:
-    """Return a digest of the source text of all kernels of this package, and of its version."""
-    from gpubackprop import kernels
-
-    folders = [Path(folder) for folder in kernels.__path__]
-    files = [(path.relative_to(folder).as_posix(), path) for folder in folders for path in folder.rglob("*.py")]
-    return fingerprint(__version__, [(name, path.read_bytes()) for name, path in sorted(files)])

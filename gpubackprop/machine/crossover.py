@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Sequence
 
+from gpubackprop.fingerprint import fingerprint
 from gpubackprop.machine.diagnosis import cuda_version
 
 BATCH = 128  # samples in a mini-batch where it is not known: the default of ``fit``
@@ -43,6 +44,4 @@ def _stored() -> dict[str, float]:
 
 def _file() -> str:
     """Return the name of the file: another machine, or another driver, has another one."""
-    from gpubackprop.fingerprint import fingerprint
-
     return f"crossover-{fingerprint(platform.node(), platform.processor(), os.cpu_count(), cuda_version())}.json"

@@ -260,7 +260,7 @@ class BiasActivationBackward(Operation):
         return [self.dh, self.at]
 
     def specs(self) -> dict[str, Spec]:
-        return _without(type(self), "z" if self.activation.needs == "h" else "h")
+        return _without(self.name, "z" if self.activation.needs == "h" else "h")
 
     @property
     def flops(self) -> int:
@@ -499,7 +499,7 @@ class Update(Operation):
         return f"{self.parameters} ← {kind}({self.parameters}, {self.gradients})"
 
     def specs(self) -> dict[str, Spec]:
-        return self.arrays if self.optimizer.n_states else _without(type(self), "states")
+        return self.arrays if self.optimizer.n_states else _without(self.name, "states")
 
     @property
     def flops(self) -> int:
@@ -507,8 +507,8 @@ class Update(Operation):
 
 
 @cache
-def _without(kind: type[Operation], unread: str) -> dict[str, Spec]:
-    return {name: spec for name, spec in kind.arrays.items() if name != unread}
+def _without(operation: str, unread: str) -> dict[str, Spec]:
+    return {name: spec for name, spec in OPERATIONS[operation].arrays.items() if name != unread}
 
 
 @cache

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ import numpy as np
 
 from gpubackprop.architecture import Architecture
 from gpubackprop.backends.current import active
+from gpubackprop.machine.files import write_whole
 from gpubackprop.network import Network
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
@@ -94,26 +93,6 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[Network, Histo
         raise ValueError(f"{str(path)!r} has a damaged description: {type(error).__name__} {error}") from None
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from None
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _describe_dataclass(item: Optimizer | Schedule) -> dict[str, Any]:

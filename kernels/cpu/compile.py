@@ -27,8 +27,8 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from gpubackprop.fingerprint import Digest, fingerprint, thaw
+from gpubackprop.kernels.source import source_digest
 from gpubackprop.machine import cache
-from gpubackprop.machine.cache import source_digest
 
 
 @intrinsic  # type: ignore[untyped-decorator]

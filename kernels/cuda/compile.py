@@ -21,6 +21,7 @@ from numba import config
 from gpubackprop.fingerprint import Digest, fingerprint, thaw
 from gpubackprop.kernels.cuda.access import STORAGE
 from gpubackprop.kernels.cuda.numba import cuda
+from gpubackprop.kernels.source import source_digest
 from gpubackprop.machine import cache as disk
 
 THREADS = 256
@@ -110,7 +111,7 @@ def _compiler() -> Digest:
         libraries.append((path.name, path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None)
     settings = {name: repr(value) for name, value in vars(config).items() if name.isupper() and "CUDA" in name}
     return fingerprint(
-        disk.source_digest(),
+        source_digest(),
         sys.version,
         packages,
         libraries,
