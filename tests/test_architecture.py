@@ -15,13 +15,12 @@ import pytest
 import gpubackprop as gb
 from gpubackprop.architecture import Architecture
 from gpubackprop.inspect.gradcheck import gradient_step
-from gpubackprop.machine.diagnosis import cuda_problem, installed
+from gpubackprop.machine.diagnosis import installed
 from gpubackprop.network import Network
 from gpubackprop.step.step import record
 
 gpu = [
     pytest.mark.gpu,
-    pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem())),
     pytest.mark.skipif(installed("nvmath-python") is None, reason="TF32 needs nvmath-python"),
 ]
 

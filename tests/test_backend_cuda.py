@@ -20,7 +20,6 @@ from gpubackprop.backends import get_backend
 from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.definitions import check_dtype, eps_of, real_of
 from gpubackprop.losses import LOSSES
-from gpubackprop.machine.diagnosis import cuda_problem
 from gpubackprop.optimizers import LBFGS, OPTIMIZERS
 from gpubackprop.step.state import CURSOR, FACTOR, GOOD, GROW_AFTER, NORM, SCALE, SKIP
 
@@ -40,8 +39,6 @@ DTYPES = [*REAL, "bfloat16", "float16"]
 
 @pytest.fixture(scope="module")
 def cuda() -> Any:
-    if problem := cuda_problem(0):
-        pytest.skip(problem)
     return get_backend("cuda")
 
 

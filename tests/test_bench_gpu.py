@@ -15,12 +15,10 @@ from gpubackprop.bench import report, run, sizes
 from gpubackprop.bench.peers import make_peer, make_problem
 from gpubackprop.bench.suites import cases_of
 from gpubackprop.bench.suites import kernels as kernel_suite
-from gpubackprop.machine.diagnosis import cuda_problem
 
-PROBLEM = cuda_problem()
 SETTINGS = cases.Settings(sizes.DRY, (), rounds=2, seconds=0.0, dry=True)
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")

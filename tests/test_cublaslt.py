@@ -5,9 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from gpubackprop.machine.diagnosis import cuda_problem
-
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")

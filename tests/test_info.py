@@ -9,7 +9,7 @@ import pytest
 import gpubackprop as gb
 from gpubackprop.inspect import info
 from gpubackprop.machine import diagnosis
-from gpubackprop.machine.diagnosis import compute_capability, cuda_problem, missing_dtypes
+from gpubackprop.machine.diagnosis import compute_capability, missing_dtypes
 
 
 @pytest.fixture
@@ -54,7 +54,6 @@ def test_without_a_driver_there_is_no_compute_capability(monkeypatch: pytest.Mon
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))
 def test_a_device_has_the_dtypes_that_are_said() -> None:
     import cupy
 

@@ -16,9 +16,8 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.interop import as_array, kind_of, to_backend
-from gpubackprop.machine.diagnosis import cuda_problem
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
+pytestmark = pytest.mark.gpu
 SIZES = [6, 8, 3]
 
 

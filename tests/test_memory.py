@@ -18,14 +18,11 @@ import gpubackprop as gb
 from gpubackprop import network
 from gpubackprop.backends.memory import BLOCK, choose_micro_batch, largest_that_fits, nbytes_of
 from gpubackprop.eager import own_buffers
-from gpubackprop.machine.diagnosis import cuda_problem
 from gpubackprop.step import layout
 from gpubackprop.step.buffers import Memory
 
 SIZES = [12, 32, 7, 3]
-CUDA = pytest.param(
-    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
-)
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 EVERY_DEVICE = pytest.mark.parametrize("device", ["reference", "cpu", CUDA])
 
 

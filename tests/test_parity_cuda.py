@@ -7,9 +7,8 @@ import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.inspect.explain import random_batch
 from gpubackprop.losses import LOSSES
-from gpubackprop.machine.diagnosis import cuda_problem
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
+pytestmark = pytest.mark.gpu
 SIZES, SAMPLES = [5, 8, 6, 3], 9
 PAIRS = [(a, "softmax_cross_entropy") for a in ACTIVATIONS] + [("tanh", name) for name in LOSSES]
 

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.machine.diagnosis import cuda_problem, installed
+from gpubackprop.machine.diagnosis import installed
 from gpubackprop.network import Data
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem())),
     pytest.mark.skipif(installed("nvmath-python") is None, reason="a captured step needs nvmath-python"),
 ]
 SIZES, BATCH, SAMPLES = [784, 256, 128, 10], 128, 640

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.machine.diagnosis import cuda_problem, installed
+from gpubackprop.machine.diagnosis import installed
 
 gpu = [
     pytest.mark.gpu,
-    pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem())),
 ]
 GPU = pytest.mark.parametrize("device", [pytest.param("cuda", marks=gpu)])
 

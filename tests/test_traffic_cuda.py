@@ -17,7 +17,6 @@ from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.backends import get_backend
 from gpubackprop.definitions import check_dtype, real_of
 from gpubackprop.losses import LOSSES
-from gpubackprop.machine.diagnosis import cuda_problem
 from gpubackprop.step.operations import BiasActivationBackward, BiasActivationForward, Dropout
 from gpubackprop.step.state import SKIP
 
@@ -28,7 +27,6 @@ except ImportError:
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem())),
     pytest.mark.skipif(ledger is None or not ledger.available(), reason="no counts on this device"),
 ]
 LARGE = 1 << 20
