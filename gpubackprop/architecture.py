@@ -135,6 +135,60 @@ class Architecture:
         )
 
 
+class Described:
+    """A base of what has an architecture: its fields, to be read."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """What describes it."""
+        raise NotImplementedError
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Inputs, hidden layers, outputs."""
+        return self.architecture.layer_sizes
+
+    @property
+    def activations(self) -> tuple[Activation, ...]:
+        """One for each hidden layer."""
+        return self.architecture.activations
+
+    @property
+    def loss(self) -> Loss:
+        """The loss."""
+        return self.architecture.loss
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of activations and products."""
+        return self.architecture.dtype
+
+    @property
+    def real(self) -> np.dtype[Any]:
+        """Of parameters, gradients and arithmetic."""
+        return self.architecture.real
+
+    @property
+    def seed(self) -> int:
+        """Of initial weights, order of the mini-batches and dropout."""
+        return self.architecture.seed
+
+    @property
+    def initializer(self) -> Initializer:
+        """What made the initial weights."""
+        return self.architecture.initializer
+
+    @property
+    def dropout(self) -> float:
+        """The share of hidden units dropped in training."""
+        return self.architecture.dropout
+
+    @property
+    def matmul_precision(self) -> str:
+        """How float32 matrices are multiplied on a GPU; kept by ``to``, ``save`` and ``load``, also by way of the CPU."""
+        return self.architecture.matmul_precision
+
+
 def check_layer_sizes(layer_sizes: Sequence[int], loss: Loss) -> tuple[int, ...]:
     """Return the layer sizes as a tuple of at least two positive whole numbers."""
     sizes = tuple(plain(d) for d in layer_sizes)

@@ -6,11 +6,11 @@ memory. Passes are kept and lent again; so are the gradients, which those of all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpubackprop.activations import identity
-from gpubackprop.backends.memory import check_memory, nbytes_of
+from gpubackprop.backends.memory import check_memory, fits, nbytes_of
 from gpubackprop.definitions import Array, version_of
 from gpubackprop.parameters import Parameters
 from gpubackprop.step import layout, passes
@@ -18,8 +18,8 @@ from gpubackprop.step.buffers import Buffer, Memory
 from gpubackprop.step.operations import Operation
 
 if TYPE_CHECKING:
+    from gpubackprop.architecture import Architecture
     from gpubackprop.backends.base import Backend
-    from gpubackprop.network import Network
 
 
 class Kind(NamedTuple):
@@ -92,12 +92,11 @@ class Pass:
         Where it leaves them, while they are lent to it.
     """
 
-    def __init__(self, network: Network, kind: Kind) -> None:
-        self.kind, self._backend = kind, network.backend
-        a, forward_only = network.architecture, kind.purpose == "forward"
+    def __init__(self, a: Architecture, backend: Backend, fixed: Mapping[str, Array], kind: Kind) -> None:
+        self.kind, self._backend, forward_only = kind, backend, kind.purpose == "forward"
         given = layout.inputs(a, kind.n, class_indices=kind.class_indices, weighted=kind.weighted)
         self.layout = layout.layout(a, given, keep=kind.keep)
-        self._memory = Memory(network.fixed_arrays).allocate(own_buffers(self.layout, kind), network.backend.zeros)
+        self._memory = Memory(fixed).allocate(own_buffers(self.layout, kind), backend.zeros)
         self.gradients: Parameters | None = None
         first, then = passes.Tape(), passes.Tape()
         passes.forward(self.layout, first)
@@ -171,10 +170,18 @@ class _Prepared:
 
 
 class EagerPasses:
-    """The passes of a network that are kept, and what they may take of a device's memory."""
+    """The passes of a network that are kept, and what they may take of a device's memory.
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
+    Parameters
+    ----------
+    architecture : Architecture
+    backend : Backend
+    fixed : mapping of str to array
+        The arrays of the network that do not depend on the number of samples.
+    """
+
+    def __init__(self, architecture: Architecture, backend: Backend, fixed: Mapping[str, Array]) -> None:
+        self._architecture, self._backend, self._fixed = architecture, backend, fixed
         self.kept = Pool(6)
         self.gradients = Pool(6)
 
@@ -182,15 +189,14 @@ class EagerPasses:
         self, purpose: str, n: int, *, class_indices: bool = True, weighted: bool = False, keep: bool = False
     ) -> Kind:
         """Return the kind of a pass on the current queue of the device."""
-        return Kind(purpose, n, class_indices, weighted, keep, self._network.backend.queue())
+        return Kind(purpose, n, class_indices, weighted, keep, self._backend.queue())
 
     def take(self, kind: Kind) -> Pass:
         """Return a pass for the caller alone, with gradients if it is to compute some; those of the last few kinds are kept."""
-        self._network.refresh()
         taken: Pass | None = self.kept.take(kind)
         if taken is None:
             self.check_room(kind)
-            taken = Pass(self._network, kind)
+            taken = Pass(self._architecture, self._backend, self._fixed, kind)
         if kind.purpose == "gradients":
             self.lend_gradients(taken)
         return taken
@@ -202,9 +208,8 @@ class EagerPasses:
 
     def lend_gradients(self, to: Pass) -> None:
         """Give a pass memory for gradients."""
-        network = self._network
-        gradients = self.gradients.take(to.kind.queue)
-        to.lend(gradients or Parameters.zeros(network.backend, network.layer_sizes, network.real))
+        a, gradients = self._architecture, self.gradients.take(to.kind.queue)
+        to.lend(gradients or Parameters.zeros(self._backend, a.layer_sizes, a.real))
 
     def take_gradients(self, of: Pass) -> None:
         """Take back what was lent."""
@@ -214,22 +219,21 @@ class EagerPasses:
 
     def check_room(self, kind: Kind, data: int = 0) -> None:
         """Raise DeviceMemoryError if a new pass does not fit beside so many bytes of data, even without the older ones."""
-        network = self._network
+        a, n = self._architecture, kind.n
         new = kind.purpose == "gradients" and kind.queue not in self.gradients
-        gradients = nbytes_of([network.buffers.gradients]) if new else 0
+        gradients = nbytes_of([layout.fixed(a).gradients]) if new else 0
 
         def parts(k: int) -> dict[str, int]:
-            a, n = network.architecture, kind.n
             given = layout.inputs(a, k, class_indices=kind.class_indices, weighted=kind.weighted)
             workspace = nbytes_of(own_buffers(layout.layout(a, given, keep=kind.keep), kind))
             return {"data": -(-data * k // n), "workspace": workspace, "gradients": gradients}
 
         self.make_room(sum(parts(kind.n).values()))
-        check_memory(network.backend, f"{kind.purpose} over {kind.n} samples", kind.n, parts)
+        check_memory(self._backend, f"{kind.purpose} over {kind.n} samples", kind.n, parts)
 
     def make_room(self, wanted: int) -> None:
         """Let go of passes, the oldest first, until so many bytes may be allocated."""
-        while self.kept and not self._network.fits(wanted):
+        while self.kept and not fits(self._backend, wanted):
             self.kept.forget_oldest()
             self.gradients.forget_oldest()
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.activations import Activation
-from gpubackprop.architecture import Architecture
+from gpubackprop.architecture import Architecture, Described
 from gpubackprop.backends import takes_precision
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.current import OnDevice, active
@@ -67,7 +67,7 @@ class TracedLayer:
     db: Array
 
 
-class MLP(SetOnce, OnDevice):
+class MLP(Described, SetOnce, OnDevice):
     """A multilayer perceptron h_l = phi_l(h_{l-1} W_l + b_l), o = h_L W_o + b_o, trained by backpropagation.
 
     Parameters
@@ -154,51 +154,6 @@ class MLP(SetOnce, OnDevice):
         return self._network.architecture
 
     @property
-    def layer_sizes(self) -> tuple[int, ...]:
-        """Inputs, hidden layers, outputs."""
-        return self.architecture.layer_sizes
-
-    @property
-    def activations(self) -> tuple[Activation, ...]:
-        """One for each hidden layer."""
-        return self.architecture.activations
-
-    @property
-    def loss(self) -> Loss:
-        """The loss."""
-        return self.architecture.loss
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of activations and products."""
-        return self.architecture.dtype
-
-    @property
-    def real(self) -> np.dtype[Any]:
-        """Of parameters, gradients and arithmetic."""
-        return self.architecture.real
-
-    @property
-    def seed(self) -> int:
-        """Of initial weights, order of the mini-batches and dropout."""
-        return self.architecture.seed
-
-    @property
-    def initializer(self) -> Initializer:
-        """What made the initial weights."""
-        return self.architecture.initializer
-
-    @property
-    def dropout(self) -> float:
-        """The share of hidden units dropped in training."""
-        return self.architecture.dropout
-
-    @property
-    def matmul_precision(self) -> str:
-        """How float32 matrices are multiplied on a GPU; kept by ``to``, ``save`` and ``load``, also by way of the CPU."""
-        return self.architecture.matmul_precision
-
-    @property
     def device(self) -> str:
         """The device."""
         return self._network.device
@@ -244,6 +199,7 @@ class MLP(SetOnce, OnDevice):
             network.eager.give(last.run)
         self._check_room("forward", X)
         X_here = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
+        network.refresh()
         run = network.eager.take(network.eager.kind("forward", len(X_here)))
         output = run.layout.layers[-1].z
         run.array(run.layout.inputs.X)[...] = (
@@ -323,6 +279,7 @@ class MLP(SetOnce, OnDevice):
         X, y, weight = self._network.checked(X, y, weight)
         eager = self._network.eager
         kind = eager.kind("gradients", len(X), class_indices=y.ndim == 1, weighted=weight is not None, keep=keep)
+        self._network.refresh()
         run = eager.take(kind)
         given = {"X": X, "y": y} | ({} if weight is None else {"w": weight})
         run.forward(**given)

@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.architecture import Architecture
+from gpubackprop.architecture import Architecture, Described
 from gpubackprop.backends import choose_device, get_backend, takes_precision
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.current import OnDevice, active
-from gpubackprop.backends.memory import check_fixed, check_memory, choose_micro_batch, fits, nbytes_of
+from gpubackprop.backends.memory import check_fixed, check_memory, choose_micro_batch, nbytes_of
 from gpubackprop.definitions import Array, check_count
 from gpubackprop.eager import EagerPasses
 from gpubackprop.intake import check_features, check_parameter, check_targets, check_weight
 from gpubackprop.interop import bytes_to_copy
-from gpubackprop.losses import Loss
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.parameters import Parameters, SetOnce, initial_parameters
 from gpubackprop.step import Step, layout
@@ -73,7 +72,7 @@ class Hold:
         return (self.pid, self.thread) == (os.getpid(), threading.get_ident())
 
 
-class Network(SetOnce, OnDevice):
+class Network(Described, SetOnce, OnDevice):
     """An architecture on a device, with parameters, gradients and the state of training.
 
     Parameters
@@ -123,7 +122,7 @@ class Network(SetOnce, OnDevice):
         self._optimizer_state: OptimizerState | None = None
         self._holds: dict[str, Hold] = {}  # a fit that trains this network
         self._version = 0  # counts what changed the parameters
-        self.eager = EagerPasses(self)
+        self.eager = EagerPasses(self._architecture, self.backend, arrays)
         self.parameters.flat[...] = self.backend.asarray(host)
         self.refresh()
 
@@ -131,26 +130,6 @@ class Network(SetOnce, OnDevice):
     def architecture(self) -> Architecture:
         """What describes it."""
         return self._architecture
-
-    @property
-    def layer_sizes(self) -> tuple[int, ...]:
-        """Inputs, hidden layers, outputs."""
-        return self._architecture.layer_sizes
-
-    @property
-    def loss(self) -> Loss:
-        """The loss."""
-        return self._architecture.loss
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of activations and products."""
-        return self._architecture.dtype
-
-    @property
-    def real(self) -> np.dtype[Any]:
-        """Of parameters, gradients and arithmetic."""
-        return self._architecture.real
 
     @property
     def version(self) -> int:
@@ -336,10 +315,6 @@ class Network(SetOnce, OnDevice):
         self.changed()
 
     # ------------------------------------------------------------------ memory
-
-    def fits(self, wanted: int) -> bool:
-        """Return whether so many bytes may be allocated now, as far as a limit is known."""
-        return fits(self.backend, wanted)
 
     def step_parts(
         self,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy.typing as npt
 
@@ -28,24 +28,15 @@ from gpubackprop.step.operations import OPERATIONS, Operation
 
 # for those who write steps by hand: where the small arrays hold what
 from gpubackprop.step.state import C1, C2, CURSOR, FACTOR, GOOD, NORM, RATE, SCALE, SKIP, STEPS
+from gpubackprop.step.step import Run, Step
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from gpubackprop.step import Step
 
 __all__ = ["C1", "C2", "CURSOR", "FACTOR", "GOOD", "NORM", "RATE", "SCALE", "SKIP", "STEPS", "Backend", "Call", "Run"]
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function and its arguments."""
-
-
-class Run(Protocol):
-    """A compiled step."""
-
-    def __call__(self, times: int = 1) -> None:
-        """Run the step ``times`` times over; on a GPU, queue it and return."""
-        ...
 
 
 def eager(kind: type[Operation]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from gpubackprop.backends.checks import check_arrays
 from gpubackprop.backends.host import HostBackend
 from gpubackprop.definitions import Array, address
 from gpubackprop.philox import keep_threshold, split_seed
+from gpubackprop.step import Step
 from gpubackprop.step.operations import (
     Accumulate,
     Advance,
@@ -29,9 +30,6 @@ from gpubackprop.step.operations import (
     Operation,
     Update,
 )
-
-if TYPE_CHECKING:
-    from gpubackprop.step import Step
 
 
 class CpuBackend(HostBackend):

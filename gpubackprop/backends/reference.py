@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from gpubackprop.backends.checks import check_arrays
 from gpubackprop.backends.host import HostBackend
 from gpubackprop.definitions import NUMPY, Array, real_of
 from gpubackprop.philox import keep_threshold, random_uint32
+from gpubackprop.step import Step
 from gpubackprop.step.operations import (
     Accumulate,
     Advance,
@@ -43,9 +43,6 @@ from gpubackprop.step.state import (
     SKIP,
     STEPS,
 )  # fmt: skip
-
-if TYPE_CHECKING:
-    from gpubackprop.step import Step
 
 # infinity and NaN are in the numbers, as on every device
 quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gpubackprop.definitions import Array
 from gpubackprop.step import layout as buffers
@@ -19,8 +19,27 @@ from gpubackprop.step.operations import Operation
 
 if TYPE_CHECKING:
     from gpubackprop.architecture import Architecture
-    from gpubackprop.backends.base import Backend, Run
     from gpubackprop.optimizers import Optimizer
+
+
+class Run(Protocol):
+    """A compiled step."""
+
+    def __call__(self, times: int = 1) -> None:
+        """Run the step ``times`` times over; on a GPU, queue it and return."""
+        ...
+
+
+class Device(Protocol):
+    """What a step needs of a backend."""
+
+    def run(self, operation: Operation) -> Operation:
+        """Check an operation's arrays, and run it."""
+        ...
+
+    def compile(self, step: Step) -> Run:
+        """Return a function that runs the step."""
+        ...
 
 
 class Names:
@@ -62,7 +81,8 @@ class Step:
         Every intermediate has memory of its own and is there after the step; else a backend may leave out what nothing reads.
     gradients : dict of str to str
         Each gradient that is computed, and of which array it is one: ``{"dW_1": "W_1", "delta_1": "z_1", ...}``.
-    backend : Backend, optional
+    backend : Device, optional
+        A backend.
     memory : Memory, optional
         The arrays with fixed places on which it runs.
     """
@@ -70,7 +90,7 @@ class Step:
     operations: tuple[Operation, ...]
     keep: bool = False
     gradients: dict[str, str] = field(default_factory=dict, repr=False)
-    backend: Backend | None = field(default=None, repr=False)
+    backend: Device | None = field(default=None, repr=False)
     memory: Memory | None = field(default=None, repr=False)
 
     def __reduce__(self) -> Any:
@@ -80,7 +100,7 @@ class Step:
             "a step is bound to the memory of its network and cannot be copied; make one of the copy: copy.step(...)"
         )
 
-    def on(self, backend: Backend, memory: Memory) -> Step:
+    def on(self, backend: Device, memory: Memory) -> Step:
         """Return the step on a device, in memory that has an array for each of its buffers."""
         return replace(self, backend=backend, memory=memory)
 

@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cupy
 import cupy.cublas
@@ -27,10 +27,8 @@ from gpubackprop.backends.memory import DeviceMemoryError
 from gpubackprop.definitions import DTYPES, Array, check_precision
 from gpubackprop.interop import as_cupy, on_gpu
 from gpubackprop.machine.diagnosis import DeviceUnavailableError, installed, missing_dtypes
+from gpubackprop.step import Step
 from gpubackprop.step.operations import Matmul, Operation
-
-if TYPE_CHECKING:
-    from gpubackprop.step import Step
 
 LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the same stream as handle 0, which cuda.core takes for no stream
 PER_THREAD_STREAM = 2  # CU_STREAM_PER_THREAD: one handle for a stream of each thread
