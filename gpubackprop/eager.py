@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Kind(NamedTuple):
     """For what a pass is, and for which queue of the device: nothing orders the work of two queues.
 
-    ``purpose`` is "forward", to be followed by a backward pass for one's own loss, or "gradients", for the network's loss.
+    ``purpose`` is "forward", to be followed by a backward pass for a loss of the caller, or "gradients", for the network's loss.
     """
 
     purpose: str

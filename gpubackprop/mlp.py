@@ -211,7 +211,7 @@ class MLP(Described, SetOnce, OnDevice):
         return o
 
     def backward(self, do: Any) -> Parameters:
-        """Return the gradients dW_l, db_l given do = d loss / d o of one's own loss, for the last ``forward`` of this thread.
+        """Return the gradients dW_l, db_l given do = d loss / d o of a loss of your own, for the last ``forward`` of this thread.
 
         Shapes
         ------

@@ -32,7 +32,7 @@ _made: dict[tuple[Any, ...], Backend] = {}
 
 
 def register_backend(name: str, target: str | Callable[..., Backend]) -> None:
-    """Make ``device=name`` mean a backend of one's own.
+    """Make ``device=name`` mean a custom backend.
 
     Parameters
     ----------

@@ -55,8 +55,8 @@ def eager(kind: type[Operation]) -> Callable[..., Any]:
 class Backend(ABC):
     """One device, and the operations of forward, loss, backward and update on it.
 
-    A backend of one's own has ``device``, ``asarray``, ``to_numpy``, ``empty``, ``zeros``, ``bind`` and ``compile``; what else it
-    may have has a default. The simplest is a subclass of :class:`gpubackprop.backends.reference.ReferenceBackend` that has
+    A custom backend has ``device``, ``asarray``, ``to_numpy``, ``empty``, ``zeros``, ``bind`` and ``compile``; everything else has
+    a default. The simplest is a subclass of :class:`gpubackprop.backends.reference.ReferenceBackend` that has
     another ``do_matmul(self, o)``, ....
     """
 

@@ -158,7 +158,7 @@ class CpuStep:
     """
 
     TRIALS = 6  # of each number of threads; the fastest counts, since other programs may take a core for a while
-    ALONE = 1e6  # FLOP of a step below which the threads would spend more time on meeting than on computing
+    ALONE = 1e6  # FLOP of a step below which the threads would wait for each other longer than they compute
     LONG = 3e8  # FLOP of a run that is long enough to be judged by: some milliseconds, beside 50 microseconds to begin
 
     def __init__(self, calls: Sequence[Any], flops: float) -> None:
@@ -212,5 +212,5 @@ class _Scratch(threading.local):
         return self._arrays[dtype]
 
     def forget(self) -> None:
-        """Leave the memory to whoever has it, and take new one when it is needed."""
+        """Drop our reference; the next use allocates."""
         self._arrays = {}

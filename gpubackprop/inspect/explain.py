@@ -1,4 +1,4 @@
-"""Backpropagation in a network of one's own, step by step: equations, shapes, FLOP, what needs what, checked gradients."""
+"""Backpropagation in a given network, step by step: equations, shapes, FLOP, what needs what, checked gradients."""
 
 from __future__ import annotations
 

@@ -12,12 +12,10 @@ A label outside of the classes is an error in an eager call on the host; on a GP
 and in a compiled step it is the label of no class, as if the sample's row of targets were 0.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from functools import cache
 from types import EllipsisType
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from gpubackprop.activations import Activation
 from gpubackprop.definitions import Definition, address
@@ -74,11 +72,11 @@ def result(*shape: Any, **more: Any) -> Spec:
     return Spec(shape, allocated=True, **more)
 
 
-OPERATIONS: dict[str, type[Operation]] = {}
+OPERATIONS: dict[str, type["Operation"]] = {}
 """By the name of the eager method: ``"matmul"``, ..."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Operation:
     """The base of all operations.
 
@@ -113,6 +111,9 @@ class Operation:
 
     def __init_subclass__(cls) -> None:
         cls.name = "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__)[1:]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.equation}>"
 
     @property
     def flops(self) -> int:
@@ -167,14 +168,16 @@ class Operation:
 
 def operation(cls: type[Kind]) -> type[Kind]:
     """Enter an operation into the table."""
-    hints = get_type_hints(cls, include_extras=True)
+    hints = cls.__annotations__  # which are no strings: this module does not postpone them
     cls.arrays = {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
     OPERATIONS[cls.name] = cls
     return cls
 
 
 def _shown(value: Any) -> str:
-    return value.label if isinstance(value, Definition) else str(value)
+    if isinstance(value, Definition):
+        return value.label
+    return f"<array {value.shape}>" if hasattr(value, "shape") and not isinstance(value, Buffer) else str(value)
 
 
 def _same_place(a: Operand, b: Operand) -> bool:
@@ -184,7 +187,7 @@ def _same_place(a: Operand, b: Operand) -> bool:
 
 
 @operation
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Matmul(Operation):
     """out = a b.
 
@@ -206,7 +209,7 @@ class Matmul(Operation):
 
 
 @operation
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BiasActivationForward(Operation):
     """z <- z + b in place; out = phi(z). ``out`` may be ``z``: then only phi(z) is kept.
 
@@ -229,7 +232,7 @@ class BiasActivationForward(Operation):
 
 
 @operation
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BiasActivationBackward(Operation):
     """delta = dh * phi'(z) and db = sum over rows of delta, in one pass over memory; the sums in a fixed order.
 
@@ -268,7 +271,7 @@ class BiasActivationBackward(Operation):
 
 
 @operation
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BiasLoss(Operation):
     """o = z + b; value = loss(o, y); do = d value / do; db = sum over rows of do, in one pass over the outputs.
 
@@ -309,7 +312,7 @@ class BiasLoss(Operation):
 
 
 @operation
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NormalizeWeights(Operation):
     """out = weight / sum(weight), total[0] = sum(weight); out = 0 where all weights are 0, which adds nothing.
 
@@ -333,7 +336,7 @@ class NormalizeWeights(Operation):
 
 
 @operation
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dropout(Operation):
     """out = x / (1 - rate) where a random number of this step keeps the element, else 0. ``out`` may be ``x``.
 
@@ -360,7 +363,7 @@ class Dropout(Operation):
 
 
 @operation
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gather(Operation):
     """out[i] = source[order[counters[CURSOR] + i]]: the next mini-batch.
 
@@ -390,7 +393,7 @@ class Gather(Operation):
 
 
 @operation
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Accumulate(Operation):
     """out = total + term, or term where there is no total yet; ``out`` may be either.
 
@@ -415,7 +418,7 @@ class Accumulate(Operation):
 
 
 @operation
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Clip(Operation):
     """scalars[NORM] = |g|, scalars[FACTOR] = min(1, max_norm / (|g| + 1e-6)), as ``torch.nn.utils.clip_grad_norm_``.
 
@@ -444,7 +447,7 @@ class Clip(Operation):
 
 
 @operation
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Advance(Operation):
     """Take a step of the schedule: counters += (1, batch); scalars[RATE], [C1], [C2] for the new step count.
 
@@ -472,7 +475,7 @@ class Advance(Operation):
 
 
 @operation
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Update(Operation):
     """One step of the optimizer over all parameters at once; the gradient is clipped, not changed.
 

@@ -74,7 +74,7 @@ class CudaBackend(Backend):
     index : int
         The number of the device, as CUDA counts them.
     matmul_precision : {"float32", "tf32"}
-        How float32 matrices are multiplied; TF32 keeps 10 bits of each factor's mantissa, and is never used unasked.
+        How float32 matrices are multiplied; TF32 keeps 10 bits of each factor's mantissa, and is off by default.
     epilogues : {"auto", "all", "off"}
         Which products end with the next operation, see :mod:`gpubackprop.backends.cuda.epilogues`.
     single_launch_sums : bool

@@ -1,4 +1,4 @@
-"""Named ranges on the timeline of a profiler (NVTX, as in Nsight Systems), for whoever asks for them.
+"""Named ranges on the timeline of a profiler (NVTX, as in Nsight Systems), off by default.
 
 A range is what the host does: the queueing of an operation, its capture, or the launch of a graph. Off, nothing is there: the
 functions are wrapped where a backend or a step is made, not asked each time.
