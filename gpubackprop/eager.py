@@ -153,17 +153,18 @@ class _Prepared:
 
     def forget(self) -> None:
         """Prepare them anew, when their memory or their formulas have become others."""
-        self._ready: list[Callable[[], None] | None] = [None] * len(self._operations)
+        self._ready: list[Callable[[], None] | None] = []
 
     def run(self, backend: Backend, memory: Memory, given: dict[str, Array]) -> None:
         """Run them in order."""
+        if not self._ready:
+            fixed = [names.isdisjoint(given) for _, names in self._operations]
+            bound = [o.bound(memory) for (o, _), is_fixed in zip(self._operations, fixed, strict=True) if is_fixed]
+            prepared = iter(backend.prepare(bound))
+            self._ready = [next(prepared) if is_fixed else None for is_fixed in fixed]
         there = Memory(memory.arrays | given) if given else memory
-        for i, (operation, names) in enumerate(self._operations):
-            ready = self._ready[i]
+        for ready, (operation, _) in zip(self._ready, self._operations, strict=True):
             if ready is not None:
-                ready()
-            elif names.isdisjoint(given):
-                ready = self._ready[i] = backend.prepare(operation.bound(memory))
                 ready()
             else:
                 backend.execute(operation.bound(there))

@@ -261,3 +261,18 @@ def test_of_fits_in_several_threads_one_trains() -> None:
     in_threads(run, run, run)
     assert trained
     assert model.optimizer_state.counters[0] == 600 * len(trained)
+
+
+def test_what_a_pass_has_prepared_shares_no_scratch_with_the_thread_that_prepared_it() -> None:
+    model, (X, y) = make("cpu"), task()
+    model.loss_and_gradients(X, y)
+    backend: Any = model.backend
+    for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
+        of_thread = backend._scratch.of(dtype)
+        (kind,) = model.network.eager.kept
+        taken = model.network.eager.kept.take(kind)
+        ready = [*taken._forward._ready, *taken._backward._ready]
+        held = [argument for run in ready if run is not None for argument in run.__defaults__[0][0]]
+        assert len(held) > 20
+        assert not any(argument is of_thread for argument in held)
+        model.network.eager.give(taken)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import ModuleType
@@ -108,9 +108,12 @@ class Backend(ABC):
         function, arguments = self.bind(operation)
         function(*arguments)
 
-    def prepare(self, operation: Operation) -> Callable[[], None]:
-        """Return a function that runs an operation on these arrays again and again, by the formulas that it has now."""
-        return partial(self.execute, operation)
+    def prepare(self, operations: Sequence[Operation]) -> list[Callable[[], None]]:
+        """Return functions that run operations on these arrays again and again, by the formulas that they have now.
+
+        Any thread may call them, one at a time.
+        """
+        return [partial(self.execute, operation) for operation in operations]
 
     def run(self, operation: Operation) -> Operation:
         """Check an operation's arrays, allocate the outputs that are left out, run it, and return it with all its arrays."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -53,17 +54,22 @@ class CpuBackend(HostBackend):
         kernel, arguments = self._call(operation)
         kernel(*arguments)
 
-    def prepare(self, operation: Operation) -> Callable[[], None]:
-        kernel: Any
-        kernel, arguments = self._call(operation)
-        run: Callable[[], None] = kernel.prepare(arguments)
-        return run
+    def prepare(self, operations: Sequence[Operation]) -> list[Callable[[], None]]:
+        with self._own_scratch():
+            calls: list[Any] = [self._call(operation) for operation in operations]
+        return [kernel.prepare(arguments) for kernel, arguments in calls]
 
     def compile(self, step: Step) -> Run:
-        self._scratch.forget()  # a step has memory of its own, since steps run in several Python threads at once
-        calls = [self.bind(operation) for operation in step.bound()]
-        self._scratch.forget()
+        with self._own_scratch():
+            calls = [self.bind(operation) for operation in step.bound()]
         return CpuStep(calls, step.flops)
+
+    @contextmanager
+    def _own_scratch(self) -> Iterator[None]:
+        """Let what is bound have memory of its own, since it will run in any thread."""
+        self._scratch.forget()
+        yield
+        self._scratch.forget()
 
     def _call(self, operation: Operation) -> Call:
         call: Call = getattr(self, f"bind_{operation.name}")(operation)
