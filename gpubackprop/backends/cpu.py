@@ -55,21 +55,23 @@ class CpuBackend(HostBackend):
         kernel(*arguments)
 
     def prepare(self, operations: Sequence[Operation]) -> list[Callable[[], None]]:
-        with self._own_scratch():
+        with self._own_scratch(threads=1):
             calls: list[Any] = [self._call(operation) for operation in operations]
         return [kernel.prepare(arguments) for kernel, arguments in calls]
 
     def compile(self, step: Step) -> Run:
-        with self._own_scratch():
+        from gpubackprop.kernels.cpu.threads import available_threads
+
+        with self._own_scratch(available_threads()):
             calls = [self.bind(operation) for operation in step.bound()]
         return CpuStep(calls, step.flops)
 
     @contextmanager
-    def _own_scratch(self) -> Iterator[None]:
-        """Let what is bound have memory of its own, since it will run in any thread."""
-        self._scratch.forget()
+    def _own_scratch(self, threads: int) -> Iterator[None]:
+        """Let what is bound have memory of its own, for so many threads, since any Python thread will run it."""
+        self._scratch.begin(threads)
         yield
-        self._scratch.forget()
+        self._scratch.begin(1)
 
     def _call(self, operation: Operation) -> Call:
         call: Call = getattr(self, f"bind_{operation.name}")(operation)
@@ -203,20 +205,19 @@ class CpuStep:
 
 
 class _Scratch(threading.local):
-    """Memory for the copies that products make, per Python thread."""
+    """Memory for the copies that products make, per Python thread: an eager call runs in that one alone."""
 
     def __init__(self) -> None:
-        self._arrays: dict[np.dtype[Any], Array] = {}
+        self.begin(1)
 
     def of(self, dtype: np.dtype[Any]) -> Array:
         """Return the memory for a dtype."""
         from gpubackprop.kernels.cpu.gemm import scratch_for
-        from gpubackprop.kernels.cpu.threads import available_threads
 
         if dtype not in self._arrays:
-            self._arrays[dtype] = scratch_for(dtype, available_threads())
+            self._arrays[dtype] = scratch_for(dtype, self._threads)
         return self._arrays[dtype]
 
-    def forget(self) -> None:
-        """Drop our reference; the next use allocates."""
-        self._arrays = {}
+    def begin(self, threads: int) -> None:
+        """Drop our references; the next use allocates, for so many threads that share a product."""
+        self._threads, self._arrays = threads, {}
