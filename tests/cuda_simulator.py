@@ -27,7 +27,9 @@ from gpubackprop.kernels.cuda import softmax as cuda_softmax
 from gpubackprop.kernels.cuda import softmax_rows as cuda_softmax_rows
 from gpubackprop.kernels.cuda import training as cuda_training
 from gpubackprop.kernels.cuda.access import STORAGE, access, compute_type
+from gpubackprop.kernels.cuda.compile import Source
 from gpubackprop.kernels.cuda.numba import cuda
+from gpubackprop.kernels.cuda.unroll import numbered
 from gpubackprop.losses import LOSSES
 from gpubackprop.philox import keep_threshold, split_seed
 from gpubackprop.step.state import FACTOR, GOOD, GROW_AFTER, NORM, SCALE, SKIP
@@ -38,16 +40,16 @@ RNG = np.random.default_rng(1)
 F4, F8, F2, BF16 = (check_dtype(name) for name in ("float32", "float64", "float16", "bfloat16"))
 
 
-def launch(source: Any, grid: tuple[int, int], block: tuple[int, int], *arguments: Any) -> list[np.ndarray]:
-    """Run a kernel on flat copies of the arrays, one copy for an array given twice; return all of them, as they became.
+def launch(kernel: Source, grid: tuple[int, int], block: tuple[int, int], /, **arguments: Any) -> dict[str, np.ndarray]:
+    """Run a kernel on flat copies of the arrays, one copy for an array given twice; return all by name, as they became.
 
     A bfloat16 array goes in as whole numbers of 16 bits, as on a device.
     """
-    arrays = {id(a): a.ravel().copy() for a in arguments if isinstance(a, np.ndarray)}
-    types = {key: a.dtype for key, a in arrays.items()}
+    given = {name: a for name, a in arguments.items() if isinstance(a, np.ndarray)}
+    arrays = {id(a): a.ravel().copy() for a in given.values()}
     there = {key: cuda.to_device(a.view(np.uint16) if a.dtype == BF16 else a) for key, a in arrays.items()}
-    cuda.jit(source.function)[grid, block](*[there.get(id(a), a) for a in arguments])
-    return [there[id(a)].copy_to_host().view(types[id(a)]) for a in arguments if isinstance(a, np.ndarray)]
+    cuda.jit(kernel.function)[grid, block](*[there.get(id(a), a) for a in kernel.arguments(arguments)])
+    return {name: there[id(a)].copy_to_host().view(a.dtype) for name, a in given.items()}
 
 
 def close(actual: np.ndarray, expected: np.ndarray, extra: Any = 0.0) -> None:
@@ -62,11 +64,16 @@ def normal(shape: Any, dtype: np.dtype[Any]) -> np.ndarray:
     return RNG.standard_normal(shape).astype(dtype)
 
 
-def mask_of(real: np.dtype[Any], counters: Any = None) -> tuple[Any, ...]:
-    """Return what kernels take for dropout: counters, bound, scale, low, high, layer, first."""
+def mask_of(real: np.dtype[Any], counters: Any = None) -> dict[str, Any]:
+    """Return the arguments by which kernels make a mask."""
     if counters is None:
-        return np.zeros(2, np.int64), 0, real.type(1), 0, 0, 0, 0
-    return counters, keep_threshold(0.3), real.type(1 / 0.7), *split_seed(2**40 + 3), 1, 5
+        counters, numbers = np.zeros(2, np.int64), (0, real.type(1), 0, 0, 0, 0)
+    else:
+        numbers = keep_threshold(0.3), real.type(1 / 0.7), *split_seed(2**40 + 3), 1, 5
+    return {
+        "counters": counters,
+        **dict(zip(("bound", "scale", "low", "high", "layer", "first"), numbers, strict=True)),
+    }
 
 
 def passes_of(name: str, dtype: np.dtype[Any], width: int, n: int, d: int) -> None:
@@ -80,41 +87,42 @@ def passes_of(name: str, dtype: np.dtype[Any], width: int, n: int, d: int) -> No
     line, size = d * rows, n * d
     block = passes.block_shape(-(-line // width), threads=THREADS)
     grid = (-(-line // (block[0] * width)), 2)
+    cut = {"size": size, "line": line}
     plain = mask_of(real)
 
     source = passes.bias_activation_forward(activation, dtype, width, True, threads=THREADS)
-    z_new, _, h_new, *_ = launch(source, grid, block, z, b, np.zeros_like(z), z, *plain, size, line, d)
-    close(z_new, o)
-    close(h_new, h)
+    new = launch(source, grid, block, z=z, b=b, out=np.zeros_like(z), dropped=z, **plain, **cut, d=d)
+    close(new["z"], o)
+    close(new["out"], h)
     source = passes.bias_activation_forward(activation, dtype, width, False, threads=THREADS)
-    close(launch(source, grid, block, z, b, z, z, *plain, size, line, d)[2], h)
+    close(launch(source, grid, block, z=z, b=b, out=z, dropped=z, **plain, **cut, d=d)["out"], h)
 
     partial, tickets = np.full((2, line), np.nan, real), np.zeros(grid[0], np.int64)
     s = h if activation.needs == "h" else o
     source = passes.bias_activation_backward(activation, dtype, width, threads=THREADS)
-    out = launch(source, grid, block, dh, s, dh, partial, np.zeros(line, real), tickets, *plain, size, line)
-    close(out[2], delta)
+    sums = {"partial": partial, "db": np.zeros(line, real), "tickets": tickets}
+    out = launch(source, grid, block, dh=dh, s=s, delta=dh, **sums, **plain, **cut)
+    close(out["delta"], delta)
     bx, by = passes.block_shape(d, passes.SUM_COLUMNS, THREADS)
     source = passes.column_sum(real, THREADS)
-    sums = launch(source, (-(-d // bx), 1), (bx, by), out[3], np.full(d, np.nan, real), 2 * rows, d)[1]
-    close(sums, db, sum_tolerance(delta, real, axis=0))
+    added = launch(source, (-(-d // bx), 1), (bx, by), a=out["partial"], out=np.full(d, np.nan, real), n=2 * rows, d=d)
+    close(added["out"], db, sum_tolerance(delta, real, axis=0))
 
     # with dropout on the way, and the sums added up in the same launch
     counters = np.array([7, 2])
     dropped = REFERENCE.dropout(h, 0.3, 2**40 + 3, 1, counters, first_block=5)
     source = passes.bias_activation_forward(activation, dtype, width, True, True, False, threads=THREADS)
     mask = mask_of(real, counters)
-    close(launch(source, grid, block, z, b, h, np.zeros_like(z), *mask, size, line, d)[3], dropped)
+    new = launch(source, grid, block, z=z, b=b, out=h, dropped=np.zeros_like(z), **mask, **cut, d=d)
+    close(new["dropped"], dropped)
     ddropped = dh.copy()
     REFERENCE.dropout(dh, 0.3, 2**40 + 3, 1, counters, out=ddropped, first_block=5)
     delta, db = REFERENCE.bias_activation_backward(ddropped, o, h, activation)
     source = passes.bias_activation_backward(activation, dtype, width, True, True, threads=THREADS)
-    out = launch(
-        source, grid, block, dh, s, np.zeros_like(dh), partial, np.zeros(line, real), tickets, *mask, size, line
-    )
-    close(out[2], delta)
-    close(out[4].reshape(rows, d).sum(axis=0), db, sum_tolerance(delta, real, axis=0))
-    assert not out[5].any()
+    out = launch(source, grid, block, dh=dh, s=s, delta=np.zeros_like(dh), **sums, **mask, **cut)
+    close(out["delta"], delta)
+    close(out["db"].reshape(rows, d).sum(axis=0), db, sum_tolerance(delta, real, axis=0))
+    assert not out["tickets"].any()
 
 
 def check_passes() -> None:
@@ -146,54 +154,57 @@ def loss_of(
     scale, largest = loss.scale(n, d, weighted), float(np.abs(o.astype("f8")).max())
     for keep in (True, False):
         variant = cuda_loss.Variant(indices, weighted, keep, scaled)
-        inputs, numbers = (z, b, y, weight, np.zeros_like(z) if keep else z), (scalars, real.type(scale))
-        losses, rows = np.zeros(8, real), 1
+        rows = 1
+        arguments: dict[str, Any] = {
+            "z": z, "b": b, "y": y, "weight": weight, "out": np.zeros_like(z) if keep else z, "losses": np.zeros(8, real),
+            "scalars": scalars, "scale": real.type(scale), "d": d,
+        }  # fmt: skip
         if loss.family == "elementwise":
             rows = passes.rows_of_line(width, d)
             source = cuda_loss.elementwise_loss(loss, dtype, width, variant, THREADS)
             block = passes.block_shape(-(-d * rows // width), threads=THREADS)
             grid = (-(-d * rows // (block[0] * width)), 2)
-            numbers = (*numbers, n * d, d * rows, d)
+            arguments |= {"size": n * d, "line": d * rows}
         elif style == "tile":
             source = cuda_softmax.softmax_loss_tile(loss, dtype, width, d, variant, THREADS)
             lanes = cuda_softmax.lanes_of(d)
             grid, block = (1, 2), (lanes, THREADS // lanes)
-            numbers = (*numbers, real.type(1 / d), n, d, min(cuda_softmax.tile_rows(dtype, d, THREADS), 16))
+            arguments |= {"u": real.type(1 / d), "n": n, "rows": min(cuda_softmax.tile_rows(dtype, d, THREADS), 16)}
         else:
-            numbers = (*numbers, real.type(1 / d), n, d)
+            arguments |= {"u": real.type(1 / d), "n": n}
             grid, block = (1, 2), (THREADS, 1)
             if style == "row":
                 shape = (THREADS, -(-d // (THREADS * width)), 2)  # and an odd number of rows
                 source = cuda_softmax_rows.softmax_loss_row(loss, dtype, width, shape, variant)
             else:
                 source = cuda_softmax_rows.softmax_loss_long(loss, dtype, width, variant, THREADS)
-        partial = np.full((grid[1], d * rows), np.nan, real)
-        places = (losses,) if style == "long" else (partial, losses)
-        results = launch(source, grid, block, *inputs, *places, *numbers)
-        close(results[4], do)
+        if style != "long":
+            arguments["partial"] = np.full((grid[1], d * rows), np.nan, real)
+        results = launch(source, grid, block, **arguments)
+        close(results["out"], do)
         if keep:
-            close(results[0], o)
-        losses = results[5 + (style != "long")]
-        sums, count, type_ = (results[4], n, dtype) if style == "long" else (results[5], 2 * rows, real)
+            close(results["z"], o)
+        losses = results["losses"]
+        sums, count, type_ = (results["out"], n, dtype) if style == "long" else (results["partial"], 2 * rows, real)
         bx, by = passes.block_shape(d, passes.SUM_COLUMNS, THREADS)
-        added = launch(
-            passes.column_sum(type_, THREADS), (-(-d // bx), 1), (bx, by), sums, np.zeros(d, real), count, d
-        )[1]
+        source = passes.column_sum(type_, THREADS)
+        added = launch(source, (-(-d // bx), 1), (bx, by), a=sums, out=np.zeros(d, real), n=count, d=d)["out"]
         total = np.array([0.0, 5.0])
         growth = float(n) if loss.reduction == "mean" else 1.0
         finished = launch(
             cuda_loss.finish_loss(dtype, THREADS), (-(-d // bx) + 1, 1), (bx, by),
-            added, np.full(d, np.nan, real), losses, total, np.array([growth]), scale, growth * (n % 2), 1, d, len(losses),
+            partial=added, db=np.full(d, np.nan, real), losses=losses, value=total, weights=np.array([growth]),
+            scale=scale, growth=growth * (n % 2), rows=1, d=d, count=len(losses),
         )  # fmt: skip
         # a sum of what was stored, where that is: every term may be off by its rounding, and that of the outputs
         close(
-            finished[1],
+            finished["db"],
             db,
             sum_tolerance(do, real, axis=0) + eps_of(type_) * (1 + largest) * np.abs(do.astype("f8")).sum(axis=0),
         )
         slack = 64 * eps(real) * np.abs(value[0]) + eps(real)
         slack += eps_of(dtype) * largest * n if style == "long" else 0
-        assert_within(finished[3], [value[0], value[1] + 5.0], [slack, (1 + growth) * slack])
+        assert_within(finished["value"], [value[0], value[1] + 5.0], [slack, (1 + growth) * slack])
 
 
 def check_losses() -> None:
@@ -219,7 +230,7 @@ def check_training() -> None:
         x, counters = normal((n, 1), dtype), np.array([7, 2])
         expected = REFERENCE.dropout(x, 0.3, 2**40 + 3, 1, counters, first_block=5)
         source = cuda_training.dropout(dtype, width, THREADS)
-        result = launch(source, (2, 1), (8, 1), x, x, *mask_of(real, counters), n)[1]
+        result = launch(source, (2, 1), (8, 1), x=x, out=x, **mask_of(real, counters), size=n)["out"]
         np.testing.assert_array_equal(result.reshape(n, 1), expected)
         if dtype != real:
             continue
@@ -229,10 +240,10 @@ def check_training() -> None:
         source = cuda_training.normalize_weights(dtype, THREADS)
         for unit in (1.0, 0.0, np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal * 64):
             scaled, total = weight * dtype.type(unit), np.zeros(1)
-            normalized = launch(source, (1, 1), (THREADS, 1), scaled, scaled, total, n)
+            normalized = launch(source, (1, 1), (THREADS, 1), weight=scaled, out=scaled, total=total, n=n)
             expected = np.zeros(1)
-            close(normalized[1], REFERENCE.normalize_weights(scaled, total=expected))
-            np.testing.assert_allclose(normalized[2], expected, rtol=1e-14)
+            close(normalized["out"], REFERENCE.normalize_weights(scaled, total=expected))
+            np.testing.assert_allclose(normalized["total"], expected, rtol=1e-14)
 
         top = np.finfo(dtype).max / 64
         for scaling, scale in ((False, 1), (False, top), (True, 8), (True, top), (True, np.inf)):
@@ -241,11 +252,11 @@ def check_training() -> None:
             g = x * dtype.type(scale)
             expected_scalars, on = scalars.copy(), scalars.copy()
             REFERENCE.clip(g, 0.5, expected_scalars, scaling)
-            partial = launch(
-                cuda_training.sum_of_squares(dtype, THREADS), (2, 1), (THREADS, 1), g, np.zeros(4, dtype), n
-            )
+            source = cuda_training.sum_of_squares(dtype, THREADS)
+            partial = launch(source, (2, 1), (THREADS, 1), g=g, partial=np.zeros(4, dtype), size=n)["partial"]
             source = cuda_training.clip(dtype, scaling, THREADS)
-            result = launch(source, (1, 1), (THREADS, 1), partial[1], on, dtype.type(0.5), 2)[1]
+            numbers = {"max_norm": dtype.type(0.5), "count": 2}
+            result = launch(source, (1, 1), (THREADS, 1), partial=partial, scalars=on, **numbers)["scalars"]
             assert result[SKIP] == expected_scalars[SKIP]
             if scale != np.inf:
                 both = [NORM, FACTOR]
@@ -255,8 +266,9 @@ def check_training() -> None:
 
     source, order, counters = normal((9, 8), F4), RNG.permutation(9), np.array([0, 3])
     kernel = cuda_training.gather("f4", 4, 8)
-    out = launch(kernel, (1, 2), (2, 4), source, order, counters, np.zeros((5, 8), F4), 9, 9, 5, 8)[3]
-    np.testing.assert_array_equal(out.reshape(5, 8), source[order[3:8]])
+    given = {"source": source, "order": order, "counters": counters, "out": np.zeros((5, 8), F4)}
+    gathered = launch(kernel, (1, 2), (2, 4), **given, size=9, rows=9, n=5, d=8)["out"]
+    np.testing.assert_array_equal(gathered.reshape(5, 8), source[order[3:8]])
 
 
 def check_update() -> None:
@@ -275,16 +287,21 @@ def check_update() -> None:
             g = normal(size, dtype)
             scalars[SKIP] = on[3][SKIP] = skip
             source = cuda_training.advance(optimizer, dtype, mixed)
-            numbers = *optimizer.numbers, *optimizer.schedule.numbers
-            _, on[2], on[3] = launch(source, (1, 1), (1, 1), rate, on[2], on[3], 5, *numbers)
+            numbers = numbered("numbers", optimizer.numbers) | numbered("of_schedule", optimizer.schedule.numbers)
+            out = launch(source, (1, 1), (1, 1), rate=rate, counters=on[2], scalars=on[3], batch=5, **numbers)
+            on[2:] = out["counters"], out["scalars"]
             source = cuda_training.update(optimizer, dtype, width, weights)
-            numbers = map(np.dtype(dtype).type, (optimizer.clipping[1] or 0, *optimizer.numbers))
-            arguments = (on[0], g, on[1], on[3], p if copy is None else copy, size, *numbers)
-            on[0], _, on[1], _, result = launch(source, (2, 1), (8, 1), *arguments)
+            real = np.dtype(dtype).type
+            arguments = {"parameters": on[0], "gradients": g, "states": on[1], "scalars": on[3], "size": size}
+            numbers = {"limit": real(optimizer.clipping[1] or 0)} | numbered(
+                "numbers", [real(x) for x in optimizer.numbers]
+            )
+            out = launch(source, (2, 1), (8, 1), **arguments, copy=p if copy is None else copy, **numbers)
+            on[:2] = out["parameters"], out["states"]
             REFERENCE.advance(optimizer, rate, 5, counters, scalars, mixed)
             REFERENCE.update(optimizer, p, g, states, scalars, copy)
             if mixed:
-                close(result, copy)
+                close(out["copy"], copy)
         np.testing.assert_array_equal(on[2], counters)
         for result, expected in zip((on[0], on[1], on[3]), (p, states, scalars), strict=True):
             close(result, expected)

@@ -20,12 +20,14 @@ if hasattr(np, "row_stack"):  # gone from NumPy 2.5 on
     np.__all__.remove("row_stack")
 from gpubackprop.kernels.cuda.compile import Source, compile_ptx
 from gpubackprop.kernels.cuda.numba import cuda
+from gpubackprop.kernels.cuda.parameters import P, S, declared
 
-def add(x, y):
+def add(x: P[S], y: P[S]):
     i = cuda.threadIdx.x
     y[i] = x[i] + y[i]
 
-print(".entry add(" in compile_ptx(Source("add", add, "f4* f4*"), (8, 0)), hasattr(np, "row_stack"))
+source = Source("add", add, declared(add, np.dtype("f4")))
+print(".entry add(" in compile_ptx(source, (8, 0)), hasattr(np, "row_stack"))
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "True False\n", done.stderr

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
@@ -39,7 +41,8 @@ def occupancy_of(dtype: np.dtype[Any]) -> float:
     return OCCUPANCY_FLOAT64 if dtype == np.float64 else OCCUPANCY
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Source:
     """A kernel before compilation.
 
     Parameters
@@ -48,8 +51,8 @@ class Source(NamedTuple):
         Its name in profilers.
     function : callable
         Plain Python over raw pointers; in the simulator over flat arrays.
-    signature : str
-        The types of its arguments, as in ``"f4* f4* i8"``; a pointer ends in ``*``.
+    parameters : mapping
+        The types of its parameters by name, as :func:`~gpubackprop.kernels.cuda.parameters.declared` returns them.
     threads : int
         Threads of a block, at most.
     occupancy : float
@@ -58,9 +61,18 @@ class Source(NamedTuple):
 
     name: str
     function: Any
-    signature: str
+    parameters: Mapping[str, str]
     threads: int = THREADS
     occupancy: float = OCCUPANCY
+
+    def arguments(self, given: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return arguments in the order of the parameters; all must be given, and no others."""
+        if given.keys() == self.parameters.keys():
+            return tuple(map(given.__getitem__, self.parameters))
+        missing = [f"lacks {name}" for name in self.parameters if name not in given]
+        unknown = [f"has no {name}" for name in given if name not in self.parameters]
+        problems, names = ", ".join(missing + unknown), ", ".join(self.parameters)
+        raise TypeError(f"a launch of {self.name} {problems}; its parameters are {names}")
 
 
 def resident(source: Source, capability: tuple[int, int]) -> int:
@@ -75,7 +87,7 @@ def _numba_type(name: str) -> Any:
 
 def compile_ptx(source: Source, capability: tuple[int, int]) -> str:
     """Return the PTX of a kernel for a compute capability, with the kernel's readable name as its entry."""
-    signature = numba.void(*map(_numba_type, source.signature.split()))
+    signature = numba.void(*map(_numba_type, source.parameters.values()))
     thaw(source.function)
     # abi="numba" is the only one for kernels; with pointers and numbers it has one parameter for each argument.
     bounds = (source.threads, resident(source, capability))

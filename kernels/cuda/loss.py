@@ -17,7 +17,8 @@ from gpubackprop.definitions import per_definition, real_of
 from gpubackprop.kernels.cuda.access import MATH, access_within, block_reductions, inlined, read_once, storage_of
 from gpubackprop.kernels.cuda.compile import THREADS, Source, occupancy_of
 from gpubackprop.kernels.cuda.numba import cuda
-from gpubackprop.kernels.cuda.passes import WIDEST, fold_rows, label, signature, stage_bias, sum_columns
+from gpubackprop.kernels.cuda.parameters import F8, I, P, R, S, declared
+from gpubackprop.kernels.cuda.passes import WIDEST, fold_rows, label, stage_bias, sum_columns
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 from gpubackprop.losses import Loss
 from gpubackprop.step.state import SCALE
@@ -43,6 +44,10 @@ class Variant(NamedTuple):
     keep: bool = False
     scaled: bool = False
 
+    def targets(self, dtype: np.dtype[Any]) -> str:
+        """Return the storage type of a target."""
+        return "i8" if self.indices else storage_of(real_of(dtype))
+
     def name(self, loss: Loss, dtype: np.dtype[Any], *style: str) -> str:
         """Return the name of the kernel."""
         flags = [name for name, value in zip(self._fields, self, strict=True) if value]
@@ -51,10 +56,7 @@ class Variant(NamedTuple):
 
 @per_definition(lambda dtype: MATH)
 def elementwise_loss(loss: Loss, dtype: np.dtype[Any], width: int, variant: Variant, threads: int = THREADS) -> Source:
-    """kernel(z, b, y, weight, out, partial, losses, scalars, scale, size, line, d), cut like ``bias_activation_backward``.
-
-    With weights a line is one row.
-    """
+    """An elementwise loss of rows cut like those of ``bias_activation_backward``; with weights a line is one row."""
     storage, real_dtype = storage_of(dtype), real_of(dtype)
     load_within, store_within = access_within(storage, width)
     load_real_within, _ = access_within(storage_of(real_dtype), width)
@@ -67,7 +69,10 @@ def elementwise_loss(loss: Loss, dtype: np.dtype[Any], width: int, variant: Vari
     STAGED = WIDEST * width
 
     @unrolled
-    def kernel(z, b, y, weight, out, partial, losses, scalars, scale, size, line, d):  # type: ignore[no-untyped-def]
+    def kernel(
+        z: P[S], b: P[S], y: P[R], weight: P[R], out: P[S], partial: P[R], losses: P[R],
+        scalars: P[R], scale: R, size: I, line: I, d: I,
+    ) -> None:  # fmt: skip
         staged = cuda.shared.array(STAGED, real)
         shared = cuda.shared.array(threads * width, real)  # the weights of a trip's rows, then the sums
         warps = cuda.shared.array(32, real)
@@ -110,13 +115,12 @@ def elementwise_loss(loss: Loss, dtype: np.dtype[Any], width: int, variant: Vari
         if thread == 0:
             losses[cuda.blockIdx.y * cuda.gridDim.x + cuda.blockIdx.x] = total
 
-    types = signature(dtype, "s* s* r* r* s* r* r* r* r i8 i8 i8")
-    return Source(variant.name(loss, dtype, f"v{width}"), kernel, types, threads, occupancy_of(dtype))
+    return Source(variant.name(loss, dtype, f"v{width}"), kernel, declared(kernel, dtype), threads, occupancy_of(dtype))
 
 
 @cache
 def finish_loss(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
-    """kernel(partial, db, losses, value, weights, scale, growth, rows, d, count): the sums over blocks, all of real numbers.
+    """The sums over blocks, all of real numbers.
 
     db = column sums of partial (rows, d), cut like ``column_sum``; the last block, one more than the columns need, sets
     value[0] = scale * sum(losses) and value[1] += growth * value[0], in float64: a sum over an epoch is long. A ``growth`` of 0
@@ -128,7 +132,10 @@ def finish_loss(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
     block_sum, _ = block_reductions(threads)
 
     @unrolled
-    def kernel(partial, db, losses, value, weights, scale, growth, rows, d, count):  # type: ignore[no-untyped-def]
+    def kernel(
+        partial: P[R], db: P[R], losses: P[R], value: P[F8], weights: P[F8],
+        scale: F8, growth: F8, rows: I, d: I, count: I,
+    ) -> None:  # fmt: skip
         shared = cuda.shared.array(threads, real)
         warps = cuda.shared.array(32, numba.float64)
         if cuda.blockIdx.x < cuda.gridDim.x - 1:
@@ -147,5 +154,4 @@ def finish_loss(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
                 value[0] = scale * total
                 value[1] = value[1] + growth * value[0]
 
-    types = signature(dtype, "r* r* r* f8* f8* f8 f8 i8 i8 i8")
-    return Source(label("finish_loss", storage_of(dtype)), kernel, types, threads)
+    return Source(label("finish_loss", storage_of(dtype)), kernel, declared(kernel, dtype), threads)

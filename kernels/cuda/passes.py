@@ -39,6 +39,7 @@ from gpubackprop.kernels.cuda.access import (
 )  # fmt: skip
 from gpubackprop.kernels.cuda.compile import THREADS, Source, occupancy_of
 from gpubackprop.kernels.cuda.numba import cuda
+from gpubackprop.kernels.cuda.parameters import I, P, R, S, declared
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 from gpubackprop.philox import define_philox
 
@@ -82,12 +83,6 @@ def rows_of_line(width: int, d: int) -> int:
 def label(*parts: object) -> str:
     """Return the name of a kernel, as in ``bias_activation_backward_relu_f4_v4``."""
     return "_".join(str(part) for part in parts if part != "")
-
-
-def signature(dtype: np.dtype[Any], text: str) -> str:
-    """Return a signature with the storage of a dtype for "s" and of its real numbers for "r": ``"s* r* i8"``."""
-    names = {"s": storage_of(dtype), "r": storage_of(real_of(dtype))}
-    return " ".join(names.get(word[0], word[0]) + word[1:] if word[0] in names else word for word in text.split())
 
 
 @cache
@@ -159,7 +154,7 @@ def bias_activation_forward(
     output: bool = True,
     threads: int = THREADS,
 ) -> Source:
-    """kernel(z, b, out, dropped, counters, bound, scale, low, high, layer, first, size, line, d): out = phi(z + b).
+    """out = phi(z + b).
 
     With ``keep`` also z <- z + b; without it ``out`` may be ``z``. With ``dropout`` also dropped = dropout(out), see
     :func:`define_dropout`; without ``output`` only that. size = n d; ``line`` is the length of a line.
@@ -175,7 +170,10 @@ def bias_activation_forward(
     several = LINES > 1
 
     @unrolled
-    def kernel(z, b, out, dropped, counters, bound, scale, low, high, layer, first, size, line, d):  # type: ignore[no-untyped-def]
+    def kernel(
+        z: P[S], b: P[S], out: P[S], dropped: P[S],
+        counters: P[I], bound: I, scale: R, low: I, high: I, layer: I, first: I, size: I, line: I, d: I,
+    ) -> None:  # fmt: skip
         staged = cuda.shared.array(STAGED, real)
         shared_step = cuda.shared.array(1, numba.int64)
         bias = cuda.local.array(width, real)
@@ -220,8 +218,7 @@ def bias_activation_forward(
 
     flags = ["keep" * keep, "dropout" * dropout, "only" * (not output)]
     name = label("bias_activation_forward", activation.name, storage, f"v{width}", *flags)
-    types = "s* s* s* s* i8* i8 r i8 i8 i8 i8 i8 i8 i8"
-    return Source(name, kernel, signature(dtype, types), threads, occupancy_of(dtype))
+    return Source(name, kernel, declared(kernel, dtype), threads, occupancy_of(dtype))
 
 
 @per_definition(lambda dtype: MATH)
@@ -233,12 +230,11 @@ def bias_activation_backward(
     finish: bool = False,
     threads: int = THREADS,
 ) -> Source:
-    """kernel(dh, s, delta, partial, db, tickets, counters, bound, scale, low, high, layer, first, size, line).
+    """delta = dh * phi'(s), partial[block row] = its column sums of delta, over a line.
 
-    delta = dh * phi'(s), partial[block row] = its column sums of delta, over a line. s is h or z, whichever phi' needs; delta
-    may be dh. With ``dropout``, dh is the gradient of what was dropped. ``partial`` is (grid.y, line). With ``finish`` the last
-    block of a column of blocks adds up their sums: db[0 : line], and ``tickets``, one number for each such column, 0 before,
-    is 0 again.
+    s is h or z, whichever phi' needs; delta may be dh. With ``dropout``, dh is the gradient of what was dropped. ``partial`` is
+    (grid.y, line). With ``finish`` the last block of a column of blocks adds up their sums: db[0 : line], and ``tickets``, one
+    number for each such column, 0 before, is 0 again.
     """
     storage, real_dtype = storage_of(dtype), real_of(dtype)
     load, store, _, _, _ = access(storage, width)
@@ -251,7 +247,10 @@ def bias_activation_backward(
     several = LINES > 1
 
     @unrolled
-    def kernel(dh, s, delta, partial, db, tickets, counters, bound, scale, low, high, layer, first, size, line):  # type: ignore[no-untyped-def]
+    def kernel(
+        dh: P[S], s: P[S], delta: P[S], partial: P[R], db: P[R], tickets: P[I],
+        counters: P[I], bound: I, scale: R, low: I, high: I, layer: I, first: I, size: I, line: I,
+    ) -> None:  # fmt: skip
         shared = cuda.shared.array(threads * width, real)
         shared_step = cuda.shared.array(1, numba.int64)
         sums = cuda.local.array(width, real)
@@ -297,10 +296,9 @@ def bias_activation_backward(
 
     flags = ["dropout" * dropout, "finish" * finish]
     name = label("bias_activation_backward", activation.name, storage, f"v{width}", *flags)
-    types = "s* s* s* r* r* i8* i8* i8 r i8 i8 i8 i8 i8 i8"
     # eight numbers a vector, random numbers for them and the sums of other blocks: gelu' would not fit in 64 registers as well
     occupancy = occupancy_of(dtype) * (0.75 if dropout and finish and dtype.itemsize == 2 else 1)
-    return Source(name, kernel, signature(dtype, types), threads, occupancy)
+    return Source(name, kernel, declared(kernel, dtype), threads, occupancy)
 
 
 @cache
@@ -405,13 +403,13 @@ def sum_columns(dtype: np.dtype[Any], threads: int) -> Any:
 
 @cache
 def column_sum(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
-    """kernel(a, out, n, d): out (grid.y, d) = sums over the rows of a (n, d); with one row of blocks the whole sum."""
+    """out (grid.y, d) = sums over the rows of a (n, d); with one row of blocks the whole sum."""
     real = numba.from_dtype(real_of(dtype))
     body = sum_columns(dtype, threads)
 
     @unrolled
-    def kernel(a, out, n, d):  # type: ignore[no-untyped-def]
+    def kernel(a: P[S], out: P[R], n: I, d: I) -> None:
         shared = cuda.shared.array(threads, real)
         body(a, out, n, d, shared)
 
-    return Source(label("column_sum", storage_of(dtype)), kernel, signature(dtype, "s* r* i8 i8"), threads)
+    return Source(label("column_sum", storage_of(dtype)), kernel, declared(kernel, dtype), threads)

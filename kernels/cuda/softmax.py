@@ -28,7 +28,8 @@ from gpubackprop.kernels.cuda.access import (
 from gpubackprop.kernels.cuda.compile import THREADS, Source, occupancy_of
 from gpubackprop.kernels.cuda.loss import Variant
 from gpubackprop.kernels.cuda.numba import cuda
-from gpubackprop.kernels.cuda.passes import fold_rows, signature
+from gpubackprop.kernels.cuda.parameters import I, P, R, S, Y, declared
+from gpubackprop.kernels.cuda.passes import fold_rows
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 from gpubackprop.losses import Loss
 from gpubackprop.step.state import SCALE
@@ -62,7 +63,7 @@ def _place(e: Any) -> Any:
 def softmax_loss_tile(
     loss: Loss, dtype: np.dtype[Any], width: int, d: int, variant: Variant, threads: int = THREADS
 ) -> Source:
-    """kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d, rows): tiles of ``rows`` rows.
+    """A softmax loss by tiles of ``rows`` rows.
 
     For d <= :func:`tile_columns`; only the powers of two above d make different kernels. The block is (lanes, threads / lanes), the
     grid has one column of blocks. ``rows`` is at most :func:`tile_rows`, and a multiple of ``width``.
@@ -96,7 +97,10 @@ def _softmax_loss_tile(
     place = inlined(_place)
 
     @unrolled
-    def kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d, rows):  # type: ignore[no-untyped-def]
+    def kernel(
+        z: P[S], b: P[S], y: P[Y], weight: P[R], out: P[S], partial: P[R], losses: P[R],
+        scalars: P[R], scale: R, u: R, n: I, d: I, rows: I,
+    ) -> None:  # fmt: skip
         tile = cuda.shared.array(ROOM, real)
         targets = cuda.shared.array(TARGETS, real)
         biases = cuda.shared.array(BIASES, real)
@@ -234,6 +238,6 @@ def _softmax_loss_tile(
         if thread == 0:
             losses[cuda.blockIdx.y] = total
 
-    types = signature(dtype, f"s* s* {'i8*' if indices else 'r*'} r* s* r* r* r* r r i8 i8 i8")
+    types = declared(kernel, dtype, Y=variant.targets(dtype))
     name = variant.name(loss, dtype, "tile", f"{lanes}x{slots}", f"v{width}")
     return Source(name, kernel, types, threads, occupancy_of(dtype))

@@ -15,7 +15,7 @@ from gpubackprop.kernels.cuda.access import MATH, access, block_reductions, inli
 from gpubackprop.kernels.cuda.compile import THREADS, Source, occupancy_of
 from gpubackprop.kernels.cuda.loss import Variant
 from gpubackprop.kernels.cuda.numba import cuda
-from gpubackprop.kernels.cuda.passes import signature
+from gpubackprop.kernels.cuda.parameters import I, P, R, S, Y, declared
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 from gpubackprop.losses import Loss
 from gpubackprop.step.state import SCALE
@@ -42,7 +42,7 @@ def row_shape(dtype: np.dtype[Any], width: int, d: int, dense: bool) -> tuple[in
 def softmax_loss_row(
     loss: Loss, dtype: np.dtype[Any], width: int, shape: tuple[int, int, int], variant: Variant
 ) -> Source:
-    """kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d): a block per few rows, held in its registers.
+    """A softmax loss by a block per few rows, held in its registers.
 
     ``shape`` comes from :func:`row_shape`; d is a multiple of ``width``. ``partial`` is (grid.y, d).
     """
@@ -63,7 +63,10 @@ def softmax_loss_row(
     TARGETS = ROWS * SIZE if dense else 1
 
     @unrolled
-    def kernel(z, b, y, weight, out, partial, losses, scalars, scale, u, n, d):  # type: ignore[no-untyped-def]
+    def kernel(
+        z: P[S], b: P[S], y: P[Y], weight: P[R], out: P[S], partial: P[R], losses: P[R],
+        scalars: P[R], scale: R, u: R, n: I, d: I,
+    ) -> None:  # fmt: skip
         warps = cuda.shared.array(32 * ROWS, real)
         own = cuda.shared.array(ROWS, numba.int64)
         own_weight = cuda.shared.array(ROWS, real)
@@ -157,14 +160,14 @@ def softmax_loss_row(
         if thread == 0:
             losses[cuda.blockIdx.y] = total
 
-    types = signature(dtype, f"s* s* {'i8*' if indices else 'r*'} r* s* r* r* r* r r i8 i8")
+    types = declared(kernel, dtype, Y=variant.targets(dtype))
     name = variant.name(loss, dtype, "row", f"{threads}x{slots}", f"v{width}")
     return Source(name, kernel, types, threads, occupancy_of(dtype))
 
 
 @per_definition(lambda dtype: MATH)
 def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Variant, threads: int = THREADS) -> Source:
-    """kernel(z, b, y, weight, out, losses, scalars, scale, u, n, d): a block per row, of any length.
+    """A softmax loss by a block per row, of any length.
 
     Its passes (the maximum, the sum of exponentials, the sum of g, the gradient) read the row again, from the cache. Every
     thread meets only its own columns, so ``out`` may be ``z``. It leaves no column sums.
@@ -200,7 +203,10 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
     outputs, targets = inlined(load_outputs), inlined(load_targets)
 
     @unrolled
-    def kernel(z, b, y, weight, out, losses, scalars, scale, u, n, d):  # type: ignore[no-untyped-def]
+    def kernel(
+        z: P[S], b: P[S], y: P[Y], weight: P[R], out: P[S], losses: P[R],
+        scalars: P[R], scale: R, u: R, n: I, d: I,
+    ) -> None:  # fmt: skip
         warps = cuda.shared.array(32, real)
         bias = cuda.local.array(width, real)
         o = cuda.local.array(width, real)
@@ -263,6 +269,6 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
         if thread == 0:
             losses[cuda.blockIdx.y] = total
 
-    types = signature(dtype, f"s* s* {'i8*' if indices else 'r*'} r* s* r* r* r r i8 i8")
+    types = declared(kernel, dtype, Y=variant.targets(dtype))
     name = variant.name(loss, dtype, "long", f"v{width}")
     return Source(name, kernel, types, threads, occupancy_of(dtype))

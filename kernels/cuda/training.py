@@ -15,6 +15,7 @@ import numpy as np
 from gpubackprop.definitions import per_definition, real_of
 from gpubackprop.kernels.cuda.access import (
     MATH,
+    STORAGE,
     VECTOR_BYTES,
     access,
     access_within,
@@ -26,7 +27,8 @@ from gpubackprop.kernels.cuda.access import (
 )  # fmt: skip
 from gpubackprop.kernels.cuda.compile import THREADS, Source
 from gpubackprop.kernels.cuda.numba import cuda
-from gpubackprop.kernels.cuda.passes import define_dropout, label, signature
+from gpubackprop.kernels.cuda.parameters import F8, I, P, R, S, W, declared
+from gpubackprop.kernels.cuda.passes import define_dropout, label
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.step.state import (
@@ -53,7 +55,7 @@ ROWS_AT_ONCE = 4
 
 @cache
 def normalize_weights(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
-    """kernel(weight, out, total, n): out = weight / sum(weight), or 0 where that is 0; total[0] = the sum.
+    """out = weight / sum(weight), or 0 where that is 0; total[0] = the sum.
 
     By one block, and in float64: there are as many weights as rows in a mini-batch.
     """
@@ -62,7 +64,7 @@ def normalize_weights(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
     block_sum, block_max = block_reductions(threads)
 
     @unrolled
-    def kernel(weight, out, total, n):  # type: ignore[no-untyped-def]
+    def kernel(weight: P[S], out: P[S], total: P[F8], n: I) -> None:
         warps = cuda.shared.array(32, numba.float64)
         top = zero
         i = numba.int64(cuda.threadIdx.x)
@@ -86,12 +88,12 @@ def normalize_weights(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
             out[i] = real(numba.float64(weight[i]) / top / shares)
             i += threads
 
-    return Source(label("normalize_weights", storage), kernel, f"{storage}* {storage}* f8* i8")
+    return Source(label("normalize_weights", storage), kernel, declared(kernel, dtype))
 
 
 @cache
 def dropout(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
-    """kernel(x, out, counters, bound, scale, low, high, layer, first, size), by ``define_dropout`` of ``passes``.
+    """out = dropout(x), by ``define_dropout`` of ``passes``.
 
     ``out`` may be ``x``; size may be any number.
     """
@@ -101,7 +103,9 @@ def dropout(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
     drop, fetch = define_dropout(dtype, width), read_once("i8")
 
     @unrolled
-    def kernel(x, out, counters, bound, scale, low, high, layer, first, size):  # type: ignore[no-untyped-def]
+    def kernel(
+        x: P[S], out: P[S], counters: P[I], bound: I, scale: R, low: I, high: I, layer: I, first: I, size: I,
+    ) -> None:  # fmt: skip
         shared = cuda.shared.array(1, numba.int64)
         r = cuda.local.array(width, real)
         step = fetch(counters, STEPS, shared)
@@ -112,19 +116,18 @@ def dropout(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
             store(out, e, r, 0, size)
             e += cuda.gridDim.x * cuda.blockDim.x * width
 
-    types = signature(dtype, "s* s* i8* i8 r i8 i8 i8 i8 i8")
-    return Source(label("dropout", storage, f"v{width}"), kernel, types, threads)
+    return Source(label("dropout", storage, f"v{width}"), kernel, declared(kernel, dtype), threads)
 
 
 @cache
 def accumulate(dtype: np.dtype[Any], width: int, first: bool) -> Source:
-    """kernel(total, term, out, size): out = total + term, or (``first``) term; ``out`` may be either."""
+    """out = total + term, or (``first``) term; ``out`` may be either."""
     storage = storage_of(dtype)
     load, store = access_within(storage, width)
     real = numba.from_dtype(dtype)
 
     @unrolled
-    def kernel(total, term, out, size):  # type: ignore[no-untyped-def]
+    def kernel(total: P[S], term: P[S], out: P[S], size: I) -> None:
         a = cuda.local.array(width, real)
         b = cuda.local.array(width, real)
         i = numba.int64(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
@@ -138,12 +141,12 @@ def accumulate(dtype: np.dtype[Any], width: int, first: bool) -> Source:
             i += cuda.gridDim.x * cuda.blockDim.x * width
 
     name = label("accumulate", storage, "first" if first else "", f"v{width}")
-    return Source(name, kernel, f"{storage}* {storage}* {storage}* i8")
+    return Source(name, kernel, declared(kernel, dtype))
 
 
 @cache
 def gather(storage: str, width: int, threads: int = THREADS) -> Source:
-    """kernel(source, order, counters, out, size, rows, n, d): out[i] = source[order[counters[CURSOR] + i]], i < n.
+    """out[i] = source[order[counters[CURSOR] + i]], i < n.
 
     ``size`` is the length of ``order`` and ``rows`` that of ``source``; positions beyond them are cut to the last. The block
     reads the places of its rows once, the threads share them.
@@ -154,7 +157,9 @@ def gather(storage: str, width: int, threads: int = THREADS) -> Source:
     ROWS = ROWS_AT_ONCE
 
     @unrolled
-    def kernel(source, order, counters, out, size, rows, n, d):  # type: ignore[no-untyped-def]
+    def kernel(
+        source: P[S], order: P[I], counters: P[I], out: P[S], size: I, rows: I, n: I, d: I,
+    ) -> None:  # fmt: skip
         places = cuda.shared.array(ROWS * threads, numba.int64)
         shared = cuda.shared.array(1, numba.int64)
         r = cuda.local.array(ROWS * width, real)
@@ -179,7 +184,7 @@ def gather(storage: str, width: int, threads: int = THREADS) -> Source:
             cuda.syncthreads()
             first += cuda.gridDim.y * by * ROWS
 
-    types = f"{storage}* i8* i8* {storage}* i8 i8 i8 i8"
+    types = declared(kernel, np.dtype(STORAGE[storage]))
     return Source(label("gather", storage, f"v{width}"), kernel, types, threads)
 
 
@@ -191,7 +196,7 @@ def large(dtype: np.dtype[Any]) -> tuple[Any, Any]:
 
 @cache
 def sum_of_squares(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
-    """kernel(g, partial, size): partial[2 block : 2 block + 2] = its share of sum(g^2). g is aligned to 16 bytes.
+    """partial[2 block : 2 block + 2] = its share of sum(g^2). g is aligned to 16 bytes.
 
     The squares of numbers beyond :func:`large` are added up apart, in units of its own, so that none overflows (Blue (1978)).
     """
@@ -212,7 +217,7 @@ def sum_of_squares(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
         return x * x, y * y
 
     @unrolled
-    def kernel(g, partial, size):  # type: ignore[no-untyped-def]
+    def kernel(g: P[S], partial: P[S], size: I) -> None:
         warps = cuda.shared.array(32, real)
         r = cuda.local.array(PARTS * width, real)
         sums = cuda.local.array(width, real)
@@ -252,12 +257,12 @@ def sum_of_squares(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
             partial[2 * cuda.blockIdx.x] = total
             partial[2 * cuda.blockIdx.x + 1] = above
 
-    return Source(label("sum_of_squares", storage), kernel, f"{storage}* {storage}* i8")
+    return Source(label("sum_of_squares", storage), kernel, declared(kernel, dtype))
 
 
 @cache
 def clip(dtype: np.dtype[Any], loss_scaling: bool, threads: int = THREADS) -> Source:
-    """kernel(partial, scalars, max_norm, count): the norm and the factor of the gradient from the sums of its squares.
+    """The norm and the factor of the gradient from the sums of its squares.
 
     With ``loss_scaling`` they are those of the gradient over the loss scale, and SKIP says whether it is infinite or NaN.
     """
@@ -268,7 +273,7 @@ def clip(dtype: np.dtype[Any], loss_scaling: bool, threads: int = THREADS) -> So
     sqrt, where = MATH.sqrt, MATH.where
 
     @unrolled
-    def kernel(partial, scalars, max_norm, count):  # type: ignore[no-untyped-def]
+    def kernel(partial: P[R], scalars: P[R], max_norm: R, count: I) -> None:
         warps = cuda.shared.array(32, real)
         total = zero
         above = zero
@@ -290,12 +295,12 @@ def clip(dtype: np.dtype[Any], loss_scaling: bool, threads: int = THREADS) -> So
             scalars[FACTOR] = where(factor > one, one, factor) / scale  # NaN stays NaN
 
     name = label("clip", storage, "scaled" if loss_scaling else "")
-    return Source(name, kernel, signature(dtype, "r* r* r i8"), threads)
+    return Source(name, kernel, declared(kernel, dtype), threads)
 
 
 @per_definition(lambda dtype: MATH)
 def advance(optimizer: Optimizer, dtype: np.dtype[Any], loss_scaling: bool) -> Source:
-    """kernel(rate, counters, scalars, batch, *numbers, *of_schedule): one thread, in float64: what is constant in the next step.
+    """By one thread, in float64: what is constant in the next step.
 
     With ``loss_scaling`` a skipped step halves the scale and does not count; many good ones in a row double it.
     """
@@ -308,7 +313,7 @@ def advance(optimizer: Optimizer, dtype: np.dtype[Any], loss_scaling: bool) -> S
     least, largest = real(LEAST_SCALE), real(LARGEST_SCALE)
 
     @partial(unrolled, numbers=count, of_schedule=of_schedule_count)
-    def kernel(rate, counters, scalars, batch, numbers, of_schedule):  # type: ignore[no-untyped-def]
+    def kernel(rate: P[F8], counters: P[I], scalars: P[R], batch: I, numbers: F8, of_schedule: F8) -> None:
         counters[CURSOR] = counters[CURSOR] + batch
         skipped = False
         if loss_scaling:
@@ -331,14 +336,14 @@ def advance(optimizer: Optimizer, dtype: np.dtype[Any], loss_scaling: bool) -> S
 
     names = (type(optimizer).__name__.lower(), type(optimizer.schedule).__name__.lower())
     name = label("advance", *names, storage_of(dtype), "scaled" if loss_scaling else "")
-    return Source(name, kernel, signature(dtype, "f8* i8* r* i8" + " f8" * (count + of_schedule_count)))
+    return Source(name, kernel, declared(kernel, dtype))
 
 
 @per_definition(lambda dtype: MATH)
 def update(
     optimizer: Optimizer, dtype: np.dtype[Any], width: int, weights: np.dtype[Any] | None = None, threads: int = THREADS
 ) -> Source:
-    """kernel(parameters, gradients, states, scalars, copy, size, limit, *numbers): one step; states are rows of ``size``.
+    """One step of an optimizer; states are rows of ``size``.
 
     With ``weights``, a 16-bit dtype, ``copy`` becomes the parameters in it, and a step with SKIP set changes nothing.
     """
@@ -355,7 +360,9 @@ def update(
     vector = width > 1
 
     @partial(unrolled, numbers=count)
-    def kernel(parameters, gradients, states, scalars, copy, size, limit, numbers):  # type: ignore[no-untyped-def]
+    def kernel(
+        parameters: P[S], gradients: P[S], states: P[S], scalars: P[S], copy: P[W], size: I, limit: S, numbers: S,
+    ) -> None:  # fmt: skip
         shared = cuda.shared.array(8, real)
         p = cuda.local.array(width, real)
         g = cuda.local.array(width, real)
@@ -422,8 +429,7 @@ def update(
                     store_copy1(copy, i, a)
 
     name = label("update", type(optimizer).__name__.lower(), storage, f"v{width}", copy_storage if mixed else "")
-    types = f"{storage}* {storage}* {storage}* {storage}* {copy_storage}* i8" + f" {storage}" * (1 + count)
-    return Source(name, kernel, types, threads)
+    return Source(name, kernel, declared(kernel, dtype, W=copy_storage), threads)
 
 
 def update_width(optimizer: Optimizer, dtype: np.dtype[Any], size: int, *addresses: int) -> int:

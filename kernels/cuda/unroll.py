@@ -13,7 +13,7 @@ import itertools
 import linecache
 import operator
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 static_range = range
@@ -33,7 +33,7 @@ def unrolled(function: Callable[..., Any], **counts: int) -> Callable[..., Any]:
 
     Closure variables that are whole numbers or booleans become literals. A ``for`` over ``static_range`` becomes its
     bodies, and an ``if`` whose test is a literal becomes its branch. Other closure variables become globals. With
-    ``numbers=3`` the parameter ``numbers`` becomes three, which ``*numbers`` in a call passes on.
+    ``numbers=3`` the parameter ``numbers`` becomes three, numbers_0 to numbers_2, which ``*numbers`` in a call passes on.
     """
     values = inspect.getclosurevars(function).nonlocals
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
@@ -41,8 +41,10 @@ def unrolled(function: Callable[..., Any], **counts: int) -> Callable[..., Any]:
     assert isinstance(definition, ast.FunctionDef)
     definition.decorator_list = []
     definition.args.args = [
-        ast.arg(name) for argument in definition.args.args for name in _numbered(argument.arg, counts)
-    ]  # fmt: skip
+        ast.arg(name, argument.annotation)
+        for argument in definition.args.args
+        for name in _numbered(argument.arg, counts)
+    ]
     literals = {name: value for name, value in values.items() if type(value) in (int, bool)}
     tree = ast.fix_missing_locations(_Unroller(literals, counts).visit(tree))
     source = ast.unparse(tree)
@@ -52,6 +54,11 @@ def unrolled(function: Callable[..., Any], **counts: int) -> Callable[..., Any]:
     exec(compile(source, file, "exec"), namespace)
     result: Callable[..., Any] = namespace[function.__name__]
     return result
+
+
+def numbered(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    """Return arguments for a parameter that became several: ``{"numbers_0": 0.9, "numbers_1": 0.999}``."""
+    return dict(zip(_numbered(name, {name: len(values)}), values, strict=True))
 
 
 class _Unroller(ast.NodeTransformer):

@@ -25,6 +25,7 @@ from gpubackprop.kernels.cuda import softmax_rows as cuda_softmax_rows
 from gpubackprop.kernels.cuda import training as cuda_training
 from gpubackprop.kernels.cuda.access import STORAGE, VECTOR_BYTES
 from gpubackprop.kernels.cuda.compile import THREADS, Source, launch_config, load
+from gpubackprop.kernels.cuda.unroll import numbered
 from gpubackprop.philox import keep_threshold, split_seed
 from gpubackprop.step.operations import (
     Accumulate,
@@ -149,8 +150,12 @@ class Launches:
         keep = _at(out) != _at(z)
         source = passes.bias_activation_forward(activation, dtype, width, keep, dropout is not None, output)
         grid, block = self._cut(n * d, line, width, dtype, 16)
-        pointers = _at(z), _at(b), _at(out), _at(dropped)
-        return [self._launch(source, grid, block, *pointers, *self._mask(dtype, dropout), n * d, line, d)]
+        return [
+            self._launch(
+                source, grid, block, z=_at(z), b=_at(b), out=_at(out), dropped=_at(dropped),
+                **self._mask(dtype, dropout), size=n * d, line=line, d=d,
+            ),
+        ]  # fmt: skip
 
     def bias_activation_backward(self, o: BiasActivationBackward, dropout: Dropout | None = None) -> list[Launch]:
         """With ``dropout``, that is done to dh first."""
@@ -165,9 +170,13 @@ class Launches:
         source = passes.bias_activation_backward(activation, dtype, width, dropout is not None, finish)
         partial = db if whole else self.room(grid[1] * d * rows, real)
         tickets = self.room(grid[0], np.dtype(np.int64)) if finish else None
-        pointers = _at(dh), _at(s), _at(out), _at(partial), _at(db), 0 if tickets is None else _at(tickets)
-        numbers = *self._mask(dtype, dropout), n * d, d * rows
-        launches = [self._launch(source, grid, block, *pointers, *numbers, scratch=(partial, tickets))]
+        launches = [
+            self._launch(
+                source, grid, block, dh=_at(dh), s=_at(s), delta=_at(out), partial=_at(partial), db=_at(db),
+                tickets=_at_or_0(tickets), **self._mask(dtype, dropout), size=n * d, line=d * rows,
+                scratch=(partial, tickets),
+            ),
+        ]  # fmt: skip
         if not (whole or finish):
             launches += self._column_sums(_at(partial), _at(db), grid[1] * rows, d, real)
         return launches
@@ -182,25 +191,29 @@ class Launches:
         scale = loss.scale(samples or n, d, weight is not None)
         # dense targets are real: where z has 16 bits, a thread takes as many as 16 bytes of targets hold
         width = passes.width_of(dtype if indices else real, _at(z), _at(out), 0 if indices else _at(y))
-        inputs = [_at(a) if a is not None else 0 for a in (z, b, y, weight, out)]
-        numbers: list[Any] = [0 if scalars is None else _at(scalars), real.type(scale)]
-        first: list[Launch] = []
+        arguments: dict[str, Any] = {
+            "z": _at(z), "b": _at(b), "y": _at(y), "weight": _at_or_0(weight), "out": _at(out),
+            "scalars": _at_or_0(scalars), "scale": real.type(scale), "d": d,
+        }  # fmt: skip
         if not softmax:
             width = 1 if weight is not None and d % width else width
             repeat = passes.rows_of_line(width, d)
             # a thread also adds up the losses of a line's ``width`` numbers, one after another
             grid, block = self._cut(n * d, d * repeat, width, dtype, 32, 1, in_a_row=IN_A_ROW // width)
             source = cuda_loss.elementwise_loss(loss, dtype, width, variant)
-            rows, numbers = grid[1] * repeat, [*numbers, n * d, d * repeat, d]
+            rows = grid[1] * repeat
+            arguments |= {"size": n * d, "line": d * repeat}
         else:
             source, grid, block, more = self._softmax(loss, dtype, n, d, width, variant, _at(b))
-            rows, numbers = grid[1], [*numbers, real.type(1 / d), n, d, *more]
+            rows = grid[1]
+            arguments |= {"u": real.type(1 / d), "n": n, **more}
         count, long = grid[0] * grid[1], "_long_" in source.name
         rows = 0 if long else rows
         room = self.room(rows * d + count, real)
         partial, losses = _at(room), _at(room) + rows * d * real.itemsize
-        places = [losses] if long else [partial, losses]
-        first.append(self._launch(source, grid, block, *inputs, *places, *numbers, scratch=room))
+        if not long:
+            arguments["partial"] = partial
+        first = [self._launch(source, grid, block, **arguments, losses=losses, scratch=room)]
         if long:  # its kernel leaves the sums over columns to another
             partial, rows, sums = self._shorten(_at(out), n, d, dtype, always=True)
         else:
@@ -210,14 +223,15 @@ class Launches:
         columns, rows_at_once = passes.block_shape(d, passes.SUM_COLUMNS)
         finish = self._launch(
             cuda_loss.finish_loss(dtype), (-(-d // columns) + 1, 1), (columns, rows_at_once),
-            partial, _at(db), losses, _at(value), 0 if total is None else _at(total), float(scale), growth, rows, d, count,
+            partial=partial, db=_at(db), losses=losses, value=_at(value), weights=_at_or_0(total),
+            scale=float(scale), growth=growth, rows=rows, d=d, count=count,
         )  # fmt: skip
         return [*first, finish]
 
     def _softmax(
         self, loss: Loss, dtype: np.dtype[Any], n: int, d: int, width: int, variant: cuda_loss.Variant, b: int
-    ) -> tuple[Source, Grid, Grid, list[int]]:
-        """Return kernel, grid, block and what it takes beyond n and d."""
+    ) -> tuple[Source, Grid, Grid, dict[str, int]]:
+        """Return kernel, grid, block and the arguments that only this kernel takes."""
         if d <= cuda_softmax.tile_columns(dtype):
             lanes = cuda_softmax.lanes_of(d)
             at_once, most = THREADS // lanes, cuda_softmax.tile_rows(dtype, d)
@@ -227,7 +241,7 @@ class Launches:
             down = _at_least(down, n, at_once * IN_A_ROW)
             rows = min(most, -(-n // (down * at_once)) * at_once)
             source = cuda_softmax.softmax_loss_tile(loss, dtype, width, d, variant)
-            return source, (1, min(down, -(-n // rows))), (lanes, at_once), [rows]
+            return source, (1, min(down, -(-n // rows))), (lanes, at_once), {"rows": rows}
         width = width if d % width == 0 and b % VECTOR_BYTES == 0 else 1
         shape = cuda_softmax_rows.row_shape(dtype, width, d, not variant.indices)
         if shape is None:
@@ -238,18 +252,22 @@ class Launches:
                 cuda_softmax_rows.softmax_loss_long(loss, dtype, width, variant),
                 (1, _at_least(min(n, self.blocks), n, IN_A_ROW)),
                 (THREADS, 1),
-                [],
+                {},
             )
         threads, _, rows = shape
         down = _at_least(min(-(-n // rows), max(1, self.blocks * THREADS // threads)), n, rows * IN_A_ROW)
-        return cuda_softmax_rows.softmax_loss_row(loss, dtype, width, shape, variant), (1, down), (threads, 1), []
+        return cuda_softmax_rows.softmax_loss_row(loss, dtype, width, shape, variant), (1, down), (threads, 1), {}
 
     def normalize_weights(self, o: NormalizeWeights) -> list[Launch]:
         weight, out = o.weight, o.out
         (n,), dtype = weight.shape, check_dtype(weight.dtype)
         total = self.room(1, np.dtype(np.float64)) if o.total is None else o.total
         source = cuda_training.normalize_weights(dtype)
-        return [self._launch(source, (1, 1), (THREADS, 1), _at(weight), _at(out), _at(total), n, scratch=total)]
+        return [
+            self._launch(
+                source, (1, 1), (THREADS, 1), weight=_at(weight), out=_at(out), total=_at(total), n=n, scratch=total,
+            ),
+        ]  # fmt: skip
 
     def dropout(self, o: Dropout) -> list[Launch]:
         x, out = o.x, o.out
@@ -257,7 +275,7 @@ class Launches:
         width = passes.width_of(dtype, _at(x), _at(out))
         source = cuda_training.dropout(dtype, width)
         grid = (self._flat_grid(-(-size // width)), 1)
-        return [self._launch(source, grid, (THREADS, 1), _at(x), _at(out), *self._mask(dtype, o), size)]
+        return [self._launch(source, grid, (THREADS, 1), x=_at(x), out=_at(out), **self._mask(dtype, o), size=size)]
 
     def accumulate(self, o: Accumulate) -> list[Launch]:
         total, term, out = o.total, o.term, o.out
@@ -266,7 +284,7 @@ class Launches:
         width = passes.width_of(dtype, _at(a), _at(term), _at(out))
         source = cuda_training.accumulate(dtype, width, first)
         grid = (self._flat_grid(-(-size // width)), 1)
-        return [self._launch(source, grid, (THREADS, 1), _at(a), _at(term), _at(out), size)]
+        return [self._launch(source, grid, (THREADS, 1), total=_at(a), term=_at(term), out=_at(out), size=size)]
 
     def gather(self, o: Gather) -> list[Launch]:
         source, order, counters, out = o.source, o.order, o.counters, o.out
@@ -277,9 +295,13 @@ class Launches:
         bx, by = passes.block_shape(-(-d // width))
         across = -(-d // (bx * width))
         down = max(1, min(self.blocks // across, -(-n // (by * cuda_training.ROWS_AT_ONCE))))
-        arrays = (_at(source), _at(order), _at(counters), _at(out))
         kernel = cuda_training.gather(storage, width)
-        return [self._launch(kernel, (across, down), (bx, by), *arrays, size, rows, n, d)]
+        return [
+            self._launch(
+                kernel, (across, down), (bx, by), source=_at(source), order=_at(order), counters=_at(counters),
+                out=_at(out), size=size, rows=rows, n=n, d=d,
+            ),
+        ]  # fmt: skip
 
     def clip(self, o: Clip) -> list[Launch]:
         gradients, max_norm, scalars, loss_scaling = o.gradients, o.max_norm, o.scalars, o.loss_scaling
@@ -292,12 +314,12 @@ class Launches:
         block = (THREADS, 1)
         return [
             self._launch(
-                cuda_training.sum_of_squares(dtype), (blocks, 1), block, _at(gradients), _at(partial), size,
-                scratch=partial,
+                cuda_training.sum_of_squares(dtype), (blocks, 1), block,
+                g=_at(gradients), partial=_at(partial), size=size, scratch=partial,
             ),
             self._launch(
                 cuda_training.clip(dtype, loss_scaling), (1, 1), block,
-                _at(partial), _at(scalars), dtype.type(max_norm), blocks,
+                partial=_at(partial), scalars=_at(scalars), max_norm=dtype.type(max_norm), count=blocks,
             ),
         ]  # fmt: skip
 
@@ -307,30 +329,39 @@ class Launches:
         )  # fmt: skip
         dtype = check_dtype(scalars.dtype)
         source = cuda_training.advance(optimizer, dtype, loss_scaling)
-        numbers = map(float, (*optimizer.numbers, *optimizer.schedule.numbers))
-        return [self._launch(source, (1, 1), (1, 1), _at(rate), _at(counters), _at(scalars), int(batch), *numbers)]
+        return [
+            self._launch(
+                source, (1, 1), (1, 1), rate=_at(rate), counters=_at(counters), scalars=_at(scalars), batch=int(batch),
+                **numbered("numbers", [float(x) for x in optimizer.numbers]),
+                **numbered("of_schedule", [float(x) for x in optimizer.schedule.numbers]),
+            ),
+        ]  # fmt: skip
 
     def update(self, o: Update) -> list[Launch]:
         optimizer, parameters, gradients, states, scalars, weights = (
             o.optimizer, o.parameters, o.gradients, o.states, o.scalars, o.weights,
         )  # fmt: skip
         size, dtype = parameters.size, check_dtype(parameters.dtype)
-        pointers = [_at(parameters), _at(gradients), 0, _at(scalars), 0]
-        if optimizer.n_states:
-            pointers[2] = _at(states)
-        if weights is not None:
-            pointers[4] = _at(weights)
-        width = cuda_training.update_width(optimizer, dtype, size, *pointers[:3], pointers[4])
+        arrays = {
+            "parameters": _at(parameters), "gradients": _at(gradients),
+            "states": _at(states) if optimizer.n_states else 0, "copy": _at_or_0(weights),
+        }  # fmt: skip
+        width = cuda_training.update_width(optimizer, dtype, size, *arrays.values())
         source = cuda_training.update(optimizer, dtype, width, None if weights is None else weights.dtype)
         grid = (self._flat_grid(-(-size // width)), 1)
         limit, real = optimizer.clipping[1], dtype.type
-        numbers = map(real, (0 if limit is None else limit, *optimizer.numbers))
-        return [self._launch(source, grid, (THREADS, 1), *pointers, size, *numbers)]
+        return [
+            self._launch(
+                source, grid, (THREADS, 1), **arrays, scalars=_at(scalars), size=size,
+                limit=real(0 if limit is None else limit), **numbered("numbers", [real(x) for x in optimizer.numbers]),
+            ),
+        ]  # fmt: skip
 
     # Grids, scratch, checks.
 
-    def _launch(self, source: Source, grid: Grid, block: Grid, *arguments: Any, scratch: Any = None) -> Launch:
-        return Launch(launch_config(grid, block), self._kernel(source), arguments, scratch)
+    def _launch(self, kernel: Source, grid: Grid, block: Grid, /, *, scratch: Any = None, **arguments: Any) -> Launch:
+        """Return the launch of a kernel on arguments by the names of its parameters."""
+        return Launch(launch_config(grid, block), self._kernel(kernel), kernel.arguments(arguments), scratch)
 
     def _kernel(self, source: Source) -> Any:
         """Return a kernel whose code is on the device: its first launch may be captured, when loading may not be allowed."""
@@ -371,7 +402,7 @@ class Launches:
         """Return the launches for out = sums over the rows of a (n, d)."""
         a, n, first = self._shorten(a, n, d, dtype)
         real, (bx, by) = real_of(dtype) if first else dtype, passes.block_shape(d, passes.SUM_COLUMNS)
-        return [*first, self._launch(passes.column_sum(real), (-(-d // bx), 1), (bx, by), a, out, n, d)]
+        return [*first, self._launch(passes.column_sum(real), (-(-d // bx), 1), (bx, by), a=a, out=out, n=n, d=d)]
 
     def _shorten(
         self, a: int, n: int, d: int, dtype: np.dtype[Any], *, always: bool = False
@@ -387,17 +418,22 @@ class Launches:
         across, real = -(-d // bx), real_of(dtype)
         down = _at_least(min(max(1, self.blocks // across), -(-n // at_once)), n, at_once * IN_A_ROW)
         room = self.room(down * d, real, apart=True)
-        first = self._launch(passes.column_sum(dtype), (across, down), (bx, by), a, _at(room), n, d, scratch=room)
+        first = self._launch(
+            passes.column_sum(dtype), (across, down), (bx, by), a=a, out=_at(room), n=n, d=d, scratch=room
+        )
         sums, rows, more = self._shorten(_at(room), down, d, real)
         return sums, rows, [first, *more]
 
-    def _mask(self, dtype: np.dtype[Any], dropout: Dropout | None) -> tuple[Any, ...]:
-        """Return counters, bound, scale, low, high, layer and first, as the kernels take them."""
+    def _mask(self, dtype: np.dtype[Any], dropout: Dropout | None) -> dict[str, Any]:
+        """Return the arguments by which kernels make a mask; they read none of them without dropout."""
         real = real_of(dtype).type
         if dropout is None:
-            return 0, 0, real(1), 0, 0, 0, 0
-        numbers = keep_threshold(dropout.rate), real(1 / (1 - dropout.rate)), *split_seed(dropout.seed)
-        return _at(dropout.counters), *numbers, dropout.layer, dropout.first_block
+            return {"counters": 0, "bound": 0, "scale": real(1), "low": 0, "high": 0, "layer": 0, "first": 0}
+        low, high = split_seed(dropout.seed)
+        return {
+            "counters": _at(dropout.counters), "bound": keep_threshold(dropout.rate), "scale": real(1 / (1 - dropout.rate)),
+            "low": low, "high": high, "layer": dropout.layer, "first": dropout.first_block,
+        }  # fmt: skip
 
     def room(self, size: int, dtype: np.dtype[Any], *, apart: bool = False) -> Array:
         """Return scratch for ``size`` numbers; that of whole numbers is 0, and whoever uses it leaves it so.
@@ -429,3 +465,7 @@ def _at_least(blocks: int, n: int, of_block: int) -> int:
 def _at(a: Array | None) -> int:
     assert a is not None
     return int(a.data.ptr)
+
+
+def _at_or_0(a: Array | None) -> int:
+    return 0 if a is None else _at(a)
