@@ -271,6 +271,15 @@ def check_training() -> None:
     np.testing.assert_array_equal(gathered.reshape(5, 8), source[order[3:8]])
 
 
+def check_accumulate() -> None:
+    for dtype, width, n in ((F4, 4, 43), (F8, 2, 1), (F8, 1, 40)):
+        total, term = normal(n, dtype), normal(n, dtype)
+        for first, expected in ((False, total + term), (True, term)):
+            source = cuda_training.accumulate(dtype, width, first)
+            out = launch(source, (2, 1), (4, 1), total=total, term=term, out=np.zeros(n, dtype), size=n)["out"]
+            np.testing.assert_array_equal(out, expected)
+
+
 def check_update() -> None:
     for optimizer, dtype, width, size, weights in (
         (SGD(schedules.OneCycle(0.1, steps=4), momentum=0.9, clip_value=0.5), F4, 4, 39, None),
@@ -339,6 +348,7 @@ CHECKS = {
         check_losses,
         check_softmax,
         check_training,
+        check_accumulate,
         check_update,
         check_storage,
     )

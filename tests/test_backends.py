@@ -206,6 +206,17 @@ def test_gather_of_class_indices(backend: Any) -> None:
     assert host(backend, out)[0].tolist() == [6, 5, 7]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [1, 15, 1000])
+def test_accumulate_adds_a_term_to_the_total(n: int, dtype: str, backend: Any, rng: np.random.Generator) -> None:
+    total, term = rng.standard_normal((2, n)).astype(dtype)
+    total_here, term_here, out = on(backend, total, term, np.zeros_like(term))
+    backend.accumulate(None, term_here, out)
+    np.testing.assert_array_equal(*host(backend, out, term_here))
+    backend.accumulate(total_here, term_here, total_here)
+    np.testing.assert_array_equal(host(backend, total_here)[0], total + term)
+
+
 @FAST
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 1000])

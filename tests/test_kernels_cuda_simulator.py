@@ -14,7 +14,9 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed; make test
 pytestmark = pytest.mark.compilers
 
 
-@pytest.mark.parametrize("check", ["passes", "short_lines", "losses", "softmax", "training", "update", "storage"])
+@pytest.mark.parametrize(
+    "check", ["passes", "short_lines", "losses", "softmax", "training", "accumulate", "update", "storage"]
+)
 def test_kernels_in_the_simulator_agree_with_the_reference(check: str) -> None:
     script = Path(__file__).with_name("cuda_simulator.py")
     result = subprocess.run(
