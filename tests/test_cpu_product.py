@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpubackprop.kernels.cpu.gemm import (
-    BREADTH,
-    DEPTH,
-    HEIGHT,
+    KC,
+    MC,
+    NC,
     PARTS,
     WIDE,
     WIDE_TRANSPOSED,
@@ -20,7 +20,7 @@ from gpubackprop.kernels.cpu.program import Program
 
 
 def multiply(a, b, at, bt, shares=1):
-    """Return a b from operands that lie in memory as at and bt say; nothing is written beyond the memory for copies."""
+    """Return a b from operands that lie in memory as at and bt say; nothing is written beyond the memory to pack in."""
     total = total_for(np.empty((a.shape[0], b.shape[1])), a.shape[1])
     a, b = np.ascontiguousarray(a.T if at else a), np.ascontiguousarray(b.T if bt else b)
     out = np.full((a.shape[1] if at else a.shape[0], b.shape[0] if bt else b.shape[1]), np.nan, a.dtype)
@@ -50,16 +50,16 @@ def test_every_order_of_memory(dtype):
 
 @settings(deadline=None, max_examples=150)
 @given(
-    st.integers(1, 2 * HEIGHT + 9), st.integers(1, WIDE + 40), st.integers(1, 2 * DEPTH + 9), st.booleans(), st.booleans(),
+    st.integers(1, 2 * MC + 9), st.integers(1, WIDE + 40), st.integers(1, 2 * KC + 9), st.booleans(), st.booleans(),
     st.integers(1, 4), st.sampled_from([np.float32, np.float64]),
 )  # fmt: skip
-def test_tiles_multiply_every_shape_in_any_number_of_shares(m, n, k, at, bt, shares, dtype):
+def test_every_shape_in_any_number_of_shares(m, n, k, at, bt, shares, dtype):
     a, b = operands(m, n, k, dtype, m * n * k)
     np.testing.assert_array_equal(multiply(a, b, at, bt, shares), a @ b)
 
 
-@pytest.mark.parametrize(("m", "n", "k"), [(HEIGHT + 1, BREADTH + 17, DEPTH + 1), (3, 2 * BREADTH + 1, 5)])
-def test_tiles_multiply_what_is_wider_than_a_copy(m, n, k):
+@pytest.mark.parametrize(("m", "n", "k"), [(MC + 1, NC + 17, KC + 1), (3, 2 * NC + 1, 5)])
+def test_what_is_wider_than_a_packed_block(m, n, k):
     a, b = operands(m, n, k, np.float32)
     for at in (False, True):
         for bt in (False, True):
@@ -79,10 +79,10 @@ def test_shares_have_the_bits_of_the_whole(m, n, k, at, bt, shares):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("m", range(HEIGHT - 7, 2 * HEIGHT + 8, 5))
-def test_copies_of_any_number_of_rows_stay_within_their_memory(m, dtype):
+@pytest.mark.parametrize("m", range(MC - 7, 2 * MC + 8, 5))
+def test_packing_of_any_number_of_rows_stays_within_its_memory(m, dtype):
     for n, at in ((WIDE, False), (WIDE_TRANSPOSED, True)):
-        a, b = operands(m, n, DEPTH, dtype)
+        a, b = operands(m, n, KC, dtype)
         np.testing.assert_array_equal(multiply(a, b, at, False), a @ b)
 
 
@@ -97,9 +97,9 @@ def test_nan_and_infinity_go_through():
 
 
 def by_definition(a, b):
-    """Return a b, summed as cpu_product's docstring defines; a and b have so few digits that float64 sums are exact."""
+    """Return a b, summed as the docstring of gemm.py defines; a and b have so few digits that float64 sums are exact."""
     k, total = a.shape[1], None
-    parts = -(-k // DEPTH)
+    parts = -(-k // KC)
     for group in range(0, parts, PARTS):
         sum_of_group = None
         for part in range(group, min(group + PARTS, parts)):
@@ -111,7 +111,7 @@ def by_definition(a, b):
     return total.astype(a.dtype)
 
 
-@pytest.mark.parametrize("k", [1, 31, DEPTH, DEPTH + 1, 3 * DEPTH - 5, DEPTH * PARTS + 1, 3 * DEPTH * PARTS + 77])
+@pytest.mark.parametrize("k", [1, 31, KC, KC + 1, 3 * KC - 5, KC * PARTS + 1, 3 * KC * PARTS + 77])
 def test_the_order_of_a_sum_is_the_one_defined(k):
     rng = np.random.default_rng(k)
     a = (rng.integers(-(2**20), 2**20, (9, k)) / 2**18).astype(np.float32)
@@ -130,4 +130,4 @@ def test_a_sum_over_millions_of_rows_is_as_exact_as_one_over_hundreds():
     n = 1_500_000
     a, b = np.full((1, n), 0.1, np.float32), np.full((n, 3), 0.3, np.float32)
     exact = n * float(a[0, 0]) * float(b[0, 0])
-    assert abs(multiply(a, b, False, False) / exact - 1).max() < DEPTH * 2.0**-24
+    assert abs(multiply(a, b, False, False) / exact - 1).max() < KC * 2.0**-24

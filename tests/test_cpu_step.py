@@ -133,7 +133,7 @@ def test_the_affinity_mask_limits_the_threads():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_models_in_several_python_threads_do_not_meet(threads):
+def test_models_in_several_python_threads_are_independent(threads):
     results = {}
 
     def train(number, threads):
@@ -156,14 +156,14 @@ def test_models_in_several_python_threads_do_not_meet(threads):
         np.testing.assert_array_equal(results[number], expected[number])
 
 
-def test_who_does_not_come_is_not_waited_for():
-    def fails(thread, threads, meeting, times):
+def test_a_barrier_does_not_wait_for_a_thread_that_failed():
+    def fails(thread, threads, barrier, times):
         if thread == 0:
             raise KeyboardInterrupt
-        left.append(cpu_threads.meet(meeting, 2))
+        left.append(cpu_threads.barrier_wait(barrier, 2))
 
     left = []
-    team = cpu_threads.Team()
+    team = cpu_threads.ThreadTeam()
     with pytest.raises(KeyboardInterrupt):
         team.run(fails, 1, threads=2)
     team._others.shutdown(wait=True)
@@ -177,7 +177,7 @@ def test_a_thread_that_runs_on_after_an_interruption_holds_the_arrays(monkeypatc
             raise KeyboardInterrupt
 
     left = []
-    monkeypatch.setattr(cpu_step, "team", Interrupted)
+    monkeypatch.setattr(cpu_step, "thread_team", Interrupted)
     program = cpu_step.Program([])
     with pytest.raises(KeyboardInterrupt):
         program(2, 2)
@@ -188,7 +188,7 @@ def test_a_thread_that_runs_on_after_an_interruption_holds_the_arrays(monkeypatc
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_process_has_a_team_of_its_own():
+def test_a_forked_process_has_threads_of_its_own():
     program = """
 import os, warnings
 import numpy as np

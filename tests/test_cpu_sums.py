@@ -76,7 +76,7 @@ def test_sums_over_millions_of_rows_lose_hardly_a_digit() -> None:
     assert loss == pytest.approx(9 * x * x, rel=4e-7)
     assert gradients.b[0] == pytest.approx(np.full(3, 6 * x), rel=1e-6)
     assert gradients.b[1] == pytest.approx(6 * x, rel=1e-6)
-    assert gradients.W[0] == pytest.approx(np.full((1, 3), 6 * x * x), rel=2e-5)  # DEPTH products in order
+    assert gradients.W[0] == pytest.approx(np.full((1, 3), 6 * x * x), rel=2e-5)  # KC products in order
 
 
 def test_the_loss_of_many_classes_is_as_exact_as_of_few() -> None:

@@ -1,4 +1,4 @@
-"""The CPU backend: products in register tiles, everything else by fused Numba kernels, steps in one call."""
+"""The CPU backend: products by a micro-kernel, everything else by fused Numba kernels, steps in one call."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ class CpuStep:
 
 
 class _Scratch(threading.local):
-    """Memory for the copies that products make, per Python thread: an eager call runs in that one alone."""
+    """Memory in which products pack their operands, per Python thread: an eager call runs in that one alone."""
 
     def __init__(self) -> None:
         self.begin(1)

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from gpubackprop.fingerprint import fingerprint
 from gpubackprop.kernels.cpu.compile import Kernel, on_disk, pointer
-from gpubackprop.kernels.cpu.threads import meet, team
+from gpubackprop.kernels.cpu.threads import barrier_wait, thread_team
 
 Call = tuple[Kernel, tuple[Any, ...]]
 
@@ -33,16 +33,16 @@ def _invoke(typingctx: Any, kernel: Any, block: Any, thread: Any, threads: Any) 
 
 @cache
 def _runner() -> Any:
-    """Return run(table, calls, thread, threads, meeting, times); table and meeting are addresses, and 0 is no meeting."""
+    """Return run(table, calls, thread, threads, barrier, times); table and barrier are addresses, and 0 is no barrier."""
 
-    def run(table, calls, thread, threads, meeting, times):  # type: ignore[no-untyped-def]
+    def run(table, calls, thread, threads, barrier, times):  # type: ignore[no-untyped-def]
         entries, goal = carray(pointer(table, np.int64), (calls, 2)), 0
         for _ in range(times):
             for k in range(calls):
                 _invoke(entries[k, 0], entries[k, 1], thread, threads)
-                if meeting:
+                if barrier:
                     goal += threads
-                    if not meet(meeting, goal):
+                    if not barrier_wait(barrier, goal):
                         return
 
     return on_disk(run, 6, fingerprint(run)).call
@@ -75,15 +75,15 @@ class Program:
         )
 
     def __call__(self, times: int = 1, threads: int = 1) -> None:
-        """Run all calls ``times`` times over; between two of them all threads meet."""
+        """Run all calls ``times`` times over, with a barrier after each call."""
         if threads == 1:
             self.alone(times)
         else:
-            team().run(self.run_share, times, threads)
+            thread_team().run(self.run_share, times, threads)
 
-    def run_share(self, thread: int, threads: int, meeting: int = 0, times: int = 1) -> None:
-        """Do the share of one thread of so many, in this thread; without a meeting point for a single call only.
+    def run_share(self, thread: int, threads: int, barrier: int = 0, times: int = 1) -> None:
+        """Run ``thread``'s share of ``threads``, in this thread; without a barrier only a program of one call.
 
         A thread that is given this method holds the arrays, whose addresses are all that compiled code has.
         """
-        self._run(thread, threads, meeting, times)
+        self._run(thread, threads, barrier, times)

@@ -1,4 +1,4 @@
-"""The threads of this process that kernels may use, and a meeting point for them inside compiled code."""
+"""The threads of this process that kernels may use, and a barrier for them inside compiled code."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ from numba.extending import intrinsic
 from gpubackprop.kernels.cpu.compile import helper, inlined
 
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS")
-PATIENCE = (
-    200_000  # looks at the meeting point, about 100 microseconds, before a thread sleeps: another may need its core
-)
-NAP = 20  # microseconds
+SPIN_LIMIT = 200_000  # loads at a barrier, about 100 microseconds, before a thread sleeps: another may need its core
+BACKOFF_US = 20  # microseconds of such a sleep
 MOST = 1024  # threads in a process; each is started when it is first needed
 
 
@@ -41,7 +39,7 @@ def _sleep_of_the_system() -> Any:
     return types.ExternalFunction("gpubackprop_sleep", types.int32(types.uint32))
 
 
-_sleep, _NAP = _sleep_of_the_system(), 0 if sys.platform == "win32" else NAP
+_sleep, _BACKOFF = _sleep_of_the_system(), 0 if sys.platform == "win32" else BACKOFF_US
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -56,7 +54,7 @@ def _arrive(typingctx: Any, at: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _look(typingctx: Any, at: Any) -> Any:
+def _load(typingctx: Any, at: Any) -> Any:
     """Return the number at an address as it is now."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -66,20 +64,20 @@ def _look(typingctx: Any, at: Any) -> Any:
     return types.int64(types.intp), codegen
 
 
-def _meet(at, goal):  # type: ignore[no-untyped-def]
-    """Wait until all threads have come ``goal`` times in all; return False if another gave up."""
-    _arrive(at)
-    looks = 0
-    while _look(at) < goal:
-        looks += 1
-        if looks > PATIENCE:
-            if _look(at + 64):  # a cache line further on
+def _barrier_wait(barrier, goal):  # type: ignore[no-untyped-def]
+    """Wait until the threads have arrived ``goal`` times in all; return False if another gave up."""
+    _arrive(barrier)
+    spins = 0
+    while _load(barrier) < goal:
+        spins += 1
+        if spins > SPIN_LIMIT:
+            if _load(barrier + 64):  # a cache line further on
                 return False
-            _sleep(_NAP)
+            _sleep(_BACKOFF)
     return True
 
 
-meet = helper(_meet)
+barrier_wait = helper(_barrier_wait)
 
 
 @inlined
@@ -92,21 +90,21 @@ def is_last(arrived, threads):  # type: ignore[no-untyped-def]
     return True
 
 
-class Team:
+class ThreadTeam:
     """Threads that run one compiled function together, one call at a time; the caller is the first of them."""
 
     def __init__(self) -> None:
         self._lock, self._others = threading.Lock(), ThreadPoolExecutor(MOST, "gpubackprop")
 
     def run(self, function: Callable[[int, int, int, int], object], times: int, threads: int) -> None:
-        """Call ``function(thread, threads, meeting, times)`` in each of so many threads, and return when all are done.
+        """Call ``function(thread, threads, barrier, times)`` in ``threads`` threads, and return when all are done.
 
-        ``meeting`` is the address of their meeting point.
+        ``barrier`` is the address of the barrier that they share.
         """
-        meeting = np.zeros(16, np.int64)
+        barrier = np.zeros(16, np.int64)
 
-        def call(thread: int) -> None:  # it holds the meeting point, which must outlive the last who comes there
-            function(thread, threads, meeting.ctypes.data, times)
+        def call(thread: int) -> None:  # it holds the barrier, which must outlive the last thread that waits there
+            function(thread, threads, barrier.ctypes.data, times)
 
         with self._lock:
             try:
@@ -115,17 +113,17 @@ class Team:
                 for other in others:
                     other.result()
             except BaseException:
-                meeting[8] = 1  # Ctrl-C came before this thread did its part: nobody shall wait for it
+                barrier[8] = 1  # Ctrl-C came before this thread arrived: the others must not wait for it
                 raise
 
 
-_teams: dict[int, Team] = {}
+_teams: dict[int, ThreadTeam] = {}
 
 
-def team() -> Team:
-    """Return the team of this process; a forked one has no threads of its parent's."""
+def thread_team() -> ThreadTeam:
+    """Return the threads of this process; a forked one has none of its parent's."""
     pid = os.getpid()
     if pid not in _teams:
         _teams.clear()
-        _teams[pid] = Team()
+        _teams[pid] = ThreadTeam()
     return _teams[pid]

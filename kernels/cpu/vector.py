@@ -1,6 +1,6 @@
 """Vector instructions for the products and sums of the CPU, emitted as LLVM code that Numba's functions call on addresses.
 
-What a width, a tile and a register are comes from the machine that this runs on: see :class:`Shape`.
+The width of a register and the shape of the micro-kernel come from the machine that this runs on: see :class:`Shape`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
 class Shape(NamedTuple):
-    """A tile of a product that is held in registers.
+    """The micro-tile of a product, MR x NR, that the micro-kernel holds in registers.
 
     Attributes
     ----------
     width : int
         Numbers in a vector register.
     rows, columns : int
-        Of the largest tile; ``columns`` is two registers, and all sums with what they are made of fit in the registers there are.
+        MR and NR, at most; NR is two registers, and all sums with what they are made of fit in the registers there are.
     """
 
     width: int
@@ -37,7 +37,7 @@ class Shape(NamedTuple):
 
 @cache
 def shape_for(dtype: np.dtype[Any]) -> Shape:
-    """Return the largest tile on this machine: 2 x rows sums, two vectors of b and one number of a, in 16 or 32 registers."""
+    """Return the largest micro-tile on this machine: 2 x rows sums, two vectors of b and one number of a, in 16 or 32 registers."""
     features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # those that Numba compiles for
     arm = platform.machine().lower() in ("arm64", "aarch64")
     bits = 512 if "+avx512f" in features else 256 if "+avx" in features else 128
@@ -170,16 +170,16 @@ def define_transpose(rows: int, dtype: np.dtype[Any]) -> Any:
     return _emitter(4, emit)
 
 
-def define_tile(rows: int, dtype: np.dtype[Any], copies: str = "") -> Any:
-    """Return tile(a, a_row, a_step, b, b_step, out, out_row, k, more): out = a b, or out += a b where ``more`` is not 0.
+def define_micro_kernel(rows: int, dtype: np.dtype[Any], packs: str = "") -> Any:
+    """Return kernel(a, a_row, a_step, b, b_step, out, out_row, k, more): out = a b, or out += a b where ``more`` is not 0.
 
     a[i, p] lies at a + i a_row + p a_step, b[p, j] at b + p b_step + j, out[i, j] at out + i out_row + j (addresses in bytes,
     distances in numbers), for i < rows, j < columns and p < k, k >= 1. Every sum runs over p in order, from +0, and each product is
     added to it in one rounding; without an instruction for that the C library's function does it, slowly.
 
-    With ``copies`` of "a" or "b" there is one more address: what is read of a or b is also written there, where other tiles
-    find a[i, p] at i + p rows, or b[p, j] at p columns + j. A copy of a needs a_row = 1; it may read and write two numbers
-    beyond the last row. What the next tile copies is brought nearer meanwhile.
+    With ``packs`` of "a" or "b" there is one more address, to which what is read of a or b is packed: other micro-kernels find
+    a[i, p] at i + p rows, or b[p, j] at p columns + j. Packing a needs a_row = 1; it may read and write two numbers beyond the
+    last row. What the next micro-kernel packs is prefetched meanwhile.
     """
     shape, size = shape_for(dtype), dtype.itemsize
     real, vector = _real(dtype), ir.VectorType(_real(dtype), shape.width)
@@ -196,8 +196,8 @@ def define_tile(rows: int, dtype: np.dtype[Any], copies: str = "") -> Any:
             builder.inttoptr(builder.add(address, _constant(v * shape.width * size)), pointer) for v in parts
         ]  # fmt: skip
 
-    def copy(builder: Any, pa: Any, pb: Any, b: list[Any], to: Any) -> None:
-        if copies == "a":
+    def pack(builder: Any, pa: Any, pb: Any, b: list[Any], to: Any) -> None:
+        if packs == "a":
             _prefetch(builder, builder.add(pa, _constant(64)), 0, 3)
             number = builder.load(builder.inttoptr(pa, row_of_a), align=size)
             builder.store(number, builder.inttoptr(to, row_of_a), align=size)
@@ -209,7 +209,7 @@ def define_tile(rows: int, dtype: np.dtype[Any], copies: str = "") -> Any:
         _, pa, pb, *to = running
         b = [builder.load(p, align=size) for p in vectors_at(builder, pb)]
         if to:
-            copy(builder, pa, pb, b, to[0])
+            pack(builder, pa, pb, b, to[0])
         nothing, result = ir.Constant(vector, ir.Undefined), []
         for offset, row in zip(offsets, sums, strict=True):
             one = builder.load(builder.inttoptr(builder.add(pa, offset), real.as_pointer()), align=size)
@@ -235,7 +235,7 @@ def define_tile(rows: int, dtype: np.dtype[Any], copies: str = "") -> Any:
         for address in outs:
             _prefetch(builder, address, 1, 3)
         starts = [k, a, b, *to]
-        steps = [_constant(-1), a_step, b_step, _constant((rows if copies == "a" else shape.columns) * size)]
+        steps = [_constant(-1), a_step, b_step, _constant((rows if packs == "a" else shape.columns) * size)]
         entry, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
         builder.branch(loop)
         builder.position_at_end(loop)
@@ -258,7 +258,7 @@ def define_tile(rows: int, dtype: np.dtype[Any], copies: str = "") -> Any:
             with otherwise:
                 store(builder, places, new, False)
 
-    return _emitter(10 if copies else 9, emit)
+    return _emitter(10 if packs else 9, emit)
 
 
 LANES = 16  # sums that run side by side; a definition, not the width of a register
