@@ -429,7 +429,7 @@ def test_nan_of_one_sample_stays_in_its_row(backend: Any) -> None:
     assert np.isnan(h).tolist() == [[False, False], [True, False], [False, False]]
 
 
-# ---------------------------------------------------------------------- names, errors, one's own backend
+# ---------------------------------------------------------------------- names, errors, a custom backend
 
 
 def test_devices_have_their_names(device: str, backend: Any) -> None:
@@ -461,7 +461,7 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) 
 
 
 class Counting(ReferenceBackend):
-    """A backend of one's own: the reference, counting its products."""
+    """A custom backend: the reference, counting its products."""
 
     device = "counting"
 

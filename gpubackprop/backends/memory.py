@@ -50,7 +50,7 @@ def free_bytes(backend: Backend, wanted: int = 0) -> int | None:
 
 
 def fits(backend: Backend, wanted: int) -> bool:
-    """Return whether so many bytes may be allocated now, as far as a limit is known."""
+    """Return whether that many bytes may be allocated now, as far as a limit is known."""
     free = free_bytes(backend, wanted)
     return free is None or wanted <= free
 

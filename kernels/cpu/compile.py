@@ -287,4 +287,4 @@ def _load(name: str, code: bytes) -> tuple[Any, int]:
     return call, int(engine.get_function_address(_ENTRY))
 
 
-_engines: list[Any] = []  # for ever: whoever has the address of a kernel need not keep more of it
+_engines: list[Any] = []  # for the life of the process: callers keep only a kernel's address

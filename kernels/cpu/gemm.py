@@ -66,7 +66,7 @@ def _define_micro_kernels(dtype: np.dtype[Any]) -> tuple[Any, Any, Any]:
 
 
 def _function_of(names: str, instruction: Any) -> Any:
-    """Return a function of so many arguments that does one instruction."""
+    """Return a function of the arguments ``names`` that executes one instruction."""
     namespace = {"__name__": __name__, "instruction": instruction}
     exec(f"def function({names}):\n    instruction({names})\n", namespace)
     return helper(namespace["function"])

@@ -31,7 +31,7 @@ from gpubackprop.philox import define_philox
 from gpubackprop.step.state import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
 
 BLOCKS = 64  # of four random numbers that are made at a time
-LINE = 16  # elements that a share is a multiple of, so that two threads rarely write to one line of a cache
+LINE = 16  # elements that a share is a multiple of, so that two threads rarely write to one cache line
 ROWS = 16  # in a share that has sums of its own; so few that these sums lose no digits
 SHORT = (
     32  # numbers in a row from which a loop over them fills vectors: the exponentials of shorter rows are one long loop

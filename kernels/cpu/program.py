@@ -58,7 +58,7 @@ class Program:
     Attributes
     ----------
     alone : callable
-        ``alone(times)`` runs all calls so many times over in one thread.
+        ``alone(times)`` runs all calls ``times`` times over in one thread.
     """
 
     def __init__(self, calls: Sequence[Call]) -> None:

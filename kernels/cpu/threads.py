@@ -44,7 +44,7 @@ _sleep, _BACKOFF = _sleep_of_the_system(), 0 if sys.platform == "win32" else BAC
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _arrive(typingctx: Any, at: Any) -> Any:
-    """Add 1 to the number at an address and return what it was; what was written before is seen by whoever sees the sum."""
+    """Add 1 to the number at an address and return what it was; writes before it are visible to every thread that sees the sum."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = context.get_value_type(types.int64)
@@ -82,7 +82,7 @@ barrier_wait = helper(_barrier_wait)
 
 @inlined
 def is_last(arrived, threads):  # type: ignore[no-untyped-def]
-    """Return True in the last of the threads that come here, for which all others have done their part; arrived[0] is 0 again."""
+    """Return True in the last thread to arrive, when all others have done their part; arrived[0] is 0 again."""
     if threads > 1:
         if _arrive(arrived.ctypes.data) + 1 < threads:
             return False

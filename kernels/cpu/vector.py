@@ -46,7 +46,7 @@ def shape_for(dtype: np.dtype[Any]) -> Shape:
 
 
 def _emitter(arguments: int, emit: Callable[[Any, Any], None]) -> Any:
-    """Return an intrinsic of so many integers, most of them addresses, that emits code and returns nothing."""
+    """Return an intrinsic of ``arguments`` integers, most of them addresses, that emits code and returns nothing."""
     names = ", ".join(f"x{k}" for k in range(arguments))
 
     def typed(emitted: Callable[[Any, Any], None]) -> Any:

@@ -29,7 +29,7 @@ from gpubackprop.machine import cache as disk
 THREADS = 256
 """Threads of a block."""
 OCCUPANCY = 0.5
-"""Share of the threads a multiprocessor can hold that it must have room for; it bounds the registers of a thread."""
+"""The least occupancy of a kernel: 50 % of the threads that a multiprocessor can hold; it bounds the registers of a thread."""
 OCCUPANCY_FLOAT64 = OCCUPANCY / 2
 """The same for float64, whose numbers take two registers each: exp, log and erf would not fit in 64."""
 MULTIPROCESSOR_THREADS = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
@@ -56,7 +56,7 @@ class Source:
     threads : int
         Threads of a block, at most.
     occupancy : float
-        Share of the threads of a multiprocessor that have room in it at once, at least.
+        The least share of the threads that a multiprocessor can hold which must be resident at once.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Source:
 
 
 def resident(source: Source, capability: tuple[int, int]) -> int:
-    """Return the blocks of a kernel that a multiprocessor must have room for."""
+    """Return the least number of resident blocks per multiprocessor."""
     return max(1, int(MULTIPROCESSOR_THREADS.get(capability, 2048) * source.occupancy) // source.threads)
 
 
@@ -107,7 +107,7 @@ def link(ptx: str, capability: tuple[int, int]) -> bytes:
 
 @cache
 def _compiler() -> Digest:
-    """Return a digest of what compiles and links: of the packages, and of the libraries that are found, whoever installed them."""
+    """Return a digest of what compiles and links: of the packages, and of the libraries found, however installed."""
     from cuda import pathfinder
     from cuda.bindings import nvjitlink, nvvm
 

@@ -336,7 +336,7 @@ def fold_rows(width: int, threads: int, adjacent: bool = True) -> Any:
 
 @cache
 def finish_rows(dtype: np.dtype[Any], width: int, threads: int) -> Any:
-    """Return finish(sums, shared, partial, out, tickets, line): out = column sums of partial, by the last block to come here.
+    """Return finish(sums, shared, partial, out, tickets, line): out = column sums of partial, by the last block to arrive.
 
     Its order is fixed, whichever block is the last: each thread adds up rows of partial, then :func:`fold_rows` the threads.
     """

@@ -12,7 +12,7 @@ GELU      product, gelu_tanh; product, gelu_tanh backward  "all"
 RELU      product, relu                                    "all"
 ========  ===============================================  =====================================================
 
-GELU is not in "auto" since cuBLASLt was seen to take longer with it than a product and a kernel of one's own, in float32 and
+GELU is not in "auto" since cuBLASLt was seen to take longer with it than a product and a separate kernel, in float32 and
 bfloat16 (github.com/karpathy/llm.c/pull/338; llm.c has it off). RELU is not since it turns NaN into 0, which hides a
 training that diverges. Where cuBLASLt has no such product, or an address is no multiple of 16, the two operations stay
 apart. :attr:`gpubackprop.backends.cuda.backend.CudaBackend.epilogue_choices` says what was chosen and why.

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 BLOCKS_PER_MULTIPROCESSOR = 4  # of 256 threads with up to 64 registers: one full wave, the rest by striding
 SCRATCH_STEP = 4096  # elements; scratch grows in multiples of it
 LARGE = 1 << 20
-"""Bytes of a matrix from which on a block takes so many rows that its own bias and sums are a few percent of the traffic;
-below it, many blocks with few rows are done sooner."""
+"""Bytes of a matrix from which on a block takes enough rows that its bias and sums are a few percent of the traffic; below it,
+many blocks with few rows are done sooner."""
 IN_A_ROW = 32
 """Terms that one thread adds up one after another in float32. Where terms are equal, each addition may round to the same side, so a
 sum of many would lose digits: 32 lose 2^-20 at the very most, and sums of sums, each of so few, hardly more."""
@@ -383,7 +383,7 @@ class Launches:
     ) -> tuple[Grid, Grid]:
         """Return grid and block for a matrix, see :mod:`gpubackprop.kernels.cuda.passes`.
 
-        A large matrix has at least ``least`` lines to a block, and where ``in_a_row`` is given at most so many to a thread.
+        A large matrix has at least ``least`` lines to a block, and where ``in_a_row`` is given at most that many to a thread.
         """
         bx, by = passes.block_shape(-(-line // width))
         across, lines = -(-line // (bx * width)), -(-size // line)
@@ -436,7 +436,7 @@ class Launches:
         }  # fmt: skip
 
     def room(self, size: int, dtype: np.dtype[Any], *, apart: bool = False) -> Array:
-        """Return scratch for ``size`` numbers; that of whole numbers is 0, and whoever uses it leaves it so.
+        """Return scratch for ``size`` numbers; that of whole numbers is 0, and its user leaves it so.
 
         An operation that needs two at once takes the second ``apart``.
         """
@@ -450,7 +450,7 @@ class Launches:
 
 
 def _copy_unit(nbytes: int, *addresses: int) -> tuple[str, int]:
-    """Return (storage, width) of the widest access that rows of so many bytes allow; bits are copied, whatever they mean."""
+    """Return (storage, width) of the widest access that rows of ``nbytes`` allow; bits are copied, whatever they mean."""
     for size, unit in ((16, ("f4", 4)), (8, ("f8", 1)), (4, ("f4", 1))):
         if not any(number % size for number in (nbytes, *addresses)):
             return unit
