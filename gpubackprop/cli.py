@@ -77,22 +77,16 @@ def train(
     backend = get_backend(device)
     if out is not None:
         _check_folder(out)
-    classification = definition.targets in ("classes", "binary")
-    d = load_dataset(data, classification=classification, seed=seed, target=target, header=header)
+    kind = definition.kind
+    d = load_dataset(data, classification=kind.numbered, seed=seed, target=target, header=header)
     print(f"{d.name}: {d.found}")
     y, y_test = d.y, d.y_test
-    n_outputs = (
-        int(max(y.max(), y_test.max())) + 1 if definition.targets == "classes" else 1 if y.ndim == 1 else y.shape[1]
-    )
+    n_outputs = int(max(y.max(), y_test.max())) + 1 if kind.takes_indices else 1 if y.ndim == 1 else y.shape[1]
     sizes = parse_layers(layers) if layers is not None else [d.X.shape[1], 64, 32, n_outputs]
-    if (
-        sizes[0] != d.X.shape[1]
-        or sizes[-1] < n_outputs
-        or (definition.targets != "classes" and sizes[-1] != n_outputs)
-    ):
-        kind = "classes" if definition.targets == "classes" else "targets"
+    if sizes[0] != d.X.shape[1] or sizes[-1] < n_outputs or (not kind.takes_indices and sizes[-1] != n_outputs):
+        counted = "classes" if kind.takes_indices else "targets"
         raise ValueError(
-            f"--layers is {'-'.join(map(str, sizes))}; {d.name} has {d.X.shape[1]} features and {n_outputs} {kind}: "
+            f"--layers is {'-'.join(map(str, sizes))}; {d.name} has {d.X.shape[1]} features and {n_outputs} {counted}: "
             f"begin with {d.X.shape[1]} and end with {n_outputs}"
         )
     history = History()

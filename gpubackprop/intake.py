@@ -52,26 +52,19 @@ def check_targets(backend: Backend, y: Any, n: int, d: int, loss: Loss, dtype: n
     ValueError
         For another shape, labels out of range, or values that the loss has no meaning for.
     """
-    given = as_array(y, "y")
+    given, kind = as_array(y, "y"), loss.kind
     shape = tuple(int(s) for s in given.shape)
-    indices = loss.targets == "classes" and shape in ((n,), (n, 1))
-    expected = f"({n}, {d})" + (f" or class indices ({n},)" if loss.targets == "classes" else "")
+    indices = kind.are_indices(shape) and shape[0] == n
     if not indices and shape != (n, d) and not (d == 1 and shape == (n,)):
-        raise ValueError(f"y has shape {_shape(given)}; {loss.name} with {d} outputs and {n} samples takes {expected}")
-    if indices:
-        return _check_labels(backend, given, n, d)
-    y = _numbers(backend, "y", given, dtype).reshape(n, d)
-    _check_finite(backend, "y", y)
-    low, high = float(y.min()), float(y.max())
-    if loss.targets in ("binary", "classes", "distribution") and (low < 0 or high > 1):
-        raise ValueError(f"y holds values from {low:g} to {high:g}; {loss.name} takes values in [0, 1]")
-    if loss.targets == "counts" and low < 0:
-        raise ValueError(f"y holds {low:g}; {loss.name} takes counts >= 0")
-    if loss.targets == "signs" and not bool((abs(y) == 1).all()):
-        raise ValueError(f"y holds values from {low:g} to {high:g}; {loss.name} takes -1 and +1")
-    if loss.family == "softmax" and float(abs(y.sum(axis=1) - 1).max()) > 1e-3:
+        takes = f"{loss.name} with {d} outputs and {n} samples takes {kind.shapes(n, d)}"
+        raise ValueError(f"y has shape {_shape(given)}; {takes}")
+    y = _numbers(backend, "y", given, None if indices else dtype).reshape((n,) if indices else (n, d))
+    if y.dtype.kind == "f":
+        _check_finite(backend, "y", y)
+    kind.check(y, d, backend.xp, loss.name)
+    if loss.family == "softmax" and not indices and float(abs(y.sum(axis=1) - 1).max()) > 1e-3:
         raise ValueError(f"the rows of y are not probabilities: they must sum to 1 for {loss.name}")
-    return y
+    return backend.asarray(y, np.int64) if indices else y
 
 
 def check_weight(backend: Backend, weight: Any, n: int, dtype: np.dtype[Any], loss: Loss) -> Array | None:
@@ -112,20 +105,6 @@ def check_parameter(
         if not bool(backend.xp.isfinite(array.astype(dtype)).all()):
             raise ValueError(f"{name} holds NaN or infinity, or numbers that overflow {dtype}")
     return array
-
-
-def _check_labels(backend: Backend, y: Any, n: int, classes: int) -> Array:
-    labels = _numbers(backend, "y", y, None).reshape(n)
-    if labels.dtype.kind == "f":
-        _check_finite(backend, "y", labels)
-        if not bool((labels == backend.xp.rint(labels)).all()):
-            raise ValueError("y holds labels that are not whole numbers; class indices are 0, 1, 2, ...")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"y holds labels from {low:.12g} to {high:.12g}; with {classes} outputs they must be 0 to {classes - 1}"
-        )
-    return backend.asarray(labels, np.int64)
 
 
 def _numbers(

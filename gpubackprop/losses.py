@@ -24,6 +24,7 @@ import numpy as np
 
 from gpubackprop.definitions import NUMPY, Array, Definition, Math, check_number, constant
 from gpubackprop.registry import Registry
+from gpubackprop.targets import Kind, kind_of
 
 REDUCTIONS = ("mean", "sum")
 
@@ -39,7 +40,7 @@ class Loss(Definition):
     mean_function : {"identity", "exp", "sigmoid", "softmax"} or None
         How ``predict_proba`` and ``predict`` read the outputs (the inverse of the link function).
     targets : {"real", "counts", "binary", "signs", "classes", "distribution"}
-        What y may hold; checked where data enters.
+        What y may hold; checked where data enters. Each is a class of :mod:`gpubackprop.targets`.
     reduction : {"mean", "sum"}
         How the losses of the samples are joined.
     """
@@ -55,6 +56,11 @@ class Loss(Definition):
             raise ValueError(f"unknown reduction {reduction!r}; choose from {', '.join(REDUCTIONS)}")
         result = super().__call__(**parameters)
         return result if reduction is None else replace(result, reduction=reduction)
+
+    @property
+    def kind(self) -> Kind:
+        """What its targets are, and how its outputs are read."""
+        return kind_of(self.targets, self.mean_function)
 
     def made_of(self, dtype: np.dtype[Any], m: Math) -> tuple[Any, ...]:
         return self.family, *super().made_of(dtype, m)

@@ -369,16 +369,7 @@ class MLP(Described, SetOnce, OnDevice):
 
         Where y of the last ``fit`` was one number a sample, the shape is that of y: (n,) or (n, 1).
         """
-        here, xp = self._outputs(X), self.backend.xp
-        if self.loss.mean_function == "softmax":
-            here = here.argmax(axis=1)
-        elif self.loss.mean_function == "sigmoid":
-            here = (here > 0).astype(np.int64)
-        elif self.loss.targets == "signs":
-            here = xp.where(here > 0, 1, -1)
-        elif self.loss.mean_function == "exp":
-            with np.errstate(over="ignore"):
-                here = xp.exp(here)
+        here = self.loss.kind.predict(self._outputs(X), self.backend.xp)
         if self.target_shape in ((), (1,)):
             here = here.reshape(len(here), *self.target_shape)
         return like(self.backend, here, X)
@@ -391,14 +382,10 @@ class MLP(Described, SetOnce, OnDevice):
         ValueError
             The loss gives no probabilities.
         """
-        if self.loss.mean_function not in ("softmax", "sigmoid"):
+        kind = self.loss.kind
+        if kind.mean.probabilities is None:
             raise ValueError(f"{self.loss.name} gives no probabilities; predict(X) gives its predictions")
-        o, xp = self._outputs(X), self.backend.xp
-        if self.loss.mean_function == "softmax":
-            e = xp.exp(o - o.max(axis=1, keepdims=True))
-            return like(self.backend, e / e.sum(axis=1, keepdims=True), X)
-        e = xp.exp(-xp.abs(o))
-        return like(self.backend, xp.where(o < 0, e, xp.ones_like(e)) / (1 + e), X)
+        return like(self.backend, kind.mean.probabilities(self._outputs(X), self.backend.xp), X)
 
     def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, float]:
         """Return the loss on a data set, and ``"accuracy"`` of a classification or ``"r2"`` of a regression."""
@@ -441,7 +428,7 @@ class MLP(Described, SetOnce, OnDevice):
         n = check_count("batch_size", batch_size)
         twin = self.to(self.device)
         zeros, d, out = twin.backend.zeros, self.layer_sizes[0], self.layer_sizes[-1]
-        indices = class_indices and self.loss.targets == "classes"
+        indices = class_indices and self.loss.kind.takes_indices
         X, order = zeros((n, d), self.dtype), zeros((n,), np.int64)
         y = zeros((n,), np.int64) if indices else zeros((n, out), self.real)
         twin.step(n, optimizer, data=Data(X, y, None, order)).compile()()

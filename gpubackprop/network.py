@@ -232,7 +232,7 @@ class Network(Described, SetOnce, OnDevice):
         """Return one training step: see :meth:`gpubackprop.MLP.step`."""
         n = check_count("batch_size", batch_size)
         self.check_not_held("step")  # it writes to the gradients
-        indices = self.loss.targets == "classes" and (data.y.ndim == 1 if data else class_indices)
+        indices = self.loss.kind.takes_indices and (data.y.ndim == 1 if data else class_indices)
         weighted = weighted if data is None else data.weight is not None
         optimizer = None if optimizer is None else optimizer_of(optimizer)
 
@@ -369,7 +369,7 @@ class Network(Described, SetOnce, OnDevice):
 
     def takes_indices(self, y: Array) -> bool:
         """Return whether targets are class indices, not a row of numbers per sample."""
-        return self.loss.targets == "classes" and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1))
+        return self.loss.kind.are_indices(y.shape)
 
     # ------------------------------------------------------------------ the optimizer
 

@@ -12,7 +12,7 @@ from tolerances import assert_within, eps
 
 import gpubackprop as gb
 from gpubackprop.inspect.explain import random_batch
-from gpubackprop.losses import LOSSES, loss
+from gpubackprop.losses import LOSSES, Loss, loss
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "golden.json").read_text(encoding="utf-8"))
 NAMES = sorted(LOSSES)
@@ -242,3 +242,21 @@ def test_losses_have_their_limits(dtype: str, backend: Any) -> None:
         value, do, _ = backend.bias_loss(outputs, backend.zeros((1,), dtype), targets, LOSSES[name])
         assert_within(backend.to_numpy(value)[0], ell, 0 if np.isinf(ell) else 4 * eps(dtype) * abs(ell))
         assert_within(backend.to_numpy(do)[0, 0], dell, 0 if np.isinf(dell) else 4 * eps(dtype) * abs(dell))
+
+
+def test_the_two_strings_of_a_loss_are_asked_each_for_itself(rng: np.random.Generator) -> None:
+    define = LOSSES["mean_squared_error"].define
+    X, o = rng.normal(size=(9, 3)), np.array([[-2.0, 0.5]])
+    expected = {None: o, "identity": o, "exp": np.exp(o), "sigmoid": [[0, 1]], "softmax": [1]}
+    for targets in ("real", "counts", "binary", "signs", "classes", "distribution"):
+        for mean_function, prediction in expected.items():
+            mine: Any = Loss("mine", define, mean_function=mean_function, targets=targets)  # type: ignore[arg-type]
+            signs = targets == "signs" and mean_function not in ("sigmoid", "softmax")
+            np.testing.assert_array_equal(mine.kind.predict(o, np), [[-1, 1]] if signs else prediction)
+            y = mine.kind.random(rng, 9, 2)
+            mine.kind.check(y, 2, np, "mine")
+            model = gb.MLP([3, 2], loss=mine, device="reference")
+            assert model.predict(X).shape == ((9,) if mean_function == "softmax" else (9, 2))
+    for strings in ({"targets": "labels"}, {"mean_function": "logit"}):
+        with pytest.raises(ValueError, match=f"unknown {next(iter(strings))} .*; choose from "):
+            _ = Loss("mine", define, **strings).kind  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import numpy as np
 from gpubackprop.architecture import Architecture
 from gpubackprop.definitions import check_count, check_seed
 from gpubackprop.inspect.gradcheck import GradientCheck, check_gradient, gradient_step, gradients_of
-from gpubackprop.losses import LOSSES, Loss
+from gpubackprop.losses import Loss
 from gpubackprop.network import Network
 from gpubackprop.step import Step
 from gpubackprop.step.operations import Operation
@@ -137,22 +137,8 @@ def explain(
 
 def random_batch(model: MLP | Architecture, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return random inputs and targets that fit a network and its loss."""
-    d = model.layer_sizes[-1]
     X = rng.normal(size=(n, model.layer_sizes[0]))
-    kind = LOSSES.resolve(model.loss).targets
-    if kind == "classes":
-        return X, rng.integers(0, d, n)
-    y = rng.normal(size=(n, d))
-    if kind == "counts":
-        return X, rng.poisson(2.0, (n, d)).astype(np.float64)
-    if kind == "binary":
-        return X, (y > 0).astype(np.float64)
-    if kind == "signs":
-        return X, np.where(y > 0, 1.0, -1.0)
-    if kind == "distribution":
-        e = np.exp(y)
-        return X, e / e.sum(axis=1, keepdims=True)
-    return X, y
+    return X, model.loss.kind.random(rng, n, model.layer_sizes[-1])
 
 
 def _shape(shape: tuple[int, ...]) -> str:
