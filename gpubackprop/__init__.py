@@ -29,7 +29,7 @@ from gpubackprop.optimizers import LBFGS, SGD, Adagrad, Adam, AdamW, Lion, Optim
 from gpubackprop.schedules import Cosine, Exponential, LinearWarmup, OneCycle, Schedule, StepDecay
 from gpubackprop.step import Step
 from gpubackprop.training.callbacks import Callback, EarlyStopping, ReduceOnPlateau
-from gpubackprop.training.fit import History
+from gpubackprop.training.history import History
 
 __all__ = [
     "LBFGS", "MLP", "SGD", "Activation", "Adagrad", "Adam", "AdamW", "Callback", "Cosine", "DeviceMemoryError",

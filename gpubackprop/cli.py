@@ -69,7 +69,7 @@ def train(
     from gpubackprop.losses import LOSSES
     from gpubackprop.mlp import MLP
     from gpubackprop.training.callbacks import EarlyStopping
-    from gpubackprop.training.fit import History
+    from gpubackprop.training.history import History
 
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
@@ -272,7 +272,7 @@ def _resume(out: Path | None, device: str) -> tuple[MLP, Any]:
 
 
 def _joined(before: Any, after: Any) -> Any:
-    from gpubackprop.training.fit import History
+    from gpubackprop.training.history import History
 
     return History({name: [*before.get(name, []), *after.get(name, [])] for name in {**before, **after}})
 

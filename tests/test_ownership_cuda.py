@@ -295,7 +295,7 @@ def test_everything_runs_with_the_networks_device_current(
     import cupy
 
     from gpubackprop.training.checkpoint import load_training, save
-    from gpubackprop.training.fit import Training
+    from gpubackprop.training.history import Training
 
     if os.environ.get("EMULATOR_LAZY", "0") != "0":
         pytest.skip("work is counted where it is done, which is later")

@@ -42,7 +42,7 @@ def test_streamed_data_gives_the_same_bits(device: str, n: int, options: Any, rn
 def test_a_data_set_of_half_the_memory_stays_on_the_host(
     device: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    from gpubackprop.training import streaming
+    from gpubackprop.training import sources
 
     made = []
 
@@ -50,7 +50,7 @@ def test_a_data_set_of_half_the_memory_stays_on_the_host(
         made.append(1)
         raise KeyError
 
-    monkeypatch.setattr(streaming.Prefetcher, "__init__", refuse)
+    monkeypatch.setattr(sources.Streamed, "__init__", refuse)
     X, y = rng.normal(size=(2000, 6)).astype(np.float32), np.arange(2000) % 3
     backend = gb.get_backend(device)
     monkeypatch.setattr(type(backend), "memory", lambda self, wanted=0: (2 * X.nbytes, 1 << 40))
@@ -70,11 +70,11 @@ def test_a_warm_streamed_step_copies_its_batch_launches_one_graph_and_waits_for_
     if not ledger.available():
         pytest.skip("counts need an emulated device")
     from gpubackprop.network import Data
-    from gpubackprop.training.streaming import Prefetcher
+    from gpubackprop.training.sources import Streamed
 
     X, y = rng.normal(size=(64, 6)).astype(np.float32), np.arange(64) % 3
     model = gb.MLP([6, 8, 3], device=device)
-    batches = Prefetcher(model, Data(X, y, None, np.arange(64)), 16, model.state_of("adam").optimizer)
+    batches = Streamed(model, Data(X, y, None, np.arange(64)), 16, model.state_of("adam").optimizer)
     rows = [np.arange(i, i + 16) for i in range(0, 64, 16)]
     with ledger.record(level=1) as record:
         for r in rows[:2]:
@@ -119,16 +119,16 @@ def test_without_graphs_streamed_data_gives_the_same_bits(
 def test_an_interrupted_fit_leaves_no_copy_behind(
     device: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    from gpubackprop.training.streaming import Prefetcher
+    from gpubackprop.training.sources import Streamed
 
     closed: list[bool] = []
-    close = Prefetcher.close
+    close = Streamed.close
 
     def interrupt(self: Any, rows: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Prefetcher, "step", interrupt)
-    monkeypatch.setattr(Prefetcher, "close", lambda self: closed.append(close(self) is None))
+    monkeypatch.setattr(Streamed, "step", interrupt)
+    monkeypatch.setattr(Streamed, "close", lambda self: closed.append(close(self) is None))
     X, y = rng.normal(size=(20, 6)).astype(np.float32), np.arange(20) % 3
     assert gb.MLP([6, 8, 3], device=device).fit(X, y, epochs=1, stream_data=True, progress=False).interrupted
     assert closed == [True]

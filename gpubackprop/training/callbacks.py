@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gpubackprop.definitions import Array, check_count, check_flag, check_number
 
 if TYPE_CHECKING:
-    from gpubackprop.training.fit import Training
+    from gpubackprop.training.history import Training
 
 
 METHODS = ("on_train_begin", "on_epoch_end", "on_train_end")

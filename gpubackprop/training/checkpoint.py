@@ -17,7 +17,7 @@ from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
 
 if TYPE_CHECKING:
-    from gpubackprop.training.fit import History
+    from gpubackprop.training.history import History
 
 FORMAT = "gpubackprop-mlp-1"
 STATE_ARRAYS = ("states", "counters", "rate", "scalars")
@@ -66,7 +66,7 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[Network, Histo
     """
     from safetensors import SafetensorError, safe_open
 
-    from gpubackprop.training.fit import History
+    from gpubackprop.training.history import History
 
     path = Path(path)
     if not path.is_file():

@@ -1,11 +1,4 @@
-"""Data larger than the GPU: mini-batches come from the host while the device computes.
-
-There are two buffers on the device, each with a buffer in pinned memory, and two compiled steps that share one workspace. While
-the device takes a step from one buffer, the host gathers the rows of the next mini-batch and a stream of its own copies
-them into the other. Events order the two streams in both directions: a step waits for its copy, and a copy waits for the
-step that read the buffer before. The host waits only where it is two batches ahead: a pinned buffer must not be written
-to before its last copy is done.
-"""
+"""Sources of mini-batches: a data set on the device, or one on the host that is copied while the device computes."""
 
 from __future__ import annotations
 
@@ -24,6 +17,75 @@ if TYPE_CHECKING:
     from gpubackprop.network import Data
 
 
+class Source:
+    """Takes the steps of an epoch on the mini-batches of a data set.
+
+    Parameters
+    ----------
+    data : Data
+    batch_size : int
+
+    Attributes
+    ----------
+    batches : list of (int, int)
+        The sizes of an epoch's mini-batches, and how many of each follow one another: the rest comes last.
+    value : array, shape (2,)
+        On the device: the loss of the last mini-batch, and the sum over all since it was set to 0.
+    """
+
+    value: Array
+
+    def __init__(self, data: Data, batch_size: int) -> None:
+        self.data = data
+        full, rest = divmod(len(data.X), batch_size)
+        self.batches = [(n, times) for n, times in ((batch_size, full), (rest, 1)) if n and times]
+
+    def begin(self, order: np.ndarray | None) -> None:
+        """Begin an epoch, with the rows in this order; None keeps the order."""
+        raise NotImplementedError
+
+    def run(self, n: int, times: int) -> None:
+        """Queue so many steps on the next mini-batches of n samples."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Leave nothing behind that goes on by itself."""
+
+
+class Resident(Source):
+    """A data set on the device: the step gathers its rows there.
+
+    Parameters
+    ----------
+    model : MLP
+    data : Data
+        On the model's device.
+    batch_size : int
+    optimizer : Optimizer
+    micro_batch_size : int, optional
+        See :meth:`gpubackprop.network.Network.step`.
+    """
+
+    def __init__(
+        self, model: MLP, data: Data, batch_size: int, optimizer: Optimizer, micro_batch_size: int | None = None
+    ) -> None:
+        super().__init__(data, batch_size)
+        self._backend = model.backend
+        memory = Memory()  # of the largest step first, which the others share
+        self._runs: dict[int, Run] = {}
+        for n, _ in self.batches:
+            step = model.step(n, optimizer, data=data, micro_batch_size=micro_batch_size, memory=memory)
+            self._runs[n] = step.compile()
+        self.value = memory.arrays["loss"]
+
+    def begin(self, order: np.ndarray | None) -> None:
+        if order is not None:
+            self.data.order[...] = self._backend.asarray(order)
+
+    def run(self, n: int, times: int) -> None:
+        self._runs[n](times)
+
+
 @dataclass
 class Slot:
     """One of the two buffers: on the device, in pinned memory, the events around its copy, and the step that reads it."""
@@ -35,8 +97,14 @@ class Slot:
     runs: dict[int, Run]
 
 
-class Prefetcher:
-    """Runs training steps on mini-batches of a data set on the host.
+class Streamed(Source):
+    """A data set on the host: its mini-batches are copied while the device computes, for the same bits as :class:`Resident`.
+
+    There are two buffers on the device, each with a buffer in pinned memory, and two compiled steps that share one workspace. While
+    the device takes a step from one buffer, the host gathers the rows of the next mini-batch and a stream of its own copies
+    them into the other. Events order the two streams in both directions: a step waits for its copy, and a copy waits for the
+    step that read the buffer before. The host waits only where it is two batches ahead: a pinned buffer must not be written
+    to before its last copy is done.
 
     Parameters
     ----------
@@ -56,11 +124,10 @@ class Prefetcher:
         import cupy
         import cupyx
 
+        super().__init__(data, batch_size)
         self._device = cupy.cuda.Device(int(model.device.partition(":")[2] or 0))
         self._current = cupy.cuda.get_current_stream
         self.sources = tuple(a for a in (data.X, data.y, data.weight) if a is not None)
-        n, rest = divmod(len(data.X), batch_size)
-        sizes = [min(batch_size, len(data.X))] + ([rest] if n and rest else [])
         indices, weighted = data.y.ndim == 1, data.weight is not None
         self.slots: list[Slot] = []
         with self._device:
@@ -69,7 +136,7 @@ class Prefetcher:
             for _ in range(2):
                 memory = memory.but("X", "y", "w", "w_normalized", "w_sum")  # the rest is shared by both
                 runs = {}
-                for size in sizes:
+                for size, _times in self.batches:
                     step = model.step(
                         size, optimizer, class_indices=indices, weighted=weighted, memory=memory,
                         micro_batch_size=micro_batch_size,
@@ -82,7 +149,17 @@ class Prefetcher:
             for slot in self.slots:  # the first copy comes after the zeros that the buffers began with
                 slot.read.record(self._current())
         self.value: Array = memory.arrays["loss"]
-        self._next = 0
+        self._next = self._cursor = 0
+        self._order: np.ndarray = data.order
+
+    def begin(self, order: np.ndarray | None) -> None:
+        self._order = self._order if order is None else order
+        self._cursor = 0
+
+    def run(self, n: int, times: int) -> None:
+        for _ in range(times):
+            self.step(self._order[self._cursor : self._cursor + n])
+            self._cursor += n
 
     def step(self, rows: np.ndarray) -> None:
         """Queue a training step on these rows of the data set."""
