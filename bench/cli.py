@@ -75,23 +75,23 @@ def _measure(suites: list[str], names: list[str], settings: Settings, folder: Pa
     from gpubackprop.bench import report as reports
     from gpubackprop.bench.devices import device_of
     from gpubackprop.bench.environment import environment
+    from gpubackprop.bench.render import Terminal, lines_of
     from gpubackprop.bench.run import run
-    from gpubackprop.bench.text import Tables, heading, wrapped
+    from gpubackprop.bench.tables import heading, warnings
 
     devices = [device_of(name, settings.threads) for name in names]
     here = environment(devices, settings.threads)
     report = reports.resumed(folder, settings, here) if resume else reports.new_report(settings, here, sys.argv[1:])
-    tables = Tables()
-    for line in heading(report):
-        print(line)
+    terminal = Terminal()
+
+    def say(text: str) -> None:
+        print("\n".join(lines_of(text)), flush=True)
+
+    for line in (*heading(report), *warnings(report)):
+        say(line)
     if report["rows"]:
-        print(f"going on: {len(report['rows'])} cases are in {folder / reports.NAME}")
-
-    def show(row: Any) -> None:
-        for line in tables.lines(row):
-            print(line, flush=True)
-
-    run(report, suites, devices, settings, folder, show, lambda text: print("\n".join(wrapped(text)), flush=True))
+        say(f"resuming: {len(report['rows'])} cases are in {folder / reports.NAME}")
+    run(report, suites, devices, settings, folder, lambda row: print("\n".join(terminal.lines(row)), flush=True), say)
     report["environment"]["afterwards"] = environment(devices, settings.threads)
     chosen = {device.name: getattr(device.backend, "epilogue_choices", []) for device in devices}
     report["epilogues"] = {
@@ -141,7 +141,7 @@ def show(
     html: Annotated[Path | None, typer.Option(help="Write it as a page.")] = None,
 ) -> None:
     """Print a report again."""
-    from gpubackprop.bench import text
+    from gpubackprop.bench import render, tables
     from gpubackprop.bench.page import write_page
     from gpubackprop.bench.report import read_report
 
@@ -149,11 +149,12 @@ def show(
     if html is not None:
         write_page(found, html)
     if markdown:
-        print(text.markdown(found))
+        print(render.markdown(found))
         return
-    tables = text.Tables()
-    for line in [*text.heading(found), *(line for row in found["rows"] for line in tables.lines(row))]:
-        print(line)
+    terminal = render.Terminal()
+    print("\n".join(render.lines_of(*tables.heading(found), *tables.warnings(found))))
+    for row in found["rows"]:
+        print("\n".join(terminal.lines(row)))
 
 
 def _listed(option: str, text: str, allowed: tuple[str, ...]) -> list[str]:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench.case import Row, key_of
+from gpubackprop.bench.render import lines_of
 from gpubackprop.bench.report import Report
-from gpubackprop.bench.text import SAME, number, times, unit_of
+from gpubackprop.bench.tables import SAME, Column, interval_text, number, table, times, unit_of
 from gpubackprop.bench.timing import interval
 
 LEVEL = 0.05
@@ -49,6 +50,24 @@ class Change:
     verdict: str = SAME
 
 
+def _time(of: str) -> Any:
+    def text(change: Change) -> str:
+        unit, factor = unit_of(change.before)
+        return f"{number(getattr(change, of) * factor)} {unit}"
+
+    return text
+
+
+COLUMNS = (
+    Column("", lambda change: change.name, width=20),
+    Column("before", _time("before"), width=9),
+    Column("after", _time("after"), width=9),
+    Column("ratio", lambda change: times(change.ratio), width=8),
+    Column("95 %", lambda change: interval_text(change.low, change.high), width=14),
+    Column("", lambda change: "same" if change.verdict == SAME else change.verdict, width=6),
+)
+
+
 def compare_reports(reports: list[Report], threshold: float) -> tuple[list[str], int]:
     """Return lines that compare each report with the first, and how many times became slower in any of them."""
     lines: list[str] = []
@@ -58,7 +77,11 @@ def compare_reports(reports: list[Report], threshold: float) -> tuple[list[str],
         slower = sum(change.verdict == "SLOWER" for change in found)
         faster = sum(change.verdict == "faster" for change in found)
         regressions += slower
-        lines += [*_environments(reports[0], report), *_table(found)]
+        lines += _environments(reports[0], report)
+        by_case: dict[Key, list[Change]] = {}
+        for change in found:
+            by_case.setdefault(change.key, []).append(change)
+        lines += lines_of(*(table(COLUMNS, some, title=", ".join(key)) for key, some in by_case.items()))
         lines.append(f"{slower} slower, {faster} faster, {len(found) - slower - faster} with {SAME}")
         missing = len(keys(reports[0]) ^ keys(report))
         if missing:
@@ -147,19 +170,3 @@ def _environments(before: Report, after: Report) -> Iterator[str]:
     for name in new:
         if old.get(name) != new[name]:
             yield f"   {name}: {old.get(name)} in a, {new[name]} in b"
-
-
-def _table(found: list[Change]) -> Iterator[str]:
-    last = None
-    for change in found:
-        if change.key != last:
-            last = change.key
-            yield ", ".join(change.key)
-        unit, factor = unit_of(change.before)
-        times_ = f"{number(change.before * factor)} -> {number(change.after * factor)} {unit}"
-        span = f"{times(change.ratio)} [{times(change.low)}, {times(change.high)}]"
-        yield f"  {change.name:21.21s}{times_:>22s}  {span:22s} {_verdict(change)}"
-
-
-def _verdict(change: Change) -> str:
-    return "same" if change.verdict == SAME else change.verdict

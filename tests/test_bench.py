@@ -16,7 +16,7 @@ import pytest
 import gpubackprop as gb
 import gpubackprop.bench
 from gpubackprop.bench import case as cases
-from gpubackprop.bench import compare, ledger, page, report, run, sizes, text, timing
+from gpubackprop.bench import compare, ledger, page, render, report, run, sizes, timing
 from gpubackprop.bench.devices import Host
 from gpubackprop.bench.ours import Trained, field
 from gpubackprop.bench.peers import make_problem
@@ -166,7 +166,7 @@ def test_a_wrong_kernel_gets_no_time(monkeypatch):
     row = cases.run_case(case, SETTINGS)
     assert "differs by" in row["wrong"]["gpubackprop"]
     assert row["contestants"] == {}
-    assert any("WRONG: gpubackprop: z differs" in line for line in text.Tables().lines(row))
+    assert any("WRONG: gpubackprop: z differs" in line for line in render.Terminal().lines(row))
 
 
 def test_a_step_that_trains_otherwise_gets_no_time(monkeypatch):

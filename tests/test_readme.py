@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gpubackprop.activations import ACTIVATIONS
+from gpubackprop.bench.render import markdown
 from gpubackprop.bench.report import read_report
-from gpubackprop.bench.text import markdown
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,324 @@
+"""A report as tables: what is shown of a row, from one list of columns. :mod:`gpubackprop.bench.render` writes them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from gpubackprop.bench.case import Row, best_seconds
+from gpubackprop.bench.report import Report
+from gpubackprop.bench.sizes import SUITES
+
+SAME = "no significant difference"
+UNITS = ((1e-3, "us", 1e6), (1.0, "ms", 1e3), (float("inf"), "s", 1.0))
+TIME = "time"  # a column's unit: the one that suits the case
+KERNELS = ("kernels",)  # a line is a kernel there, and a candidate of a case in the other suites
+OTHERS = tuple(suite for suite in SUITES if suite not in KERNELS)
+PIVOTS = {"step": "gpubackprop"}
+"""Suites shown in Markdown, one line to a case, and the candidate that the others are compared with."""
+
+
+class Line(NamedTuple):
+    """A candidate of a row; the number of units to a second; the entry whose ratio is shown, if any."""
+
+    row: Row
+    name: str
+    factor: float
+    compared: Row | None
+
+    @property
+    def entry(self) -> Row:
+        """The candidate's entry in the row."""
+        found: Row = self.row["contestants"][self.name]
+        return found
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading, and what it says of an item.
+
+    Parameters
+    ----------
+    text : callable
+        Returns the cell of an item, "" where there is nothing to say; a column of nothing is not shown.
+    suites : sequence of str
+        Those whose tables have the column.
+    wide : bool
+        It is on a page alone: a terminal has 80 columns.
+    width : int
+        The least on a terminal.
+    """
+
+    name: str
+    text: Callable[[Any], str]
+    unit: str = ""
+    suites: Sequence[str] = OTHERS
+    wide: bool = False
+    width: int = 6
+
+
+@dataclass
+class Table:
+    """Cells with their headings; facts beside the title; what is wrong; notes below.
+
+    Parameters
+    ----------
+    words : bool
+        The cells are words, not numbers.
+    """
+
+    columns: list[Column]
+    cells: list[list[str]]
+    title: str = ""
+    facts: str = ""
+    wrong: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    words: bool = False
+
+
+def _median(clock: str) -> Callable[[Line], str]:
+    return lambda line: number(line.entry[clock]["median"] * line.factor) if line.entry[clock] else ""
+
+
+def _spread(clock: str) -> Callable[[Line], str]:
+    def text(line: Line) -> str:
+        found = line.entry[clock]
+        return number((found["q3"] - found["q1"]) * line.factor) if found else ""
+
+    return text
+
+
+def _best(of: Callable[[str], Callable[[Line], str]]) -> Callable[[Line], str]:
+    return lambda line: of("device_seconds" if line.entry["device_seconds"] else "wall_seconds")(line)
+
+
+def _ratio(line: Line) -> str:
+    if line.compared is None:
+        return ""
+    found = line.compared["over_base"]
+    if found is None:
+        return "base" if len(line.row["contestants"]) > 1 else ""
+    return ratio(found)
+
+
+def _interval(line: Line) -> str:
+    found = line.compared and line.compared["over_base"]
+    return interval_text(found["low"], found["high"]) if found else ""
+
+
+def _setup(line: Line) -> str:
+    seconds = line.entry["setup_seconds"]
+    return "" if seconds is None else f"{seconds:.2f}"
+
+
+def _rate(line: Line) -> str:
+    return f"{line.row['bytes'] / best_seconds(line.entry)['median'] / 1e9:.1f}"
+
+
+def _share(line: Line) -> str:
+    share = line.row.get("share_of_copy_bandwidth")
+    return "-" if share is None else f"{share:.0%}"
+
+
+COLUMNS = (
+    Column("", lambda line: line.name, width=20),
+    Column("device", _median("device_seconds"), TIME),
+    Column("IQR", _spread("device_seconds"), TIME),
+    Column("wall", _median("wall_seconds"), TIME),
+    Column("IQR", _spread("wall_seconds"), TIME),
+    Column("ratio", _ratio, width=8),
+    Column("95 %", _interval, width=14),
+    Column("made", _setup, "s"),
+    Column("", lambda line: line.row["case"], suites=KERNELS, width=45),
+    Column("median", _best(_median), "us", KERNELS),
+    Column("IQR", _best(_spread), "us", KERNELS, wide=True),
+    Column("rate", _rate, "GB/s", KERNELS),
+    Column("share", _share, "of copy", KERNELS, width=7),
+    Column("ratio", _ratio, "plain/ours", KERNELS, width=10),
+    Column("95 %", _interval, suites=KERNELS, wide=True),
+)
+
+
+def table(columns: Iterable[Column], items: Iterable[Any], **more: Any) -> Table:
+    """Return the table of the items, without columns that say nothing."""
+    items = list(items)
+    found = [(column, [column.text(item) for item in items]) for column in columns]
+    shown = [(column, cells) for column, cells in found if any(cells)]
+    return Table(
+        [column for column, _ in shown],
+        [list(line) for line in zip(*(cells for _, cells in shown), strict=True)],
+        **more,
+    )
+
+
+def groups(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """Return the rows by suite, device and dtype."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["suite"], row["device"], row["dtype"]), []).append(row)
+    return found
+
+
+def tables(rows: list[Row]) -> Iterator[Table]:
+    """Yield the tables of rows of one group: one for all kernels, one or two for each other case."""
+    if rows[0]["suite"] not in KERNELS:
+        for row in rows:
+            yield from _tables_of_case(row)
+        return
+    lines = []
+    for row in rows:
+        plain = next((entry for name, entry in row["contestants"].items() if name.startswith("plain")), None)
+        if row["contestants"]:
+            lines.append(Line(row, "gpubackprop", 1e6, plain))
+    chosen = [column for column in COLUMNS if rows[0]["suite"] in column.suites]
+    yield table(chosen, lines, wrong=[f"{row['case']}: {wrong}" for row in rows for wrong in _wrong(row)])
+
+
+def _tables_of_case(row: Row) -> Iterator[Table]:
+    entries = row["contestants"]
+    if not entries:
+        yield Table([], [], row["case"], wrong=_wrong(row))
+        return
+    base = best_seconds(entries[row["base"]])
+    unit, factor = unit_of(base["median"])
+    chosen = [
+        Column(c.name, c.text, unit if c.unit == TIME else c.unit, c.suites, c.wide, c.width)
+        for c in COLUMNS
+        if row["suite"] in c.suites
+    ]
+    lines = [Line(row, name, factor, entry) for name, entry in entries.items()]
+    facts = [*_rates(row, base["median"]), f"n = {base['n']}"]
+    notes = list(_ledger(row, unit, factor))
+    yield table(chosen, lines, title=row["case"], facts=", ".join(facts), wrong=_wrong(row), notes=notes)
+    starts = {name: found for name, found in row.get("phases", {}).items() if name in entries}
+    if starts:
+        phases = [phase for phase in next(iter(starts.values()))[0] if phase != "loss"]
+        yield table([Column("", lambda item: item[0], width=20), *map(_phase, phases)], starts.items())
+
+
+def _phase(phase: str) -> Column:
+    def text(item: Any) -> str:
+        return f"{statistics.median(start[phase] for start in item[1]):.3f}"
+
+    return Column(phase, text, "s")
+
+
+def _wrong(row: Row) -> list[str]:
+    return [f"WRONG: {name}: {reason}; it gets no time" for name, reason in row["wrong"].items()]
+
+
+def _rates(row: Row, seconds: float) -> Iterator[str]:
+    if row["suite"] in ("transfer", "bandwidth"):
+        yield f"{row['bytes'] / seconds / 1e9:.3g} GB/s"
+    elif row["flops"]:
+        yield f"{row['flops'] / seconds / 1e9:.3g} GFLOP/s"
+
+
+def _ledger(row: Row, unit: str, factor: float) -> Iterator[str]:
+    """Yield what a step does and how near it comes to the floor."""
+    ledger, on_gpu = row.get("ledger"), row["device"] != "cpu"
+    if ledger is None:
+        return
+    parts = [f"{ledger['flops']:,} FLOP", f"{ledger['bytes']:,} bytes"]
+    parts.append(f"{ledger['launches']} {'launches' if on_gpu else 'calls of kernels and products'}")
+    if ledger["graph_launches"]:
+        parts.append(f"in {ledger['graph_launches']} graph, up to {ledger['steps_per_graph']} steps to a launch")
+    if ledger["synchronizations"] is not None:
+        parts.append(f"{ledger['synchronizations']} synchronizations")
+    parts.append(f"{ledger['allocations']:,} {'allocations' if on_gpu else 'bytes allocated, by Python for the call'}")
+    if "floor_seconds" in row:
+        floor = f"{number(row['floor_seconds'] * factor)} {unit}"
+        parts.append(f"floor of this machine {floor}: {row['share_of_floor']:.0%} of its speed reached")
+    yield "A step does: " + ", ".join(parts) + "."
+
+
+def pivots(report: Report) -> Iterator[Table]:
+    """Yield a table per suite, device and dtype with a line per case: times over those of the base."""
+    for (suite, device, dtype), rows in groups(report["rows"]).items():
+        chosen = [row for row in rows if suite in PIVOTS and row["base"] == PIVOTS[suite]]
+        names = dict.fromkeys(name for row in chosen for name in row["contestants"] if not name.startswith(" "))
+        names.pop(PIVOTS.get(suite), None)
+        if chosen:
+            columns = [Column(f"{suite}, {device}, {dtype}", lambda row: row["case"]), *map(_pivoted, names)]
+            yield table(columns, chosen)
+
+
+def _pivoted(name: str) -> Column:
+    def text(row: Row) -> str:
+        entry = row["contestants"].get(name)
+        return "-" if entry is None else ratio(entry["over_base"])
+
+    return Column(name, text)
+
+
+def left_out(report: Report) -> Table:
+    """Return who and what has no time, and why."""
+    found = {(o["suite"], o["case"] or "all", f"{o['device']} {o['dtype']}", o["reason"]) for o in report["left_out"]}
+    for row in report["rows"]:
+        found |= {(row["suite"], name, row["device"], reason) for name, reason in row["left_out"].items()}
+    names = ("suite", "who or what", "device", "reason")
+    columns = [Column(name, lambda item, i=i: str(item[i])) for i, name in enumerate(names)]  # type: ignore[misc]
+    return table(columns, sorted(found), words=True)
+
+
+def conditions(report: Report) -> Table:
+    """Return what the numbers depend on."""
+    e = report["environment"]
+    facts = {**{f"cpu, {k}": v for k, v in e["cpu"].items()}, "python": e["python"], "platform": e["platform"]}
+    for gpu in e["gpus"]:
+        facts.update({f"{gpu['device']}, {name}": value for name, value in gpu.items()})
+    for i, library in enumerate(e["blas"], 1):
+        facts[f"library {i}"] = ", ".join(f"{k} {v}" for k, v in library.items() if v is not None)
+    facts["TF32"] = ", ".join(f"{name}: {value}" for name, value in e["tf32"].items())
+    facts["packages"] = ", ".join(f"{name} {number}" for name, number in e["packages"].items() if number)
+
+    def value(item: tuple[str, Any]) -> str:
+        return ", ".join(f"{k} {v}" for k, v in item[1].items()) if isinstance(item[1], dict) else str(item[1])
+
+    given = [item for item in facts.items() if item[1] is not None]
+    return table([Column("", lambda item: item[0]), Column("", value)], given, words=True)
+
+
+def heading(report: Report) -> list[str]:
+    """Return what a report was measured on."""
+    e = report["environment"]
+    lines = [f"{e['host']}: {e['cpu']['name']}, {e['cpu']['threads']} of {e['cpu']['processors']} processors"]
+    lines += [
+        f"{g['device']}: {g['name']}, driver for CUDA {g['cuda_driver']}, cuBLAS {g['cublas']}" for g in e["gpus"]
+    ]
+    lines.append(f"gpubackprop {e['packages']['gpubackprop']}, commit {(e['commit'] or '?')[:12]}, {report['date']}")
+    lines.append(f"~: {SAME}; IQR: interquartile range; n: samples of each time")
+    return lines
+
+
+def warnings(report: Report) -> list[str]:
+    """Return what to know before the numbers are believed."""
+    dry = ["A dry run: these times mean nothing."] if report["settings"]["dry"] else []
+    return dry + (["The run was interrupted: cases are missing."] if report["interrupted"] else [])
+
+
+def unit_of(seconds: float) -> tuple[str, float]:
+    """Return the unit that suits a time, and how many of it a second has."""
+    return next((unit, factor) for limit, unit, factor in UNITS if seconds < limit)
+
+
+def number(x: float) -> str:
+    """Return a number with about four digits."""
+    return f"{x:.0f}" if x >= 1000 else f"{x:.1f}" if x >= 100 else f"{x:.2f}" if x >= 10 else f"{x:.3f}"
+
+
+def times(x: float) -> str:
+    """Return a ratio."""
+    return f"{x:.0f}x" if x >= 1000 else f"{x:.1f}x" if x >= 100 else f"{x:.2f}x"
+
+
+def ratio(found: Row) -> str:
+    """Return a measured ratio, with ``~`` where it may be 1."""
+    return times(found["median"]) + ("" if found["significant"] else " ~")
+
+
+def interval_text(low: float, high: float) -> str:
+    """Return the interval of a ratio."""
+    return f"{times(low)[:-1]} to {times(high)[:-1]}"
