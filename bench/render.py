@@ -35,7 +35,7 @@ def _rich(shown: Table, headings: bool) -> Iterator[object]:
         title.add_column(justify="right", no_wrap=True)
         title.add_row(shown.title, shown.facts)
         yield title
-    places = [i for i, column in enumerate(shown.columns) if not column.wide]
+    places = [i for i, column in enumerate(shown.columns) if shown.suite not in column.only_page]
     if places:
         found = RichTable(box=None, show_header=headings, padding=(0, 1, 0, 0), pad_edge=False)
         for i in places:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from gpubackprop.bench.case import Row, best_seconds
@@ -14,25 +14,20 @@ from gpubackprop.bench.sizes import SUITES
 SAME = "no significant difference"
 UNITS = ((1e-3, "us", 1e6), (1.0, "ms", 1e3), (float("inf"), "s", 1.0))
 TIME = "time"  # a column's unit: the one that suits the case
-KERNELS = ("kernels",)  # a line is a kernel there, and a candidate of a case in the other suites
+KERNELS = ("kernels",)  # a line is a case there, not a candidate of one
 OTHERS = tuple(suite for suite in SUITES if suite not in KERNELS)
 PIVOTS = {"step": "gpubackprop"}
 """Suites shown in Markdown, one line to a case, and the candidate that the others are compared with."""
 
 
 class Line(NamedTuple):
-    """A candidate of a row; the number of units to a second; the entry whose ratio is shown, if any."""
+    """A line of a table: a candidate of a row, its times per second, and the entry whose ratio is shown."""
 
+    label: str
     row: Row
-    name: str
+    entry: Row
     factor: float
-    compared: Row | None
-
-    @property
-    def entry(self) -> Row:
-        """The candidate's entry in the row."""
-        found: Row = self.row["contestants"][self.name]
-        return found
+    compared: Row
 
 
 @dataclass(frozen=True)
@@ -45,8 +40,8 @@ class Column:
         Returns the cell of an item, "" where there is nothing to say; a column of nothing is not shown.
     suites : sequence of str
         Those whose tables have the column.
-    wide : bool
-        It is on a page alone: a terminal has 80 columns.
+    only_page : sequence of str
+        Those in which it does not fit into the 80 columns of a terminal.
     width : int
         The least on a terminal.
     """
@@ -54,23 +49,18 @@ class Column:
     name: str
     text: Callable[[Any], str]
     unit: str = ""
-    suites: Sequence[str] = OTHERS
-    wide: bool = False
-    width: int = 6
+    suites: Sequence[str] = SUITES
+    only_page: Sequence[str] = ()
+    width: int = 5
 
 
 @dataclass
 class Table:
-    """Cells with their headings; facts beside the title; what is wrong; notes below.
-
-    Parameters
-    ----------
-    words : bool
-        The cells are words, not numbers.
-    """
+    """Cells with their headings; facts beside the title; what is wrong; notes below; ``words`` where cells are no numbers."""
 
     columns: list[Column]
     cells: list[list[str]]
+    suite: str = ""
     title: str = ""
     facts: str = ""
     wrong: list[str] = field(default_factory=list)
@@ -78,7 +68,7 @@ class Table:
     words: bool = False
 
 
-def _median(clock: str) -> Callable[[Line], str]:
+def _middle(clock: str) -> Callable[[Line], str]:
     return lambda line: number(line.entry[clock]["median"] * line.factor) if line.entry[clock] else ""
 
 
@@ -90,31 +80,18 @@ def _spread(clock: str) -> Callable[[Line], str]:
     return text
 
 
-def _best(of: Callable[[str], Callable[[Line], str]]) -> Callable[[Line], str]:
-    return lambda line: of("device_seconds" if line.entry["device_seconds"] else "wall_seconds")(line)
-
-
 def _ratio(line: Line) -> str:
-    if line.compared is None:
-        return ""
     found = line.compared["over_base"]
-    if found is None:
-        return "base" if len(line.row["contestants"]) > 1 else ""
-    return ratio(found)
+    return ratio(found) if found else "base" if len(line.row["contestants"]) > 1 else ""
 
 
 def _interval(line: Line) -> str:
-    found = line.compared and line.compared["over_base"]
+    found = line.compared["over_base"]
     return interval_text(found["low"], found["high"]) if found else ""
 
 
-def _setup(line: Line) -> str:
-    seconds = line.entry["setup_seconds"]
-    return "" if seconds is None else f"{seconds:.2f}"
-
-
 def _rate(line: Line) -> str:
-    return f"{line.row['bytes'] / best_seconds(line.entry)['median'] / 1e9:.1f}"
+    return number(line.row["bytes"] / best_seconds(line.entry)["median"] / 1e9)
 
 
 def _share(line: Line) -> str:
@@ -122,35 +99,38 @@ def _share(line: Line) -> str:
     return "-" if share is None else f"{share:.0%}"
 
 
+def _setup(line: Line) -> str:
+    seconds = line.entry["setup_seconds"]
+    return "" if seconds is None else f"{seconds:.2f}"
+
+
 COLUMNS = (
-    Column("", lambda line: line.name, width=20),
-    Column("device", _median("device_seconds"), TIME),
-    Column("IQR", _spread("device_seconds"), TIME),
-    Column("wall", _median("wall_seconds"), TIME),
-    Column("IQR", _spread("wall_seconds"), TIME),
-    Column("ratio", _ratio, width=8),
-    Column("95 %", _interval, width=14),
-    Column("made", _setup, "s"),
-    Column("", lambda line: line.row["case"], suites=KERNELS, width=45),
-    Column("median", _best(_median), "us", KERNELS),
-    Column("IQR", _best(_spread), "us", KERNELS, wide=True),
+    Column("", lambda line: line.label, suites=KERNELS, width=45),
+    Column("", lambda line: line.label, suites=OTHERS, width=20),
+    Column("device", _middle("device_seconds"), TIME),
+    Column("IQR", _spread("device_seconds"), TIME, only_page=KERNELS),
+    Column("wall", _middle("wall_seconds"), TIME),
+    Column("IQR", _spread("wall_seconds"), TIME, only_page=KERNELS),
     Column("rate", _rate, "GB/s", KERNELS),
-    Column("share", _share, "of copy", KERNELS, width=7),
-    Column("ratio", _ratio, "plain/ours", KERNELS, width=10),
-    Column("95 %", _interval, suites=KERNELS, wide=True),
+    Column("share", _share, suites=KERNELS),
+    Column("plain", _ratio, "over ours", KERNELS, width=9),
+    Column("ratio", _ratio, suites=OTHERS, width=8),
+    Column("95 %", _interval, width=14, only_page=KERNELS),
+    Column("made", _setup, "s", only_page=KERNELS),
 )
 
 
-def table(columns: Iterable[Column], items: Iterable[Any], **more: Any) -> Table:
-    """Return the table of the items, without columns that say nothing."""
+def table(columns: Iterable[Column], items: Iterable[Any], suite: str = "", unit: str = "", **more: Any) -> Table:
+    """Return the table of the items, without the columns of other suites and those that say nothing.
+
+    ``unit`` is that of columns of time.
+    """
     items = list(items)
+    columns = [replace(c, unit=unit) if c.unit == TIME else c for c in columns if not suite or suite in c.suites]
     found = [(column, [column.text(item) for item in items]) for column in columns]
     shown = [(column, cells) for column, cells in found if any(cells)]
-    return Table(
-        [column for column, _ in shown],
-        [list(line) for line in zip(*(cells for _, cells in shown), strict=True)],
-        **more,
-    )
+    lines = map(list, zip(*(cells for _, cells in shown), strict=True))
+    return Table([column for column, _ in shown], list(lines), suite, **more)
 
 
 def groups(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
@@ -163,39 +143,31 @@ def groups(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
 
 def tables(rows: list[Row]) -> Iterator[Table]:
     """Yield the tables of rows of one group: one for all kernels, one or two for each other case."""
-    if rows[0]["suite"] not in KERNELS:
-        for row in rows:
-            yield from _tables_of_case(row)
+    if rows[0]["suite"] in KERNELS:
+        wrong = [f"{row['case']}: {text}" for row in rows for text in _wrong(row)]
+        yield table(COLUMNS, [_kernel(row) for row in rows if row["contestants"]], "kernels", "us", wrong=wrong)
         return
-    lines = []
     for row in rows:
-        plain = next((entry for name, entry in row["contestants"].items() if name.startswith("plain")), None)
-        if row["contestants"]:
-            lines.append(Line(row, "gpubackprop", 1e6, plain))
-    chosen = [column for column in COLUMNS if rows[0]["suite"] in column.suites]
-    yield table(chosen, lines, wrong=[f"{row['case']}: {wrong}" for row in rows for wrong in _wrong(row)])
+        entries, wrong = row["contestants"], _wrong(row)
+        if not entries:
+            yield Table([], [], title=row["case"], wrong=wrong)
+            continue
+        base = best_seconds(entries[row["base"]])
+        unit, factor = unit_of(base["median"])
+        facts = ", ".join([*_speed(row, base["median"]), f"n = {base['n']}"])
+        lines = [Line(name, row, entry, factor, entry) for name, entry in entries.items()]
+        notes = list(_ledger(row, unit, factor))
+        yield table(COLUMNS, lines, row["suite"], unit, title=row["case"], facts=facts, wrong=wrong, notes=notes)
+        starts = {name: found for name, found in row.get("phases", {}).items() if name in entries}
+        if starts:
+            phases = [phase for phase in next(iter(starts.values()))[0] if phase != "loss"]
+            yield table([Column("", lambda item: item[0], width=20), *map(_phase, phases)], starts.items())
 
 
-def _tables_of_case(row: Row) -> Iterator[Table]:
-    entries = row["contestants"]
-    if not entries:
-        yield Table([], [], row["case"], wrong=_wrong(row))
-        return
-    base = best_seconds(entries[row["base"]])
-    unit, factor = unit_of(base["median"])
-    chosen = [
-        Column(c.name, c.text, unit if c.unit == TIME else c.unit, c.suites, c.wide, c.width)
-        for c in COLUMNS
-        if row["suite"] in c.suites
-    ]
-    lines = [Line(row, name, factor, entry) for name, entry in entries.items()]
-    facts = [*_rates(row, base["median"]), f"n = {base['n']}"]
-    notes = list(_ledger(row, unit, factor))
-    yield table(chosen, lines, title=row["case"], facts=", ".join(facts), wrong=_wrong(row), notes=notes)
-    starts = {name: found for name, found in row.get("phases", {}).items() if name in entries}
-    if starts:
-        phases = [phase for phase in next(iter(starts.values()))[0] if phase != "loss"]
-        yield table([Column("", lambda item: item[0], width=20), *map(_phase, phases)], starts.items())
+def _kernel(row: Row) -> Line:
+    ours = row["contestants"]["gpubackprop"]
+    plain = [entry for name, entry in row["contestants"].items() if name.startswith("plain")]
+    return Line(row["case"], row, ours, 1e6, [*plain, {"over_base": None}][0])
 
 
 def _phase(phase: str) -> Column:
@@ -209,7 +181,7 @@ def _wrong(row: Row) -> list[str]:
     return [f"WRONG: {name}: {reason}; it gets no time" for name, reason in row["wrong"].items()]
 
 
-def _rates(row: Row, seconds: float) -> Iterator[str]:
+def _speed(row: Row, seconds: float) -> Iterator[str]:
     if row["suite"] in ("transfer", "bandwidth"):
         yield f"{row['bytes'] / seconds / 1e9:.3g} GB/s"
     elif row["flops"]:
