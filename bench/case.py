@@ -26,6 +26,8 @@ class Settings:
         Samples of each time; and where each is a process of its own.
     seconds : float
         That a sample lasts, where one run is shorter.
+    pause : float
+        Seconds before each sample.
     """
 
     sizes: Sizes
@@ -36,6 +38,7 @@ class Settings:
     rounds: int = 25
     cold_rounds: int = 5
     seconds: float = 0.01
+    pause: float = 0.0
     quick: bool = False
     dry: bool = False
 
@@ -98,7 +101,7 @@ def run_case(case: Case, settings: Settings) -> Row:
         if prepared.cold:
             samples = measure(prepared.contestants, settings.cold_rounds, 0.0, warm=False)
         else:
-            samples = measure(prepared.contestants, settings.rounds, settings.seconds)
+            samples = measure(prepared.contestants, settings.rounds, settings.seconds, pause=settings.pause)
     row: Row = {
         "suite": case.suite, "case": case.name, "device": case.device, "dtype": case.dtype, "size": case.size,
         "flops": prepared.flops, "bytes": prepared.bytes, **prepared.facts,

@@ -57,6 +57,7 @@ def bench(
         "rounds": rounds or (2 if dry else 9 if quick else 25),
         "cold_rounds": 1 if dry else 2 if quick else 5,
         "seconds": 0.0 if dry else 0.003 if quick else 0.01,
+        "pause": 0.2 if threads > 1 and not (quick or dry) else 0.0,  # OpenBLAS's threads wait that long for more work
         "quick": quick,
         "dry": dry,
     }
@@ -75,23 +76,18 @@ def _measure(suites: list[str], names: list[str], settings: Settings, folder: Pa
     from gpubackprop.bench import report as reports
     from gpubackprop.bench.devices import device_of
     from gpubackprop.bench.environment import environment
-    from gpubackprop.bench.render import Terminal, lines_of
-    from gpubackprop.bench.run import run
+    from gpubackprop.bench.render import Terminal
+    from gpubackprop.bench.run import Run
     from gpubackprop.bench.tables import heading, warnings
 
     devices = [device_of(name, settings.threads) for name in names]
     here = environment(devices, settings.threads)
     report = reports.resumed(folder, settings, here) if resume else reports.new_report(settings, here, sys.argv[1:])
     terminal = Terminal()
-
-    def say(text: str) -> None:
-        print("\n".join(lines_of(text)), flush=True)
-
-    for line in (*heading(report), *warnings(report)):
-        say(line)
+    terminal.say(*heading(report), *warnings(report))
     if report["rows"]:
-        say(f"resuming: {len(report['rows'])} cases are in {folder / reports.NAME}")
-    run(report, suites, devices, settings, folder, lambda row: print("\n".join(terminal.lines(row)), flush=True), say)
+        terminal.say(f"resuming: {len(report['rows'])} cases are in {folder / reports.NAME}")
+    Run(report, settings, folder, terminal.show, terminal.say).measure(suites, devices)
     report["environment"]["afterwards"] = environment(devices, settings.threads)
     chosen = {device.name: getattr(device.backend, "epilogue_choices", []) for device in devices}
     report["epilogues"] = {
@@ -137,24 +133,28 @@ def compare(
 @app.command()
 def show(
     report: Annotated[Path, typer.Argument(help="A report, file or folder.")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="The steps as Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="One line per case of the steps.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write it as a page.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Write the plots into this folder, as PNG.")] = None,
 ) -> None:
     """Print a report again."""
     from gpubackprop.bench import render, tables
     from gpubackprop.bench.page import write_page
+    from gpubackprop.bench.plots import write_pictures
     from gpubackprop.bench.report import read_report
 
     found = read_report(report)
     if html is not None:
         write_page(found, html)
+    if pictures is not None:
+        write_pictures(found, pictures)
     if markdown:
         print(render.markdown(found))
         return
     terminal = render.Terminal()
-    print("\n".join(render.lines_of(*tables.heading(found), *tables.warnings(found))))
+    terminal.say(*tables.heading(found), *tables.warnings(found))
     for row in found["rows"]:
-        print("\n".join(terminal.lines(row)))
+        terminal.show(row)
 
 
 def _listed(option: str, text: str, allowed: tuple[str, ...]) -> list[str]:

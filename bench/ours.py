@@ -12,7 +12,7 @@ import numpy as np
 import gpubackprop as gb
 from gpubackprop.backends.reference import loop
 from gpubackprop.bench.case import Prepared
-from gpubackprop.bench.devices import Device
+from gpubackprop.bench.devices import Call, Device
 from gpubackprop.bench.peers import LEARNING_RATE, LONG_STEP, CannotTakePartError, Peer, Problem, make_peers, reason_of
 from gpubackprop.bench.peers.arrays import ArrayPeer
 from gpubackprop.bench.timing import Contestant, Run, Timer
@@ -54,10 +54,10 @@ def model_of(problem: Problem, backend: Any) -> gb.MLP:
     return model
 
 
-def step_of(problem: Problem, backend: Any, *, update: bool = True) -> Step:
-    """Return our step, with the mini-batch in its arrays."""
+def step_of(problem: Problem, backend: Any, optimizer: Any = None) -> Step:
+    """Return our step, with the mini-batch in its arrays; with another optimizer than the problem's if given."""
     model = model_of(problem, backend)
-    step = model.step(problem.batch, optimizer_of(problem) if update else None)
+    step = model.step(problem.batch, optimizer or optimizer_of(problem))
     X, y = step.names.array("X"), step.names.array("y")
     host_X, host_y = problem.of_batch()
     X[...] = model.backend.asarray(host_X.astype(X.dtype))
@@ -76,37 +76,36 @@ def ours(device: Device, problem: Problem) -> Iterator[tuple[str, Callable[[], T
         return Trained(name, run, units, lambda: float(value[0]), device.timer(), time.perf_counter() - started)
 
     def one(step: Step) -> tuple[Run, int]:
-        run: Any = step.compile()
-        _finish(run, 1)
-        return run, 1
+        return finish(step.compile()), 1
 
     def many(step: Step) -> tuple[Run, int]:
         run: Any = step.compile()
         units = getattr(run, "steps_per_launch", problem.steps_per_call)
         if units == 1:
             raise CannotTakePartError(LONG_STEP)
-        _finish(run, units)
+        finish(run, units)
         return lambda: run(units), units
 
     def eager(step: Step) -> tuple[Run, int]:
         run: Any = step.compile()
-        return getattr(run, "eagerly", None) or loop(bound(device, step.bound())), 1
+        return getattr(run, "eagerly", None) or loop(calls_of(step)), 1
 
     yield "gpubackprop", lambda: trained("gpubackprop", one)
     yield "gpubackprop, K steps", lambda: trained("gpubackprop, K steps", many)
     yield "gpubackprop, eager", lambda: trained("gpubackprop, eager", eager)
 
 
-def _finish(run: Any, units: int) -> None:
+def finish(run: Any, units: int = 1) -> Any:
     """Capture a step now, where the backend would do so later."""
     if hasattr(run, "graph"):
         run.graph(units)
+    return run
 
 
-def bound(device: Device, operations: list[Operation]) -> list[Any]:
-    """Return the calls of operations; on a GPU with products that may be captured, where it can."""
-    backend: Any = device.backend
-    return [backend.bind(operation) for operation in operations]
+def calls_of(step: Step) -> list[Call]:
+    """Return the calls of a step's operations."""
+    backend: Any = step.backend
+    return [backend.bind(operation) for operation in step.bound()]
 
 
 def captures(device: Device) -> bool:
@@ -116,8 +115,8 @@ def captures(device: Device) -> bool:
 
 def parts(device: Device, problem: Problem) -> list[Contestant]:
     """Return the products alone, as one call, and forward, backward and update each, as one call per operation."""
-    step = step_of(problem, _backend(device, problem))
-    calls = dict(zip(map(id, step.operations), bound(device, step.bound()), strict=True))
+    step = step_of(problem, device.backend)
+    calls = dict(zip(map(id, step.operations), calls_of(step), strict=True))
     loop([calls[id(operation)] for operation in step.operations])()  # so that the parts meet the numbers of a step
     device.synchronize()
     groups: dict[str, list[Operation]] = {"products": [o for o in step.operations if o.name == "matmul"]}
@@ -127,8 +126,7 @@ def parts(device: Device, problem: Problem) -> list[Contestant]:
     for name, operations in groups.items():
         chosen = [calls[id(operation)] for operation in operations]
         if name == "products" and not device.on_gpu:
-            run = replace(step, operations=tuple(operations)).compile()
-            _finish(run, 1)
+            run = finish(replace(step, operations=tuple(operations)).compile())
             result.append(Contestant(name, run, device.timer()))
         elif device.on_gpu and not captures(device):
             result.append(Contestant(name, loop(chosen), device.timer()))
@@ -141,10 +139,6 @@ def parts(device: Device, problem: Problem) -> list[Contestant]:
         result.append(device.queue("products, K steps", chosen * K, K))
         result[-1].run = _keeping(result[-1].run, step)
     return result
-
-
-def _backend(device: Device, problem: Problem) -> Any:
-    return device.backend if problem.dtype != "tf32" else gb.get_backend(device.name, matmul_precision="tf32")
 
 
 def _keeping(run: Run, step: Step) -> Run:

@@ -30,7 +30,9 @@ figure { margin: .6rem 0; } figure svg { max-width: 100%; height: auto; }
 
 TITLES = {
     "transfer": "Copies between host and device", "bandwidth": "Copies on the device", "gemm": "Matrix products",
-    "kernels": "Fused kernels", "step": "One training step", "epoch": "One epoch, from data to trained weights",
+    "kernels": "Fused kernels", "step": "One training step", "products": "One training step and its products by NumPy or CuPy",
+    "scaling": "Batch sizes and widths", "memory": "Memory of a training",
+    "epoch": "One epoch, from data to trained weights",
     "latency": "Small mini-batches", "coldstart": "From the start of a process to the first step",
     "crossover": "Where a GPU overtakes the CPU",
 }  # fmt: skip

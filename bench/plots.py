@@ -4,61 +4,83 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from gpubackprop.bench.case import Row, best_seconds
 from gpubackprop.bench.report import Report
+from gpubackprop.bench.tables import groups
 
 COLORS = {
     "gpubackprop": "#d1495b", "gpubackprop, K steps": "#8f2d56", "products": "#6c757d", "numpy": "#2e86ab", "cupy": "#2e86ab",
     "torch": "#f18f01", "torch compile": "#c77700", "torch graph": "#a35f00", "torch compile+graph": "#7a4700",
     "jax": "#3f7d20", "jax, K steps": "#72b01d", "sklearn": "#7768ae", "thinc": "#1b998b", "keras": "#b56576",
-    "tinygrad": "#495057",
+    "tinygrad": "#495057", "plain products": "#6c757d", "gpubackprop, sgd": "#d1495b", "gpubackprop, adam": "#8f2d56",
 }  # fmt: skip
 MARKERS = "osD^vPX*<>hp"
 
 
 def figures(report: Report) -> Iterator[tuple[str, Any]]:
     """Yield the title and the figure of each plot that the report has the rows for."""
-    rows = [row for row in report["rows"] if row["contestants"]]
-    steps = [row for row in rows if row["suite"] in ("step", "latency") and "gpubackprop" in row["contestants"]]
-    steps = [row for row in steps if not row["case"].startswith("predict")]
-    for device, dtype in dict.fromkeys((row["device"], row["dtype"]) for row in steps):
-        chosen = [row for row in steps if (row["device"], row["dtype"]) == (device, dtype)]
+    by_group = groups(row for row in report["rows"] if row["contestants"])
+    steps: dict[str, list[Row]] = {}
+    for (suite, device, dtype), rows in by_group.items():
+        if suite in ("step", "latency"):
+            chosen = [row for row in rows if "gpubackprop" in row["contestants"] and "ledger" in row]
+            steps.setdefault(f"{device}, {dtype}", []).extend(chosen)
+    for where, rows in steps.items():
+        if rows:
+            yield f"One step against the peers, {where}", peers(rows)
+            if any("roofs" in row for row in rows):
+                yield f"Roofline, {where}", roofline([row for row in rows if "roofs" in row])
+            yield from along(rows, f"Speed against the {{}}, {where}", "samples per second", _samples_per_second)
+    for (suite, device, dtype), rows in by_group.items():
         where = f"{device}, {dtype}"
-        yield f"One step against the peers, {where}", peers(chosen)
-        if any("roofs" in row for row in chosen):
-            yield f"Roofline, {where}", roofline([row for row in chosen if "roofs" in row])
-        layers = most(chosen, lambda row: tuple(row["size"]["layers"]))
-        if len({row["size"]["batch"] for row in layers}) > 1:
-            name = "-".join(map(str, layers[0]["size"]["layers"]))
-            yield f"Speed against the mini-batch, {name}, {where}", speed(layers, "batch", "samples in a mini-batch")
-        widths = most(
-            [row for row in chosen if len(set(row["size"]["layers"][:-1])) == 1], lambda row: row["size"]["batch"]
-        )
-        if len(widths) > 1:
-            title = f"Speed against the width, {len(widths[0]['size']['layers']) - 1} layers, batch {widths[0]['size']['batch']}"
-            yield f"{title}, {where}", speed(widths, "width", "width of the layers")
-    kernels = [row for row in rows if row["suite"] == "kernels" and "share_of_copy_bandwidth" in row]
-    for device, dtype in dict.fromkeys((row["device"], row["dtype"]) for row in kernels):
-        chosen = [row for row in kernels if (row["device"], row["dtype"]) == (device, dtype)]
-        yield f"Fused kernels against the bandwidth of a copy, {device}, {dtype}", shares(chosen)
-    crossed = [row for row in rows if row["suite"] == "crossover" and len(row["contestants"]) == 2]
-    for device in dict.fromkeys(row["device"] for row in crossed):
-        yield (
-            f"Where {device} overtakes the CPU",
-            crossover([row for row in crossed if row["device"] == device], device),
-        )
+        if suite == "scaling":
+            yield from along(rows, f"Time against the {{}}, {where}", "picoseconds per FLOP of a step", _picoseconds)
+        elif suite == "kernels" and any("share_of_copy_bandwidth" in row for row in rows):
+            chosen = [row for row in rows if "share_of_copy_bandwidth" in row]
+            yield f"Fused kernels against the bandwidth of a copy, {where}", shares(chosen)
+        elif suite == "crossover":
+            yield (
+                f"Where {device} overtakes the CPU, {dtype}",
+                crossover([row for row in rows if len(row["contestants"]) == 2], device),
+            )
+
+
+def along(rows: list[Row], title: str, label: str, value: Callable[[Row, str], float]) -> Iterator[tuple[str, Any]]:
+    """Yield a figure over the mini-batches of the layers that have most, and over the widths at the mini-batch that has most."""
+    layers = most(rows, lambda row: tuple(row["size"]["layers"]))
+    if len({row["size"]["batch"] for row in layers}) > 1:
+        name = "-".join(map(str, layers[0]["size"]["layers"]))
+        x = [row["size"]["batch"] for row in layers]
+        yield title.format(f"mini-batch, {name}"), curves(layers, x, "samples in a mini-batch", label, value)
+    square = [row for row in rows if len(set(row["size"]["layers"][:-1])) == 1]
+    widths = most(square, lambda row: row["size"]["batch"])
+    if len(widths) > 1:
+        size = widths[0]["size"]
+        x = [row["size"]["layers"][0] for row in widths]
+        name = f"width, {len(size['layers']) - 1} layers, batch {size['batch']}"
+        yield title.format(name), curves(widths, x, "width of the layers", label, value)
 
 
 def most(rows: list[Row], key: Any) -> list[Row]:
     """Return the largest group of rows with one key, in the order of their sizes."""
-    groups: dict[Any, list[Row]] = {}
+    by_key: dict[Any, list[Row]] = {}
     for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    largest = sorted(groups.values(), key=len)[-1] if groups else []
+        by_key.setdefault(key(row), []).append(row)
+    largest = max(by_key.values(), key=len, default=[])
     return sorted(largest, key=lambda row: (row["size"]["batch"], row["size"]["layers"]))
+
+
+def _samples_per_second(row: Row, name: str) -> float:
+    return float(row["size"]["batch"]) / time_of(row, name)
+
+
+def _picoseconds(row: Row, name: str) -> float:
+    return 1e12 * time_of(row, name) / float(row["flops"])
 
 
 def figure_of(width: float, height: float) -> tuple[Any, Any]:
@@ -84,6 +106,13 @@ def svg(figure: Any) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def write_pictures(report: Report, folder: Path) -> None:
+    """Write each plot into a folder, its title for a name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for title, figure in figures(report):
+        figure.savefig(folder / f"{'-'.join(re.findall('[a-z0-9]+', title.lower()))}.png", dpi=110)
 
 
 def time_of(row: Row, name: str) -> float:
@@ -146,22 +175,15 @@ def roofline(rows: list[Row]) -> Any:
     return figure
 
 
-def speed(rows: list[Row], by: str, label: str) -> Any:
-    """Samples per second against the size of the mini-batch or the width of the layers."""
+def curves(rows: list[Row], x: list[int], xlabel: str, ylabel: str, value: Callable[[Row, str], float]) -> Any:
+    """A value of each candidate against a size."""
     figure, axes = figure_of(9, 4.2)
     for name, marker in zip(names_of(rows), itertools.cycle(MARKERS), strict=False):
-        points = [
-            (
-                row["size"]["batch"] if by == "batch" else row["size"]["layers"][0],
-                row["size"]["batch"] / time_of(row, name),
-            )
-            for row in rows
-            if name in row["contestants"]
-        ]
+        points = [(at, value(row, name)) for at, row in zip(x, rows, strict=True) if name in row["contestants"]]
         wide = {"linewidth": 2.5, "zorder": 3} if name == "gpubackprop" else {"linewidth": 1.3}
         axes.plot(*zip(*points, strict=True), marker=marker, color=COLORS.get(name), label=name, **wide)
-    axes.set(xscale="log", yscale="log", xlabel=label, ylabel="samples per second")
-    ticks = sorted({row["size"]["batch"] if by == "batch" else row["size"]["layers"][0] for row in rows})
+    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    ticks = sorted(set(x))
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.minorticks_off()
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)

@@ -81,11 +81,19 @@ def page(shown: Table) -> Iterator[str]:
 
 
 class Terminal:
-    """Turns rows into lines as they come: a heading where the suite, the device or the dtype changes, a reason once."""
+    """Prints rows as they come: a heading where the suite, the device or the dtype changes, a reason once."""
 
     def __init__(self) -> None:
         self._last: tuple[str, str, str] | None = None
         self._named: set[tuple[str, ...]] = set()
+
+    def say(self, *texts: str) -> None:
+        """Print paragraphs."""
+        print("\n".join(lines_of(*texts)), flush=True)
+
+    def show(self, row: Row) -> None:
+        """Print a row."""
+        print("\n".join(self.lines(row)), flush=True)
 
     def lines(self, row: Row) -> Iterator[str]:
         """Yield the lines of a row."""

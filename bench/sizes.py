@@ -13,7 +13,8 @@ README = [
     "8-16-3, batch 16", "64-64-32-10, batch 32", "784-256-128-10, batch 32", "784-256-128-10, batch 128",
     "784-256-128-10, batch 1024", "512-1024-1024-10, batch 512",
 ]  # fmt: skip
-WIDTHS = [f"{width}-{width}-{width}-10, batch 128" for width in (64, 256, 1024)]
+SQUARE = "{0}-{0}-{0}-10, batch {1}".format
+WIDTHS = [SQUARE(width, 128) for width in (64, 256, 1024)]
 
 FULL: Sizes = {
     "transfer": ["4096", "1048576", "67108864"],
@@ -21,10 +22,13 @@ FULL: Sizes = {
     "gemm": ["256x256x256", "1024x1024x1024", "128x784x256", "784x128x256", "4096x1024x1024"],
     "kernels": ["128x256", "1024x1024", "8192x10", "4096x2048"],
     "step": [*README, *WIDTHS],
+    "products": README,
+    "scaling": [SQUARE(256, 2**k) for k in range(14)] + [SQUARE(2**k, 128) for k in range(3, 13) if k != 8],
     "epoch": ["64-64-32-10, batch 32, samples 4096", "784-256-128-10, batch 128, samples 8192"],
-    "latency": ["784-256-128-10, batch 1", "784-256-128-10, batch 8"],
+    "latency": ["64-64-32-10, batch 1", "784-256-128-10, batch 1", "784-256-128-10, batch 8"],
+    "memory": ["784-256-128-10, batch 128, samples 8192"],
     "coldstart": ["64-64-32-10, batch 32"],
-    "crossover": [f"{w}-{w}-{w}-10, batch {n}" for w in (32, 128, 512, 2048) for n in (32, 256)],
+    "crossover": [SQUARE(w, n) for w in (32, 128, 512, 2048) for n in (32, 256)],
 }
 QUICK: Sizes = {
     "transfer": ["1048576"],
@@ -32,8 +36,11 @@ QUICK: Sizes = {
     "gemm": ["128x784x256", "1024x1024x1024"],
     "kernels": ["1024x512"],
     "step": ["64-64-32-10, batch 32", "784-256-128-10, batch 128"],
+    "products": ["784-256-128-10, batch 128"],
+    "scaling": ["256-256-256-10, batch 16", "256-256-256-10, batch 128"],
     "epoch": ["64-64-32-10, batch 32, samples 1024"],
     "latency": ["784-256-128-10, batch 1"],
+    "memory": ["784-256-128-10, batch 128, samples 8192"],
     "coldstart": ["64-64-32-10, batch 32"],
     "crossover": ["32-32-32-10, batch 32", "512-512-512-10, batch 256"],
 }
@@ -43,8 +50,11 @@ DRY: Sizes = {
     "gemm": ["24x16x20"],
     "kernels": ["40x24"],
     "step": ["12-16-8-3, batch 16"],
+    "products": ["12-16-8-3, batch 16"],
+    "scaling": ["12-12-3, batch 16", "12-12-3, batch 32"],
     "epoch": ["12-16-8-3, batch 16, samples 64"],
     "latency": ["12-16-8-3, batch 1"],
+    "memory": ["12-16-8-3, batch 16, samples 64"],
     "coldstart": ["12-16-3, batch 4"],
     "crossover": ["12-16-8-3, batch 16"],
 }

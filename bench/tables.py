@@ -16,7 +16,7 @@ UNITS = ((1e-3, "us", 1e6), (1.0, "ms", 1e3), (float("inf"), "s", 1.0))
 TIME = "time"  # a column's unit: the one that suits the case
 KERNELS = ("kernels",)  # a line is a case there, not a candidate of one
 OTHERS = tuple(suite for suite in SUITES if suite not in KERNELS)
-PIVOTS = {"step": "gpubackprop"}
+PIVOTS = {"step": "gpubackprop", "products": "plain products"}
 """Suites shown in Markdown, one line to a case, and the candidate that the others are compared with."""
 
 
@@ -156,7 +156,7 @@ def tables(rows: list[Row]) -> Iterator[Table]:
         unit, factor = unit_of(base["median"])
         facts = ", ".join([*_speed(row, base["median"]), f"n = {base['n']}"])
         lines = [Line(name, row, entry, factor, entry) for name, entry in entries.items()]
-        notes = list(_ledger(row, unit, factor))
+        notes = [*_ledger(row, unit, factor), *_memory(row)]
         yield table(COLUMNS, lines, row["suite"], unit, title=row["case"], facts=facts, wrong=wrong, notes=notes)
         starts = {name: found for name, found in row.get("phases", {}).items() if name in entries}
         if starts:
@@ -204,6 +204,17 @@ def _ledger(row: Row, unit: str, factor: float) -> Iterator[str]:
         floor = f"{number(row['floor_seconds'] * factor)} {unit}"
         parts.append(f"floor of this machine {floor}: {row['share_of_floor']:.0%} of its speed reached")
     yield "A step does: " + ", ".join(parts) + "."
+
+
+def _memory(row: Row) -> Iterator[str]:
+    found = row.get("memory")
+    if found:
+        needed, grown = (
+            sum(found[0]["needed_bytes"].values()),
+            statistics.median(one["resident_bytes"] for one in found),
+        )
+        what = ", ".join(found[0]["needed_bytes"])
+        yield f"The resident set grows by {grown / needed:.2f} of the {needed / 1e6:.1f} MB of {what}."
 
 
 def pivots(report: Report) -> Iterator[Table]:

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -73,6 +73,14 @@ class WallTimer:
         return Sample(None, self.clock() - started)
 
 
+class ReportedTimer:
+    """Takes the seconds that a run returns, of work in a process of its own."""
+
+    def __call__(self, run: Run, repeats: int) -> Sample:
+        """Return the seconds of ``repeats`` runs."""
+        return Sample(None, sum(cast("float", run()) for _ in range(repeats)))
+
+
 @dataclass
 class Contestant:
     """Something to be timed.
@@ -97,14 +105,15 @@ class Contestant:
 
 
 def measure(
-    contestants: Sequence[Contestant], rounds: int, seconds: float, *, warm: bool = True
+    contestants: Sequence[Contestant], rounds: int, seconds: float, *, warm: bool = True, pause: float = 0.0
 ) -> dict[str, list[Sample]]:
     """Return the samples of each contestant, one per round and for one unit of work.
 
     Each round times all contestants one after the other, so that a slow moment falls on all of them; every other round
     backwards, so that drift within a round cancels. Before the first
     round each runs ``WARM_UP`` times, to be compiled and to find how many runs fill ``seconds``; before a sample of several
-    it runs once, since another one has had the caches. Unless ``warm``, it does neither: each sample is one run.
+    it runs once, since another one has had the caches; before that there is a pause, since the threads of another one may keep
+    a core busy for some time after their last work. Unless ``warm``, it does neither: each sample is one run.
     """
     repeats = dict.fromkeys((one.name for one in contestants), 1)
     for one in contestants if warm else ():
@@ -115,6 +124,7 @@ def measure(
     for i in range(rounds):
         for one in reversed(contestants) if i % 2 else contestants:
             n = repeats[one.name]
+            time.sleep(pause)
             if n > 1:
                 one.timer(one.run, 1)
             samples[one.name].append(one.timer(one.run, n).per(n * one.units))

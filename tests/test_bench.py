@@ -16,11 +16,11 @@ import pytest
 import gpubackprop as gb
 import gpubackprop.bench
 from gpubackprop.bench import case as cases
-from gpubackprop.bench import compare, ledger, page, render, report, run, sizes, timing
+from gpubackprop.bench import compare, ledger, page, plots, render, report, run, sizes, timing
 from gpubackprop.bench.devices import Host
 from gpubackprop.bench.ours import Trained, field
 from gpubackprop.bench.peers import make_problem
-from gpubackprop.bench.suites import cases_of
+from gpubackprop.bench.suites import cases_of, memory
 from gpubackprop.bench.suites import kernels as kernel_suite
 from gpubackprop.bench.suites.crossover import overtaking
 
@@ -252,6 +252,31 @@ def test_auto_reads_the_crossover(monkeypatch, tmp_path):
     assert backends.choose_device((10_000, 10_000)) == "cpu"
 
 
+def test_a_step_is_timed_beside_its_products_alone():
+    rows = [
+        cases.run_case(case, SETTINGS)
+        for suite in ("products", "scaling")
+        for case in cases_of(suite, Host(1), "float32", SETTINGS)
+    ]
+    assert set(rows[0]["contestants"]) == {"plain products", "gpubackprop, sgd", "gpubackprop, adam"}
+    assert all(set(row["contestants"]) == {"plain products", "gpubackprop, sgd"} for row in rows[1:])
+    assert all(row["wrong"] == {} and row["base"] == "plain products" for row in rows)
+    titles = [title for title, _ in plots.figures({"rows": rows})]
+    assert titles == ["Time against the mini-batch, 12-12-3, cpu, float32"]
+
+
+@pytest.mark.skipif(not memory.RESET.exists(), reason="this system does not tell the largest resident set")
+def test_a_training_takes_little_more_memory_than_it_needs():
+    settings = cases.Settings(sizes.FULL, (), cold_rounds=1)
+    (case,) = cases_of("memory", Host(1), "float32", settings)
+    row = cases.run_case(case, settings)
+    (found,) = row["memory"]
+    # the data are new pages; arrays of the allocator's own may be used again
+    assert found["resident_bytes"] > 0.7 * found["needed_bytes"]["data"]
+    assert found["resident_bytes"] < 1.2 * sum(found["needed_bytes"].values())
+    assert any("resident set grows by" in line for line in render.Terminal().lines(row))
+
+
 # ---------------------------------------------------------------------- a run, as a user makes it
 
 
@@ -323,6 +348,8 @@ def test_show_prints_a_report_again(tiny):
     assert result.returncode == 0
     markdown = bench("show", "--markdown", str(tiny[0])).stdout
     assert markdown.splitlines()[2].startswith("| 12-16-8-3, batch 16 |")
+    bench("show", str(tiny[0]), "--pictures", str(tiny[0]))
+    assert (tiny[0] / "one-step-against-the-peers-cpu-float32.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
@@ -402,7 +429,7 @@ def test_a_case_that_breaks_is_an_error_and_one_too_large_is_not(tmp_path, monke
     monkeypatch.setattr(run, "run_case", run_case)
     settings = cases.Settings({**sizes.DRY, "bandwidth": ["64", "128"]}, ())
     made = report.new_report(settings, {"commit": None}, [])
-    run.run(made, ["bandwidth"], [Host(1)], settings, tmp_path, print, print)
+    run.Run(made, settings, tmp_path, print, print).measure(["bandwidth"], [Host(1)])
     assert [one["failed"] for one in made["left_out"]] == [False, True]
     assert report.errors(made) == ["bandwidth, cpu, float32, 128 bytes: RuntimeError: broken"]
 
@@ -413,7 +440,7 @@ def test_a_quick_run_begins_nothing_when_its_time_is_over(suite, seconds, tmp_pa
     settings = cases.Settings(sizes.DRY, (), rounds=2, seconds=0.0, quick=True)
     made = report.new_report(settings, {"commit": None}, [])
     said = []
-    run.run(made, [suite], [Host(1)], settings, tmp_path, said.append, said.append)
+    run.Run(made, settings, tmp_path, said.append, said.append).measure([suite], [Host(1)])
     assert made["rows"] == []
     assert made["left_out"][0]["reason"] == "no time left in a quick run"
 

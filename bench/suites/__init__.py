@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
-from gpubackprop.bench.sizes import SUITES
+from gpubackprop.bench.case import Case, Cases, Prepared, Row, Settings
+from gpubackprop.bench.sizes import SUITES, StepSize, parse_step
 
 if TYPE_CHECKING:
-    from gpubackprop.bench.case import Cases, Settings
     from gpubackprop.bench.devices import Device
+
+Prepare = Callable[["Device", str, StepSize, Settings], Prepared]
 
 
 class NothingToMeasureError(Exception):
@@ -30,3 +37,22 @@ def cases_of(suite: str, device: Device, dtype: str, settings: Settings) -> Case
         "Callable[[Device, str, Settings], Cases]", pkgutil.resolve_name(f"gpubackprop.bench.suites.{suite}:cases")
     )
     return cases(device, dtype, settings)
+
+
+def step_cases(suite: str, device: Device, dtype: str, settings: Settings, prepare: Prepare, prefix: str = "") -> Cases:
+    """Yield a case of each size that a suite has, where sizes are those of a step."""
+    for text in settings.sizes[suite]:
+        size = parse_step(text)
+        found: Row = {"layers": list(size.layers), "batch": size.batch, "optimizer": settings.optimizer}
+        if size.samples is not None:
+            found["samples"] = size.samples
+        yield Case(suite, prefix + text, device.name, dtype, partial(prepare, device, dtype, size, settings), found)
+
+
+def in_new_process(file: str, *arguments: object, **variables: str) -> Any:
+    """Run a Python file with these arguments and variables of the environment, and return what it prints last, as JSON."""
+    command = [sys.executable, "-P", file, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables}, check=False)
+    if done.returncode:
+        raise RuntimeError(next(iter(done.stderr.strip().splitlines()[-1:]), "it ended without a word"))
+    return json.loads(done.stdout.strip().splitlines()[-1])

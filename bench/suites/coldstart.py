@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from gpubackprop.bench import coldstart
-from gpubackprop.bench.case import Case, Cases, Prepared, Settings
+from gpubackprop.bench.case import Cases, Prepared, Settings
 from gpubackprop.bench.devices import Device
 from gpubackprop.bench.peers import PEERS, make_problem, reason_of
 from gpubackprop.bench.peers.arrays import ArrayPeer
-from gpubackprop.bench.sizes import StepSize, parse_step
-from gpubackprop.bench.suites import NothingToMeasureError
-from gpubackprop.bench.suites.step import size_of
-from gpubackprop.bench.timing import Contestant, Run, Sample
+from gpubackprop.bench.sizes import StepSize
+from gpubackprop.bench.suites import NothingToMeasureError, in_new_process, step_cases
+from gpubackprop.bench.timing import Contestant, ReportedTimer
 
-NOT_STARTED = (
-    "numpy",
-    "cupy",
-    "torch graph",
-    "torch compile+graph",
-    "jax, K steps",
-)  # start as others do, or with nothing
+# they start as others do, or with nothing
+NOT_STARTED = ("numpy", "cupy", "torch graph", "torch compile+graph", "jax, K steps")
 
 
 def cases(device: Device, dtype: str, settings: Settings) -> Cases:
     """Yield the start with each size."""
     if dtype != settings.dtypes[0]:
         raise NothingToMeasureError("a start is measured in float32: see the first dtype")
-    for text in settings.sizes["coldstart"]:
-        prepare = partial(_prepare, device, text, settings)
-        yield Case("coldstart", text, device.name, "float32", prepare, size_of(parse_step(text), settings))
+    yield from step_cases("coldstart", device, "float32", settings, _prepare)
 
 
-def _prepare(device: Device, size: str, settings: Settings) -> Prepared:
-    step = parse_step(size)
-    yardstick = ArrayPeer(make_problem(step.layers, step.batch, optimizer=settings.optimizer, dtype="float64"), np)
+def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> Prepared:
+    yardstick = ArrayPeer(make_problem(size.layers, size.batch, optimizer=settings.optimizer, dtype="float64"), np)
     yardstick.step()
     prepared = Prepared([], cold=True)
     phases: dict[str, list[Any]] = prepared.facts.setdefault("phases", {})
@@ -60,7 +46,7 @@ def _prepare(device: Device, size: str, settings: Settings) -> Prepared:
         else:
             who.append(name)
     for name in who:
-        start = _starting(name, device, step, settings, phases.setdefault(name, []))
+        start = _starting(name, device, size, settings, phases.setdefault(name, []))
         try:
             start()
         except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
@@ -70,15 +56,8 @@ def _prepare(device: Device, size: str, settings: Settings) -> Prepared:
         if abs(loss - expected) > 1e-3 * max(1.0, abs(expected)):
             prepared.wrong[name] = f"its first loss is {loss:.6g}, not {expected:.6g}"
             continue
-        prepared.contestants.append(Contestant(name, start, _OwnTimer()))
+        prepared.contestants.append(Contestant(name, start, ReportedTimer()))
     return prepared
-
-
-class _OwnTimer:
-    """Takes the seconds that a run returns: those of its phases."""
-
-    def __call__(self, run: Run, repeats: int) -> Sample:
-        return Sample(None, sum(cast("float", run()) for _ in range(repeats)))
 
 
 def _starting(name: str, device: Device, size: StepSize, settings: Settings, found: list[Any]) -> Callable[[], float]:
@@ -88,11 +67,7 @@ def _starting(name: str, device: Device, size: StepSize, settings: Settings, fou
     def start() -> float:
         with tempfile.TemporaryDirectory() as empty:
             changed = {"GPUBACKPROP_CACHE_DIR": empty, "CUPY_CACHE_DIR": empty} if "cold" in name else {}
-            command = [sys.executable, "-P", coldstart.__file__, *what, str(settings.threads), repr(time.time())]
-            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **changed}, check=False)
-        if done.returncode:
-            raise RuntimeError(next(iter(done.stderr.strip().splitlines()[-1:]), "it ended without a word"))
-        result = json.loads(done.stdout.strip().splitlines()[-1])
+            result = in_new_process(coldstart.__file__, *what, settings.threads, repr(time.time()), **changed)
         found.append({**result["phases"], "loss": result["loss"]})
         return float(sum(result["phases"].values()))
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 
-from gpubackprop.bench.case import Case, Cases, Prepared, Row, Settings, best_seconds
+from gpubackprop.bench.case import Cases, Prepared, Row, Settings, best_seconds
 from gpubackprop.bench.devices import Device, device_of
 from gpubackprop.bench.ours import Trained, compare, ours
 from gpubackprop.bench.peers import Problem, make_problem
-from gpubackprop.bench.sizes import StepSize, parse_step
-from gpubackprop.bench.suites import NothingToMeasureError
-from gpubackprop.bench.suites.step import size_of
+from gpubackprop.bench.sizes import StepSize
+from gpubackprop.bench.suites import NothingToMeasureError, step_cases
 from gpubackprop.machine.crossover import step_flops
 
 
@@ -23,10 +21,7 @@ def cases(device: Device, dtype: str, settings: Settings) -> Cases:
         raise NothingToMeasureError("there is nothing to overtake the CPU: no GPU was asked for")
     if dtype not in device_of("cpu", settings.threads).backend.dtypes:
         raise NothingToMeasureError(f"the CPU does not compute in {dtype}")
-    for text in settings.sizes["crossover"]:
-        size = parse_step(text)
-        prepare = partial(_prepare, device, dtype, size, settings)
-        yield Case("crossover", text, device.name, dtype, prepare, size_of(size, settings))
+    yield from step_cases("crossover", device, dtype, settings, _prepare)
 
 
 def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> Prepared:

@@ -8,23 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench.case import Case, Cases, Prepared, Settings, admit
+from gpubackprop.bench.case import Cases, Prepared, Settings, admit
 from gpubackprop.bench.devices import Device
 from gpubackprop.bench.ours import TOLERANCE, model_of, optimizer_of
 from gpubackprop.bench.peers import Peer, make_peers, make_problem
 from gpubackprop.bench.peers.arrays import ArrayPeer
-from gpubackprop.bench.sizes import StepSize, parse_step
-from gpubackprop.bench.suites.step import size_of
+from gpubackprop.bench.sizes import StepSize
+from gpubackprop.bench.suites import step_cases
 from gpubackprop.bench.timing import Contestant
 from gpubackprop.machine.crossover import step_flops
 
 
 def cases(device: Device, dtype: str, settings: Settings) -> Cases:
     """Yield an epoch over each data set."""
-    for text in settings.sizes["epoch"]:
-        size = parse_step(text)
-        prepare = partial(_prepare, device, dtype, size, settings)
-        yield Case("epoch", text, device.name, dtype, prepare, size_of(size, settings))
+    yield from step_cases("epoch", device, dtype, settings, _prepare)
 
 
 def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> Prepared:

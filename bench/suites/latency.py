@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench.case import Case, Cases, Prepared, Settings, admit
+from gpubackprop.bench.case import Cases, Prepared, Settings, admit
 from gpubackprop.bench.devices import Device
 from gpubackprop.bench.ours import TOLERANCE, model_of
 from gpubackprop.bench.peers import make_peers, make_problem, softmax
-from gpubackprop.bench.sizes import StepSize, parse_step
-from gpubackprop.bench.suites import step
+from gpubackprop.bench.sizes import StepSize
+from gpubackprop.bench.suites import step, step_cases
 from gpubackprop.bench.timing import Contestant
 
 
@@ -21,10 +21,7 @@ def cases(device: Device, dtype: str, settings: Settings) -> Cases:
     """Yield a step and a prediction of each size; in a quick run the prediction alone."""
     if not settings.quick:
         yield from step.cases(device, dtype, settings, "latency")
-    for text in settings.sizes["latency"]:
-        size = parse_step(text)
-        prepare = partial(_prepare, device, dtype, size, settings)
-        yield Case("latency", f"predict {text}", device.name, dtype, prepare, step.size_of(size, settings))
+    yield from step_cases("latency", device, dtype, settings, _prepare, "predict ")
 
 
 def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> Prepared:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from gpubackprop.bench.case import Case, Cases, Prepared, Row, Settings
+from gpubackprop.bench.case import Cases, Prepared, Settings
 from gpubackprop.bench.devices import Device
 from gpubackprop.bench.ledger import ledger
 from gpubackprop.bench.ours import field, parts, step_of
 from gpubackprop.bench.peers import make_problem
-from gpubackprop.bench.sizes import StepSize, parse_step
+from gpubackprop.bench.sizes import StepSize
+from gpubackprop.bench.suites import step_cases
 
 
 def cases(device: Device, dtype: str, settings: Settings, suite: str = "step") -> Cases:
     """Yield a step of each size."""
-    for text in settings.sizes[suite]:
-        size = parse_step(text)
-        prepare = partial(_prepare, device, dtype, size, settings)
-        yield Case(suite, text, device.name, dtype, prepare, size_of(size, settings))
-
-
-def size_of(size: StepSize, settings: Settings) -> Row:
-    """Return what the row says of the size."""
-    found: Row = {"layers": list(size.layers), "batch": size.batch, "optimizer": settings.optimizer}
-    return found if size.samples is None else {**found, "samples": size.samples}
+    yield from step_cases(suite, device, dtype, settings, _prepare)
 
 
 def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> Prepared:

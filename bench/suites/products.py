@@ -1,0 +1,69 @@
+"""A step beside its own matrix products alone by NumPy or CuPy, without new memory: the least that a step of their calls takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import gpubackprop as gb
+from gpubackprop.bench.case import Cases, Prepared, Settings, admit
+from gpubackprop.bench.devices import Device, in_turn
+from gpubackprop.bench.ours import TOLERANCE, finish, step_of
+from gpubackprop.bench.peers import make_problem
+from gpubackprop.bench.peers.arrays import ArrayPeer
+from gpubackprop.bench.sizes import StepSize
+from gpubackprop.bench.suites import NothingToMeasureError, step_cases
+from gpubackprop.bench.timing import Contestant
+from gpubackprop.step import Step
+from gpubackprop.step.operations import Matmul
+
+RATE = 1e-7  # learning rate: thousands of steps on one mini-batch do not come to where numbers are subnormal, and slow
+TRIALS, LONG = 16, 4e8  # runs of so many FLOP after which a step on the CPU has found its number of threads
+
+
+def cases(device: Device, dtype: str, settings: Settings, suite: str = "products") -> Cases:
+    """Yield a step of each size, with both optimizers; with SGD alone in ``scaling``."""
+    if dtype not in ("float32", "float64"):
+        raise NothingToMeasureError(f"there are no plain products in {dtype}")
+    optimizers: dict[str, gb.Optimizer] = {"sgd": gb.SGD(RATE)}
+    if suite == "products":
+        optimizers["adam"] = gb.Adam(RATE)
+    yield from step_cases(suite, device, dtype, settings, partial(_prepare, optimizers))
+
+
+def _prepare(
+    optimizers: dict[str, gb.Optimizer], device: Device, dtype: str, size: StepSize, settings: Settings
+) -> Prepared:
+    """Check everybody's first loss; no more, since large steps are many here, and ``step`` compares whole trainings."""
+    problem = make_problem(size.layers, size.batch, device.name, dtype, threads=settings.threads)
+    exact = ArrayPeer(replace(problem, dtype="float64", device="cpu"), np)
+    exact.step()
+    expected = np.array(exact.loss())
+    with device.scope():
+        step = step_of(problem, device.backend)
+        prepared = Prepared([_plain(device, step)], flops=step.flops, bytes=step.bytes)
+        for name, optimizer in optimizers.items():
+            step = step_of(problem, device.backend, optimizer)
+            run, value = finish(step.compile()), step.names.array("loss")
+
+            def first_loss(run: Any = run, value: Any = value) -> np.ndarray:
+                run()
+                return np.array(float(value[0]))
+
+            contestant = Contestant(f"gpubackprop, {name}", run, device.timer())
+            admit(prepared, contestant, first_loss, expected, TOLERANCE[dtype] * max(1.0, float(expected)))
+            for _ in range(TRIALS if settings.threads > 1 and not device.on_gpu else 0):
+                run(1 + int(LONG / step.flops))
+    return prepared
+
+
+def _plain(device: Device, step: Step) -> Contestant:
+    """Return the products of a step by the array module, on the numbers of a step."""
+    step.compile()()
+    device.synchronize()
+    products = [operation for operation in step.bound() if isinstance(operation, Matmul)]
+    calls: list[Any] = [(partial(device.xp.matmul, out=o.out), (o.a, o.b)) for o in products]
+    return Contestant("plain products", in_turn(calls), device.timer())
