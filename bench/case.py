@@ -93,6 +93,11 @@ def key_of(row: Row) -> tuple[str, str, str, str]:
     return row["suite"], row["device"], row["dtype"], row["case"]
 
 
+def is_ours(name: str, row: Row) -> bool:
+    """Return whether a contestant is of this package."""
+    return name.startswith("gpubackprop") or bool(name == row["device"])
+
+
 def run_case(case: Case, settings: Settings) -> Row:
     """Make, check and time the contestants of a case; return its row."""
     prepared = case.prepare()

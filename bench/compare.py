@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench.case import Row, key_of
+from gpubackprop.bench.case import Row, is_ours, key_of
 from gpubackprop.bench.render import lines_of
-from gpubackprop.bench.report import Report
+from gpubackprop.bench.report import Report, keys
 from gpubackprop.bench.tables import SAME, Column, interval_text, number, table, times, unit_of
 from gpubackprop.bench.timing import interval
 
@@ -90,11 +90,6 @@ def compare_reports(reports: list[Report], threshold: float) -> tuple[list[str],
     return lines[:-1], regressions
 
 
-def keys(report: Report) -> set[Key]:
-    """Return the cases of a report."""
-    return {key_of(row) for row in report["rows"]}
-
-
 def changes(before: Report, after: Report, threshold: float) -> list[Change]:
     """Return how the times of ours changed that both reports have."""
     earlier = {key_of(row): row for row in before["rows"]}
@@ -114,11 +109,6 @@ def changes(before: Report, after: Report, threshold: float) -> list[Change]:
         elif max(change.ratio, *change.against) < 1 / (1 + threshold):
             change.verdict = "faster"
     return found
-
-
-def is_ours(name: str, row: Row) -> bool:
-    """Return whether a contestant is of this package."""
-    return name.startswith("gpubackprop") or name == row["device"]
 
 
 def _change(key: Key, name: str, before: Row, after: Row) -> Change:

@@ -85,8 +85,7 @@ class Gpu:
         in_turn(calls)()
         self.stream.synchronize()
         started = time.perf_counter()
-        graph = self.capture(calls)
-        run = _launching(graph, calls)
+        run = keeping(self.capture(calls).launch, calls)
         return Contestant(name, run, self.timer(), units, time.perf_counter() - started)
 
     def capture(self, calls: Sequence[Call]) -> Any:
@@ -174,13 +173,13 @@ def in_turn(calls: Sequence[Call]) -> Run:
     return run
 
 
-def _launching(graph: Any, keep: Any) -> Run:
-    """Return the launch of a graph; it holds only the addresses of the arrays in ``keep``."""
+def keeping(run: Run, keep: Any) -> Run:
+    """Return ``run``, holding ``keep`` too: graphs and calls on a GPU know only the addresses of their arrays."""
 
-    def launch(graph: Any = graph, keep: Any = keep) -> None:
-        graph.launch()
+    def kept(keep: Any = keep) -> None:
+        run()
 
-    return launch
+    return kept
 
 
 def copies_beyond_cache(device: Device, nbytes: int, most: int) -> int:

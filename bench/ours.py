@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 import gpubackprop as gb
-from gpubackprop.backends.reference import loop
-from gpubackprop.bench.case import Prepared
-from gpubackprop.bench.devices import Call, Device
+from gpubackprop.bench.case import Prepared, Settings
+from gpubackprop.bench.devices import Call, Device, in_turn, keeping
 from gpubackprop.bench.peers import LEARNING_RATE, LONG_STEP, CannotTakePartError, Peer, Problem, make_peers, reason_of
 from gpubackprop.bench.peers.arrays import ArrayPeer
-from gpubackprop.bench.timing import Contestant, Run, Timer
+from gpubackprop.bench.timing import Contestant, Run
 from gpubackprop.step import Step
 from gpubackprop.step.operations import Operation
 
@@ -25,19 +24,10 @@ TOLERANCE = {"float64": 1e-6, "float32": 2e-3, "tf32": 1e-2, "float16": 2e-2, "b
 
 
 @dataclass
-class Trained:
+class Trained(Contestant):
     """Somebody who trains: ``run`` queues ``units`` steps, ``loss`` waits for the loss of the last one."""
 
-    name: str
-    run: Run
-    units: int
-    loss: Callable[[], float]
-    timer: Timer
-    setup_seconds: float | None = None
-
-    def contestant(self) -> Contestant:
-        """Return what is timed."""
-        return Contestant(self.name, self.run, self.timer, self.units, self.setup_seconds)
+    loss: Callable[[], float] = field(kw_only=True)
 
 
 def optimizer_of(problem: Problem) -> Any:
@@ -73,7 +63,8 @@ def ours(device: Device, problem: Problem) -> Iterator[tuple[str, Callable[[], T
         step = step_of(problem, device.backend)
         run, units = make(step)
         value = step.names.array("loss")
-        return Trained(name, run, units, lambda: float(value[0]), device.timer(), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Trained(name, run, device.timer(), units, seconds, loss=lambda: float(value[0]))
 
     def one(step: Step) -> tuple[Run, int]:
         return finish(step.compile()), 1
@@ -88,7 +79,7 @@ def ours(device: Device, problem: Problem) -> Iterator[tuple[str, Callable[[], T
 
     def eager(step: Step) -> tuple[Run, int]:
         run: Any = step.compile()
-        return getattr(run, "eagerly", None) or loop(calls_of(step)), 1
+        return getattr(run, "eagerly", None) or in_turn(calls_of(step)), 1
 
     yield "gpubackprop", lambda: trained("gpubackprop", one)
     yield "gpubackprop, K steps", lambda: trained("gpubackprop, K steps", many)
@@ -117,7 +108,7 @@ def parts(device: Device, problem: Problem) -> list[Contestant]:
     """Return the products alone, as one call, and forward, backward and update each, as one call per operation."""
     step = step_of(problem, device.backend)
     calls = dict(zip(map(id, step.operations), calls_of(step), strict=True))
-    loop([calls[id(operation)] for operation in step.operations])()  # so that the parts meet the numbers of a step
+    in_turn([calls[id(operation)] for operation in step.operations])()  # so that the parts meet the numbers of a step
     device.synchronize()
     groups: dict[str, list[Operation]] = {"products": [o for o in step.operations if o.name == "matmul"]}
     for name, phases in (("forward", ("forward", "loss")), ("backward", ("backward",)), ("update", ("update",))):
@@ -129,28 +120,19 @@ def parts(device: Device, problem: Problem) -> list[Contestant]:
             run = finish(replace(step, operations=tuple(operations)).compile())
             result.append(Contestant(name, run, device.timer()))
         elif device.on_gpu and not captures(device):
-            result.append(Contestant(name, loop(chosen), device.timer()))
+            result.append(Contestant(name, in_turn(chosen), device.timer()))
         else:
             result.append(device.queue(name, chosen))
-        result[-1].run = _keeping(result[-1].run, step)
+        result[-1].run = keeping(result[-1].run, step)
     if captures(device):
         K = step.compile().steps_per_launch  # type: ignore[attr-defined]
         chosen = [calls[id(operation)] for operation in groups["products"]]
         result.append(device.queue("products, K steps", chosen * K, K))
-        result[-1].run = _keeping(result[-1].run, step)
+        result[-1].run = keeping(result[-1].run, step)
     return result
 
 
-def _keeping(run: Run, step: Step) -> Run:
-    """Return ``run``, holding the arrays of a step."""
-
-    def kept(run: Run = run, step: Step = step) -> None:
-        run()
-
-    return kept
-
-
-def field(
+def entrants(
     device: Device, problem: Problem, libraries: tuple[str, ...], *, slow: bool
 ) -> tuple[list[Trained], Prepared]:
     """Make and check everybody who trains; return those who train alike, and a case with the names of the others."""
@@ -163,11 +145,20 @@ def field(
             prepared.left_out[name] = reason_of(error)
     for name, peer in make_peers(problem, libraries, slow=slow):
         if isinstance(peer, Peer):
-            trained.append(Trained(name, peer.step, peer.units, peer.loss, peer.timer, peer.setup_seconds))
+            trained.append(Trained(name, peer.step, peer.timer, peer.units, peer.setup_seconds, loss=peer.loss))
         else:
             prepared.left_out[name] = peer
     prepared.facts.update(compare(problem, trained, prepared))
     return [one for one in trained if one.name not in (*prepared.wrong, *prepared.left_out)], prepared
+
+
+def whole_peers(problem: Problem, settings: Settings, prepared: Prepared) -> Iterator[tuple[str, Peer]]:
+    """Yield the peers but those that differ from another in their step alone; name those that take no part."""
+    for name, peer in make_peers(problem, settings.libraries, slow=not settings.quick):
+        if isinstance(peer, str):
+            prepared.left_out[name] = peer
+        elif peer.units == 1 and "graph" not in name:
+            yield name, peer
 
 
 def compare(problem: Problem, trained: list[Trained], prepared: Prepared) -> dict[str, Any]:

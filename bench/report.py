@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpubackprop.bench.case import Row, Settings, key_of
+from gpubackprop.bench.case import Row, Settings, is_ours, key_of
 from gpubackprop.bench.ledger import annotate
 from gpubackprop.machine.files import write_whole
 
@@ -112,7 +112,7 @@ def errors(report: Report) -> list[str]:
         f"{', '.join(key_of(row))}: {name} is WRONG: {reason}"
         for row in report["rows"]
         for name, reason in row["wrong"].items()
-        if name.startswith("gpubackprop") or name == row["device"]
+        if is_ours(name, row)
     ]
     failed = [one for one in report["left_out"] if one["failed"]]
     return found + [

@@ -18,7 +18,7 @@ import gpubackprop.bench
 from gpubackprop.bench import case as cases
 from gpubackprop.bench import compare, ledger, page, plots, render, report, run, sizes, timing
 from gpubackprop.bench.devices import Host
-from gpubackprop.bench.ours import Trained, field
+from gpubackprop.bench.ours import Trained, entrants
 from gpubackprop.bench.peers import make_problem
 from gpubackprop.bench.suites import cases_of, memory
 from gpubackprop.bench.suites import kernels as kernel_suite
@@ -173,13 +173,13 @@ def test_a_step_that_trains_otherwise_gets_no_time(monkeypatch):
     problem = make_problem((12, 16, 8, 3), 16)
 
     def ours(device, problem):
-        yield "stands still", lambda: Trained("stands still", lambda: None, 1, lambda: 9.9, device.timer())
-        yield "is lost", lambda: Trained("is lost", lambda: None, 1, lambda: float("nan"), device.timer())
+        yield "stands still", lambda: Trained("stands still", lambda: None, device.timer(), loss=lambda: 9.9)
+        yield "is lost", lambda: Trained("is lost", lambda: None, device.timer(), loss=lambda: float("nan"))
         yield "breaks", lambda: 1 / 0
-        yield "breaks later", lambda: Trained("breaks later", lambda: 1 / 0, 1, lambda: 1.2, device.timer())
+        yield "breaks later", lambda: Trained("breaks later", lambda: 1 / 0, device.timer(), loss=lambda: 1.2)
 
     monkeypatch.setattr("gpubackprop.bench.ours.ours", ours)
-    trained, prepared = field(Host(1), problem, ("numpy",), slow=False)
+    trained, prepared = entrants(Host(1), problem, ("numpy",), slow=False)
     assert [one.name for one in trained] == ["numpy"]
     assert set(prepared.wrong) == {"stands still", "is lost"}
     assert "its loss after" in prepared.wrong["stands still"]

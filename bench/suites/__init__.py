@@ -12,12 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from gpubackprop.bench.case import Case, Cases, Prepared, Row, Settings
+from gpubackprop.bench.peers import Problem, make_problem
 from gpubackprop.bench.sizes import SUITES, StepSize, parse_step
 
 if TYPE_CHECKING:
     from gpubackprop.bench.devices import Device
 
-Prepare = Callable[["Device", str, StepSize, Settings], Prepared]
+Prepare = Callable[["Device", Problem, Settings], Prepared]
 
 
 class NothingToMeasureError(Exception):
@@ -41,12 +42,18 @@ def cases_of(suite: str, device: Device, dtype: str, settings: Settings) -> Case
 
 def step_cases(suite: str, device: Device, dtype: str, settings: Settings, prepare: Prepare, prefix: str = "") -> Cases:
     """Yield a case of each size that a suite has, where sizes are those of a step."""
+
+    def prepared(size: StepSize) -> Prepared:
+        samples = size.samples or (16 if suite in ("epoch", "memory") else 1) * size.batch
+        given = size.layers, size.batch, device.name, dtype, settings.optimizer, settings.threads, samples
+        return prepare(device, make_problem(*given), settings)
+
     for text in settings.sizes[suite]:
         size = parse_step(text)
         found: Row = {"layers": list(size.layers), "batch": size.batch, "optimizer": settings.optimizer}
         if size.samples is not None:
             found["samples"] = size.samples
-        yield Case(suite, prefix + text, device.name, dtype, partial(prepare, device, dtype, size, settings), found)
+        yield Case(suite, prefix + text, device.name, dtype, partial(prepared, size), found)
 
 
 def in_new_process(file: str, *arguments: object, **variables: str) -> Any:

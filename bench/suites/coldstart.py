@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,9 +14,8 @@ import numpy as np
 from gpubackprop.bench import coldstart
 from gpubackprop.bench.case import Cases, Prepared, Settings
 from gpubackprop.bench.devices import Device
-from gpubackprop.bench.peers import PEERS, make_problem, reason_of
+from gpubackprop.bench.peers import PEERS, Problem, reason_of
 from gpubackprop.bench.peers.arrays import ArrayPeer
-from gpubackprop.bench.sizes import StepSize
 from gpubackprop.bench.suites import NothingToMeasureError, in_new_process, step_cases
 from gpubackprop.bench.timing import Contestant, ReportedTimer
 
@@ -30,8 +30,8 @@ def cases(device: Device, dtype: str, settings: Settings) -> Cases:
     yield from step_cases("coldstart", device, "float32", settings, _prepare)
 
 
-def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> Prepared:
-    yardstick = ArrayPeer(make_problem(size.layers, size.batch, optimizer=settings.optimizer, dtype="float64"), np)
+def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
+    yardstick = ArrayPeer(replace(problem, device="cpu", dtype="float64"), np)
     yardstick.step()
     prepared = Prepared([], cold=True)
     phases: dict[str, list[Any]] = prepared.facts.setdefault("phases", {})
@@ -46,7 +46,7 @@ def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> 
         else:
             who.append(name)
     for name in who:
-        start = _starting(name, device, size, settings, phases.setdefault(name, []))
+        start = _starting(name, problem, phases.setdefault(name, []))
         try:
             start()
         except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
@@ -60,14 +60,15 @@ def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> 
     return prepared
 
 
-def _starting(name: str, device: Device, size: StepSize, settings: Settings, found: list[Any]) -> Callable[[], float]:
+def _starting(name: str, problem: Problem, found: list[Any]) -> Callable[[], float]:
     module = PEERS[name].module if name in PEERS else "gpubackprop"
-    what = [name, module, device.name, settings.optimizer, "-".join(map(str, size.layers)), str(size.batch)]
+    layers = "-".join(map(str, problem.sizes))
+    what = name, module, problem.device, problem.optimizer, layers, problem.batch, problem.threads
 
     def start() -> float:
         with tempfile.TemporaryDirectory() as empty:
             changed = {"GPUBACKPROP_CACHE_DIR": empty, "CUPY_CACHE_DIR": empty} if "cold" in name else {}
-            result = in_new_process(coldstart.__file__, *what, settings.threads, repr(time.time()), **changed)
+            result = in_new_process(coldstart.__file__, *what, repr(time.time()), **changed)
         found.append({**result["phases"], "loss": result["loss"]})
         return float(sum(result["phases"].values()))
 

@@ -9,8 +9,7 @@ from dataclasses import replace
 from gpubackprop.bench.case import Cases, Prepared, Row, Settings, best_seconds
 from gpubackprop.bench.devices import Device, device_of
 from gpubackprop.bench.ours import Trained, compare, ours
-from gpubackprop.bench.peers import Problem, make_problem
-from gpubackprop.bench.sizes import StepSize
+from gpubackprop.bench.peers import Problem
 from gpubackprop.bench.suites import NothingToMeasureError, step_cases
 from gpubackprop.machine.crossover import step_flops
 
@@ -24,14 +23,13 @@ def cases(device: Device, dtype: str, settings: Settings) -> Cases:
     yield from step_cases("crossover", device, dtype, settings, _prepare)
 
 
-def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> Prepared:
-    problem = make_problem(size.layers, size.batch, device.name, dtype, settings.optimizer, settings.threads)
-    prepared = Prepared([], flops=step_flops(size.layers, size.batch))
+def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
+    prepared = Prepared([], flops=step_flops(problem.sizes, problem.batch))
     trained = [_fastest(device_of("cpu", settings.threads), replace(problem, device="cpu"))]
     with device.scope():
         trained.append(_fastest(device, problem))
         prepared.facts.update(compare(problem, trained, prepared))
-    prepared.contestants = [one.contestant() for one in trained if one.name not in prepared.wrong]
+    prepared.contestants = [one for one in trained if one.name not in prepared.wrong]
     return prepared
 
 

@@ -10,10 +10,9 @@ import numpy as np
 
 from gpubackprop.bench.case import Cases, Prepared, Settings, admit
 from gpubackprop.bench.devices import Device
-from gpubackprop.bench.ours import TOLERANCE, model_of, optimizer_of
-from gpubackprop.bench.peers import Peer, make_peers, make_problem
+from gpubackprop.bench.ours import TOLERANCE, model_of, optimizer_of, whole_peers
+from gpubackprop.bench.peers import Peer, Problem
 from gpubackprop.bench.peers.arrays import ArrayPeer
-from gpubackprop.bench.sizes import StepSize
 from gpubackprop.bench.suites import step_cases
 from gpubackprop.bench.timing import Contestant
 from gpubackprop.machine.crossover import step_flops
@@ -24,21 +23,12 @@ def cases(device: Device, dtype: str, settings: Settings) -> Cases:
     yield from step_cases("epoch", device, dtype, settings, _prepare)
 
 
-def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> Prepared:
+def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
     """Check everybody's parameters after an epoch in the order of the rows, then time epochs in a random order."""
-    problem = make_problem(
-        size.layers,
-        size.batch,
-        device.name,
-        dtype,
-        settings.optimizer,
-        settings.threads,
-        size.samples or 16 * size.batch,
-    )
     prepared = Prepared([])
     exact = ArrayPeer(replace(problem, dtype="float64", device="cpu"), np)
     exact.epoch(shuffle=False)
-    expected, allowed = exact.probabilities(), TOLERANCE[dtype]
+    expected, allowed = exact.probabilities(), TOLERANCE[problem.dtype]
     with device.scope():
         model = model_of(problem, device.backend)
         real, optimizer = model.real, optimizer_of(problem)
@@ -46,7 +36,7 @@ def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> 
         y: Any = device.backend.asarray(problem.y)
 
         def fit(*, shuffle: bool) -> None:
-            model.fit(X, y, epochs=1, batch_size=size.batch, optimizer=optimizer, shuffle=shuffle, progress=False)
+            model.fit(X, y, epochs=1, batch_size=problem.batch, optimizer=optimizer, shuffle=shuffle, progress=False)
 
         def found() -> np.ndarray:
             fit(shuffle=False)
@@ -54,13 +44,10 @@ def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> 
 
         contestant = Contestant("gpubackprop", lambda: fit(shuffle=True), device.timer())
         admit(prepared, contestant, found, expected, allowed)
-        for name, peer in make_peers(problem, settings.libraries, slow=not settings.quick):
-            if isinstance(peer, str):
-                prepared.left_out[name] = peer
-            elif peer.units == 1 and "graph" not in name:  # else it differs from another in its step alone
-                contestant = Contestant(name, partial(peer.epoch, shuffle=True), peer.timer)
-                admit(prepared, contestant, partial(_after_an_epoch, peer), expected, allowed)
-    prepared.flops = step_flops(size.layers, len(problem.X))
+        for name, peer in whole_peers(problem, settings, prepared):
+            contestant = Contestant(name, partial(peer.epoch, shuffle=True), peer.timer)
+            admit(prepared, contestant, partial(_after_an_epoch, peer), expected, allowed)
+    prepared.flops = step_flops(problem.sizes, len(problem.X))
     return prepared
 
 

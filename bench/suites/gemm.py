@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench.case import Case, Cases, Prepared, Settings
-from gpubackprop.bench.devices import Device, Gpu
+from gpubackprop.bench.devices import Device, Gpu, in_turn, keeping
 from gpubackprop.bench.peers import reason_of
 from gpubackprop.bench.sizes import parse_shape
 from gpubackprop.bench.timing import Contestant, WallTimer
@@ -86,9 +86,7 @@ def _ours(device: Device, dtype: str, host_a: np.ndarray, host_b: np.ndarray) ->
     product = Matmul(a, b, out)
     function, arguments = backend.bind(product)
 
-    def run(keep: Any = product) -> None:  # a call on a GPU holds only the addresses of its arrays
-        function(*arguments)
-
+    run = keeping(in_turn([(function, arguments)]), product)
     return Contestant("gpubackprop", run, device.timer()), lambda: backend.to_numpy(out)
 
 

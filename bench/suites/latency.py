@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,8 @@ import numpy as np
 
 from gpubackprop.bench.case import Cases, Prepared, Settings, admit
 from gpubackprop.bench.devices import Device
-from gpubackprop.bench.ours import TOLERANCE, model_of
-from gpubackprop.bench.peers import make_peers, make_problem, softmax
-from gpubackprop.bench.sizes import StepSize
+from gpubackprop.bench.ours import TOLERANCE, model_of, whole_peers
+from gpubackprop.bench.peers import Problem, softmax
 from gpubackprop.bench.suites import step, step_cases
 from gpubackprop.bench.timing import Contestant
 
@@ -24,20 +24,19 @@ def cases(device: Device, dtype: str, settings: Settings) -> Cases:
     yield from step_cases("latency", device, dtype, settings, _prepare, "predict ")
 
 
-def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> Prepared:
+def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
     """Everybody gets an array where the device has it, and hands back one there; Keras and tinygrad hand back NumPy's.
 
     Ours is the prepared predictor, as JAX's is a compiled function; ``forward`` also checks X and keeps the intermediates.
     """
-    problem = make_problem(size.layers, size.batch, device.name, dtype, settings.optimizer, settings.threads)
-    prepared = Prepared([])
-    exact = model_of(make_problem(size.layers, size.batch, dtype="float64"), "reference")
+    prepared, allowed = Prepared([]), TOLERANCE[problem.dtype]
+    exact = model_of(replace(problem, dtype="float64"), "reference")
     expected = exact.predict_proba(problem.X.astype(np.float64))
     with device.scope():
         model = model_of(problem, device.backend)
         X: Any = device.backend.asarray(problem.X.astype(model.real))
         ways: dict[str, Callable[[], Any]] = {
-            "gpubackprop": partial(model.predictor(size.batch), X),
+            "gpubackprop": partial(model.predictor(problem.batch), X),
             "gpubackprop, forward": partial(model.forward, X),
         }
 
@@ -45,12 +44,7 @@ def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> 
             return softmax(np.asarray(device.backend.to_numpy(outputs()), np.float64))
 
         for name, outputs in ways.items():
-            contestant = Contestant(name, outputs, device.timer())
-            admit(prepared, contestant, partial(found, outputs), expected, TOLERANCE[dtype])
-        for name, peer in make_peers(problem, settings.libraries, slow=not settings.quick):
-            if isinstance(peer, str):
-                prepared.left_out[name] = peer
-            elif peer.units == 1 and "graph" not in name:  # else it differs from another in its step alone
-                contestant = Contestant(name, peer.predict, peer.timer)
-                admit(prepared, contestant, peer.probabilities, expected, TOLERANCE[dtype])
+            admit(prepared, Contestant(name, outputs, device.timer()), partial(found, outputs), expected, allowed)
+        for name, peer in whole_peers(problem, settings, prepared):
+            admit(prepared, Contestant(name, peer.predict, peer.timer), peer.probabilities, expected, allowed)
     return prepared

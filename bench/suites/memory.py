@@ -20,7 +20,7 @@ import numpy as np
 import gpubackprop as gb
 from gpubackprop.bench.case import Cases, Prepared, Settings
 from gpubackprop.bench.devices import Device
-from gpubackprop.bench.sizes import StepSize
+from gpubackprop.bench.peers import Problem
 from gpubackprop.bench.suites import NothingToMeasureError, in_new_process, step_cases
 from gpubackprop.bench.timing import Contestant, ReportedTimer
 
@@ -36,13 +36,13 @@ def cases(device: Device, dtype: str, settings: Settings) -> Cases:
     yield from step_cases("memory", device, dtype, settings, _prepare)
 
 
-def _prepare(device: Device, dtype: str, size: StepSize, settings: Settings) -> Prepared:
+def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
     prepared = Prepared([], cold=True)
     found: list[Any] = prepared.facts.setdefault("memory", [])
-    layers = "-".join(map(str, size.layers))
+    given = "-".join(map(str, problem.sizes)), problem.batch, len(problem.X)
 
     def fit() -> float:
-        found.append(in_new_process(__file__, layers, size.batch, size.samples or 16 * size.batch))
+        found.append(in_new_process(__file__, *given))
         return float(found[-1].pop("seconds"))
 
     prepared.contestants.append(Contestant("gpubackprop", fit, ReportedTimer()))

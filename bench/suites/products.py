@@ -12,9 +12,8 @@ import gpubackprop as gb
 from gpubackprop.bench.case import Cases, Prepared, Settings, admit
 from gpubackprop.bench.devices import Device, in_turn
 from gpubackprop.bench.ours import TOLERANCE, finish, step_of
-from gpubackprop.bench.peers import make_problem
+from gpubackprop.bench.peers import Problem
 from gpubackprop.bench.peers.arrays import ArrayPeer
-from gpubackprop.bench.sizes import StepSize
 from gpubackprop.bench.suites import NothingToMeasureError, step_cases
 from gpubackprop.bench.timing import Contestant
 from gpubackprop.step import Step
@@ -34,16 +33,13 @@ def cases(device: Device, dtype: str, settings: Settings, suite: str = "products
     yield from step_cases(suite, device, dtype, settings, partial(_prepare, optimizers))
 
 
-def _prepare(
-    optimizers: dict[str, gb.Optimizer], device: Device, dtype: str, size: StepSize, settings: Settings
-) -> Prepared:
+def _prepare(optimizers: dict[str, gb.Optimizer], device: Device, problem: Problem, settings: Settings) -> Prepared:
     """Check everybody's first loss; no more, since large steps are many here, and ``step`` compares whole trainings."""
-    problem = make_problem(size.layers, size.batch, device.name, dtype, threads=settings.threads)
     exact = ArrayPeer(replace(problem, dtype="float64", device="cpu"), np)
     exact.step()
     expected = np.array(exact.loss())
     with device.scope():
-        step = step_of(problem, device.backend)
+        step = step_of(problem, device.backend, optimizers["sgd"])
         prepared = Prepared([_plain(device, step)], flops=step.flops, bytes=step.bytes)
         for name, optimizer in optimizers.items():
             step = step_of(problem, device.backend, optimizer)
@@ -54,7 +50,7 @@ def _prepare(
                 return np.array(float(value[0]))
 
             contestant = Contestant(f"gpubackprop, {name}", run, device.timer())
-            admit(prepared, contestant, first_loss, expected, TOLERANCE[dtype] * max(1.0, float(expected)))
+            admit(prepared, contestant, first_loss, expected, TOLERANCE[problem.dtype] * max(1.0, float(expected)))
             for _ in range(TRIALS if settings.threads > 1 and not device.on_gpu else 0):
                 run(1 + int(LONG / step.flops))
     return prepared
