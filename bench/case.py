@@ -11,7 +11,7 @@ import numpy as np
 
 from gpubackprop.bench.peers import reason_of
 from gpubackprop.bench.sizes import Sizes
-from gpubackprop.bench.timing import Contestant, Sample, clock_of, measure, ratio, seconds_of, summary
+from gpubackprop.bench.timing import Candidate, Sample, clock_of, measure, ratio, seconds_of, summary
 
 Row = dict[str, Any]
 
@@ -45,7 +45,7 @@ class Settings:
 
 @dataclass
 class Prepared:
-    """The contestants of a case, made and checked; the first is the one that the others are compared with.
+    """The candidates of a case, made and checked; the first is the one that the others are compared with.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Prepared:
         Every run is a sample, the first one too.
     """
 
-    contestants: list[Contestant]
+    candidates: list[Candidate]
     left_out: dict[str, str] = field(default_factory=dict)
     wrong: dict[str, str] = field(default_factory=dict)
     flops: int = 0
@@ -94,24 +94,24 @@ def key_of(row: Row) -> tuple[str, str, str, str]:
 
 
 def is_ours(name: str, row: Row) -> bool:
-    """Return whether a contestant is of this package."""
+    """Return whether a candidate is of this package."""
     return name.startswith("gpubackprop") or bool(name == row["device"])
 
 
 def run_case(case: Case, settings: Settings) -> Row:
-    """Make, check and time the contestants of a case; return its row."""
+    """Make, check and time the candidates of a case; return its row."""
     prepared = case.prepare()
     samples: dict[str, list[Sample]] = {}
-    if prepared.contestants:
+    if prepared.candidates:
         if prepared.cold:
-            samples = measure(prepared.contestants, settings.cold_rounds, 0.0, warm=False)
+            samples = measure(prepared.candidates, settings.cold_rounds, 0.0, warm=False)
         else:
-            samples = measure(prepared.contestants, settings.rounds, settings.seconds, pause=settings.pause)
+            samples = measure(prepared.candidates, settings.rounds, settings.seconds, pause=settings.pause)
     row: Row = {
         "suite": case.suite, "case": case.name, "device": case.device, "dtype": case.dtype, "size": case.size,
         "flops": prepared.flops, "bytes": prepared.bytes, **prepared.facts,
-        "base": prepared.contestants[0].name if prepared.contestants else None,
-        "contestants": {c.name: _entry(c, samples, prepared.contestants[0].name) for c in prepared.contestants},
+        "base": prepared.candidates[0].name if prepared.candidates else None,
+        "candidates": {c.name: _entry(c, samples, prepared.candidates[0].name) for c in prepared.candidates},
         "left_out": prepared.left_out, "wrong": prepared.wrong,
     }  # fmt: skip
     del prepared
@@ -119,29 +119,29 @@ def run_case(case: Case, settings: Settings) -> Row:
     return row
 
 
-def _entry(contestant: Contestant, samples: dict[str, list[Sample]], base: str) -> Row:
-    found = samples[contestant.name]
+def _entry(candidate: Candidate, samples: dict[str, list[Sample]], base: str) -> Row:
+    found = samples[candidate.name]
     device = seconds_of(found, "device") if clock_of(found) == "device" else None
     wall = seconds_of(found, "wall")
     return {
         "device_seconds": None if device is None else {**summary(device), "samples": device},
         "wall_seconds": {**summary(wall), "samples": wall},
-        "setup_seconds": contestant.setup_seconds,
-        "units": contestant.units,
-        "over_base": None if contestant.name == base else ratio(found, samples[base]),
+        "setup_seconds": candidate.setup_seconds,
+        "units": candidate.units,
+        "over_base": None if candidate.name == base else ratio(found, samples[base]),
     }
 
 
 def best_seconds(entry: Row) -> Row:
-    """Return the summary of a contestant's device time where it is known, else of its wall time."""
+    """Return the summary of a candidate's device time where it is known, else of its wall time."""
     found: Row = entry["device_seconds"] or entry["wall_seconds"]
     return found
 
 
 def admit(
-    prepared: Prepared, contestant: Contestant, result: Callable[[], np.ndarray], expected: np.ndarray, allowed: float
+    prepared: Prepared, candidate: Candidate, result: Callable[[], np.ndarray], expected: np.ndarray, allowed: float
 ) -> None:
-    """Let a contestant take part if what it computes is what is expected; else name it, with the reason.
+    """Let a candidate take part if what it computes is what is expected; else name it, with the reason.
 
     Parameters
     ----------
@@ -151,9 +151,9 @@ def admit(
     try:
         off = float(np.abs(result() - expected).max())
     except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
-        prepared.left_out[contestant.name] = reason_of(error)
+        prepared.left_out[candidate.name] = reason_of(error)
         return
     if off <= allowed:  # NaN is not
-        prepared.contestants.append(contestant)
+        prepared.candidates.append(candidate)
     else:
-        prepared.wrong[contestant.name] = f"its result differs from the reference by {off:.3g}"
+        prepared.wrong[candidate.name] = f"its result differs from the reference by {off:.3g}"

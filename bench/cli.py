@@ -115,7 +115,7 @@ def _end(report: Any, folder: Path) -> int:
 @app.command()
 def compare(
     reports: Annotated[
-        list[Path], typer.Argument(help="Two reports or more, files or folders; the first is the yardstick.")
+        list[Path], typer.Argument(help="Two reports or more, files or folders; the first is the baseline.")
     ],
     threshold: Annotated[float, typer.Option(help="Changes of less than this share are no regression.")] = 0.05,
 ) -> None:

@@ -97,8 +97,8 @@ def changes(before: Report, after: Report, threshold: float) -> list[Change]:
         _change(key_of(row), name, earlier[key_of(row)], row)
         for row in after["rows"]
         if key_of(row) in earlier
-        for name in row["contestants"]
-        if is_ours(name, row) and name in earlier[key_of(row)]["contestants"]
+        for name in row["candidates"]
+        if is_ours(name, row) and name in earlier[key_of(row)]["candidates"]
     ]
     by_p = sorted(found, key=lambda change: change.p)
     for rank, change in enumerate(by_p):
@@ -136,8 +136,8 @@ def _ratio_of_medians(b: Any, a: Any, axis: int = -1) -> Any:
 
 
 def _samples(before: Row, after: Row, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the samples of a contestant in both rows, by the device's clock where both have it."""
-    entries = before["contestants"][name], after["contestants"][name]
+    """Return the samples of a candidate in both rows, by the device's clock where both have it."""
+    entries = before["candidates"][name], after["candidates"][name]
     clock = "device_seconds" if all(entry["device_seconds"] for entry in entries) else "wall_seconds"
     first, second = (np.maximum(entry[clock]["samples"], 1e-12) for entry in entries)
     return first, second
@@ -145,7 +145,7 @@ def _samples(before: Row, after: Row, name: str) -> tuple[np.ndarray, np.ndarray
 
 def _others(before: Row, after: Row) -> list[str]:
     """Return who is in both rows and not ours; the products and the parts of a step are ours, too."""
-    names = [name for name in before["contestants"] if name in after["contestants"] and not is_ours(name, before)]
+    names = [name for name in before["candidates"] if name in after["candidates"] and not is_ours(name, before)]
     return [name for name in names if not name.startswith((" ", "products"))]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 import gpubackprop as gb
 from gpubackprop.bench.threads import usable
-from gpubackprop.bench.timing import Clock, Contestant, Run, Sample, Timer, WallTimer, seconds_now
+from gpubackprop.bench.timing import Candidate, Clock, Run, Sample, Timer, WallTimer, seconds_now
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -36,9 +36,9 @@ class Host:
         """Return a timer of what runs here."""
         return WallTimer(lambda: None)
 
-    def queue(self, name: str, calls: Sequence[Call], units: int = 1) -> Contestant:
-        """Return the calls, one after another, as a contestant."""
-        return Contestant(name, in_turn(calls), self.timer(), units)
+    def queue(self, name: str, calls: Sequence[Call], units: int = 1) -> Candidate:
+        """Return the calls, one after another, as a candidate."""
+        return Candidate(name, in_turn(calls), self.timer(), units)
 
     def scope(self) -> AbstractContextManager[Any]:
         """Return where the arrays of a case are made."""
@@ -49,11 +49,8 @@ class Host:
 
     def cache_bytes(self) -> int:
         """Return the size of the largest cache."""
-        found = [DEFAULT_CACHE]
-        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-            with contextlib.suppress(OSError, ValueError):
-                found.append(int(path.read_text().strip().removesuffix("K")) << 10)
-        return max(found)
+        sizes = [size.removesuffix("K") for size in cache_sizes().values()]
+        return max([DEFAULT_CACHE, *(int(size) << 10 for size in sizes if size.isdigit())])
 
     def copiers(self) -> dict[str, Callable[[Any, Any], object]]:
         """Return the ways of copying an array into another."""
@@ -80,13 +77,13 @@ class Gpu:
         """Return a timer of what runs on the stream."""
         return CudaTimer(self.stream)
 
-    def queue(self, name: str, calls: Sequence[Call], units: int = 1) -> Contestant:
+    def queue(self, name: str, calls: Sequence[Call], units: int = 1) -> Candidate:
         """Return the calls as one graph; they run once before, to be compiled."""
         in_turn(calls)()
         self.stream.synchronize()
         started = time.perf_counter()
         run = keeping(self.capture(calls).launch, calls)
-        return Contestant(name, run, self.timer(), units, time.perf_counter() - started)
+        return Candidate(name, run, self.timer(), units, time.perf_counter() - started)
 
     def capture(self, calls: Sequence[Call]) -> Any:
         """Return a graph of the calls, which wait for nothing."""
@@ -138,6 +135,24 @@ def device_of(name: str, threads: int) -> Device:
         It cannot be used.
     """
     return Host(threads) if name == "cpu" else Gpu(name)
+
+
+def cache_sizes() -> dict[str, str]:
+    """Return the sizes of the caches of a processor as the system tells them."""
+    found = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = (read(folder / name) for name in ("level", "type", "size"))
+        if level and size:
+            found[f"L{level} {(kind or '').lower()}".strip()] = size
+    return found
+
+
+def read(path: Path) -> str | None:
+    """Return what is in a file of the system, or None where there is none."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
 
 
 class CudaTimer:

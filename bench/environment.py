@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from gpubackprop.bench.devices import Device, Gpu
+from gpubackprop.bench.devices import Device, Gpu, cache_sizes, read
 from gpubackprop.bench.threads import usable
 from gpubackprop.machine.diagnosis import cuda_version, cupy_wheels, installed
 
@@ -29,7 +29,7 @@ def environment(devices: list[Device], threads: int) -> dict[str, Any]:
         "host": platform.node(),
         "cpu": {
             "name": processor(), "processors": usable(), "threads": threads, "cache_bytes": cache_sizes(),
-            "megahertz": _megahertz(), "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            "megahertz": _megahertz(), "governor": read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
             "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         },
         "gpus": [gpu(device) for device in devices if isinstance(device, Gpu)],
@@ -49,17 +49,6 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def cache_sizes() -> dict[str, str]:
-    """Return the sizes of the caches of a processor as the system tells them."""
-    folders = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"))
-    found = {}
-    for folder in folders:
-        level, kind, size = (_read(str(folder / name)) for name in ("level", "type", "size"))
-        if level and size:
-            found[f"L{level} {(kind or '').lower()}".strip()] = size
-    return found
 
 
 def blas() -> list[dict[str, Any]]:
@@ -129,10 +118,3 @@ def _megahertz() -> float | None:
         found = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
         return max(found, default=None)
     return None
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
-        return None

@@ -95,7 +95,7 @@ class _Counting:
         self._hook.__exit__(*error)
 
 
-def roofs(rows: Iterable[Row], device: str, dtype: str) -> Row | None:
+def ceilings(rows: Iterable[Row], device: str, dtype: str) -> Row | None:
     """Return the limits of a machine as the rows of ``gemm`` and ``bandwidth`` show them, or None where they are missing.
 
     Returns
@@ -104,7 +104,7 @@ def roofs(rows: Iterable[Row], device: str, dtype: str) -> Row | None:
         ``flops_per_second``: of the fastest sample of any product in this dtype; ``copies``: [bytes touched, bytes per
         second] of the fastest sample of each size.
     """
-    rows = [row for row in rows if row["device"] == device and row["contestants"]]
+    rows = [row for row in rows if row["device"] == device and row["candidates"]]
     products = [row["flops"] / _fastest(row) for row in rows if row["suite"] == "gemm" and row["dtype"] == dtype]
     copies = sorted([row["bytes"], row["bytes"] / _fastest(row)] for row in rows if row["suite"] == "bandwidth")
     if not products or not copies:
@@ -112,13 +112,13 @@ def roofs(rows: Iterable[Row], device: str, dtype: str) -> Row | None:
     return {"flops_per_second": max(products), "copies": copies}
 
 
-def bandwidth_of(roofs: Row, nbytes: int) -> float:
+def bandwidth_of(ceilings: Row, nbytes: int) -> float:
     """Return the most bytes per second that touching as many bytes reached, or more, or the next smaller size measured."""
-    smaller = max((size for size, _ in roofs["copies"] if size <= nbytes), default=0)
-    return float(max(speed for size, speed in roofs["copies"] if size >= smaller))
+    smaller = max((size for size, _ in ceilings["copies"] if size <= nbytes), default=0)
+    return float(max(speed for size, speed in ceilings["copies"] if size >= smaller))
 
 
-def floor_seconds(roofs: Row, operations: Iterable[Sequence[Any]]) -> float:
+def floor_seconds(ceilings: Row, operations: Iterable[Sequence[Any]]) -> float:
     """Return the least time for operations one after another: each at the peak of products or at a copy's bandwidth.
 
     Source: Williams, Waterman, Patterson (2009), the roofline, for each operation by itself. An operation whose arrays fit
@@ -126,29 +126,29 @@ def floor_seconds(roofs: Row, operations: Iterable[Sequence[Any]]) -> float:
     """
     total = 0.0
     for *_, flops, nbytes in operations:
-        total += max(flops / roofs["flops_per_second"], nbytes / bandwidth_of(roofs, nbytes))
+        total += max(flops / ceilings["flops_per_second"], nbytes / bandwidth_of(ceilings, nbytes))
     return total
 
 
 def _fastest(row: Row) -> float:
-    samples = [sample for entry in row["contestants"].values() for sample in best_seconds(entry)["samples"]]
+    samples = [sample for entry in row["candidates"].values() for sample in best_seconds(entry)["samples"]]
     return max(1e-12, float(min(samples)))
 
 
 def annotate(row: Row, rows: list[Row]) -> None:
     """Add to a row how near it comes to the limits that the rows before it show: to the floor, or to a large copy."""
-    limits = roofs([*rows, row], row["device"], row["dtype"])
-    if not row["contestants"]:
+    limits = ceilings([*rows, row], row["device"], row["dtype"])
+    if not row["candidates"]:
         return
-    seconds = best_seconds(row["contestants"][row["base"]])["median"]
+    seconds = best_seconds(row["candidates"][row["base"]])["median"]
     if "ledger" in row and limits is not None:
-        row["roofs"] = limits
+        row["ceilings"] = limits
         row["floor_seconds"] = floor_seconds(limits, row["ledger"]["operations"])
         row["share_of_floor"] = row["floor_seconds"] / seconds
-    copies = [r for r in rows if r["suite"] == "bandwidth" and r["device"] == row["device"] and r["contestants"]]
+    copies = [r for r in rows if r["suite"] == "bandwidth" and r["device"] == row["device"] and r["candidates"]]
     if row["suite"] == "kernels" and copies:
         largest = max(copies, key=lambda r: int(r["bytes"]))
-        copied = [best_seconds(entry)["median"] for name, entry in largest["contestants"].items() if name != READ]
+        copied = [best_seconds(entry)["median"] for name, entry in largest["candidates"].items() if name != READ]
         bandwidth = largest["bytes"] / min(copied)
         row["bytes_per_second"] = row["bytes"] / seconds
         row["share_of_copy_bandwidth"] = row["bytes_per_second"] / bandwidth

@@ -1,4 +1,4 @@
-"""Our training step as contestants: whole, in parts, its products alone; and the check that all train alike."""
+"""Our training step as candidates: whole, in parts, its products alone; and the check that all train alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpubackprop.bench.case import Prepared, Settings
 from gpubackprop.bench.devices import Call, Device, in_turn, keeping
 from gpubackprop.bench.peers import LEARNING_RATE, LONG_STEP, CannotTakePartError, Peer, Problem, make_peers, reason_of
 from gpubackprop.bench.peers.arrays import ArrayPeer
-from gpubackprop.bench.timing import Contestant, Run
+from gpubackprop.bench.timing import Candidate, Run
 from gpubackprop.step import Step
 from gpubackprop.step.operations import Operation
 
@@ -24,7 +24,7 @@ TOLERANCE = {"float64": 1e-6, "float32": 2e-3, "tf32": 1e-2, "float16": 2e-2, "b
 
 
 @dataclass
-class Trained(Contestant):
+class Trained(Candidate):
     """Somebody who trains: ``run`` queues ``units`` steps, ``loss`` waits for the loss of the last one."""
 
     loss: Callable[[], float] = field(kw_only=True)
@@ -104,7 +104,7 @@ def captures(device: Device) -> bool:
     return getattr(device.backend, "_products", None) is not None
 
 
-def parts(device: Device, problem: Problem) -> list[Contestant]:
+def parts(device: Device, problem: Problem) -> list[Candidate]:
     """Return the products alone, as one call, and forward, backward and update each, as one call per operation."""
     step = step_of(problem, device.backend)
     calls = dict(zip(map(id, step.operations), calls_of(step), strict=True))
@@ -118,9 +118,9 @@ def parts(device: Device, problem: Problem) -> list[Contestant]:
         chosen = [calls[id(operation)] for operation in operations]
         if name == "products" and not device.on_gpu:
             run = finish(replace(step, operations=tuple(operations)).compile())
-            result.append(Contestant(name, run, device.timer()))
+            result.append(Candidate(name, run, device.timer()))
         elif device.on_gpu and not captures(device):
-            result.append(Contestant(name, in_turn(chosen), device.timer()))
+            result.append(Candidate(name, in_turn(chosen), device.timer()))
         else:
             result.append(device.queue(name, chosen))
         result[-1].run = keeping(result[-1].run, step)
@@ -168,15 +168,15 @@ def compare(problem: Problem, trained: list[Trained], prepared: Prepared) -> dic
     another way, is found.
     """
     wide = replace(problem, dtype="float64", device="cpu")
-    yardstick = ArrayPeer(wide, np)
-    yardstick.step()
-    first, steps = yardstick.loss(), 1
+    baseline = ArrayPeer(wide, np)
+    baseline.step()
+    first, steps = baseline.loss(), 1
     allowed = TOLERANCE[problem.dtype] * max(1.0, abs(first))
     units = int(np.lcm.reduce([one.units for one in trained] or [1]))
-    while steps % units or (abs(yardstick.loss() - first) < 4 * allowed and steps < MOST_COMPARED):
-        yardstick.step()
+    while steps % units or (abs(baseline.loss() - first) < 4 * allowed and steps < MOST_COMPARED):
+        baseline.step()
         steps += 1
-    expected = yardstick.loss()
+    expected = baseline.loss()
     if abs(expected - first) < 4 * allowed:
         raise RuntimeError(f"the loss moves from {first} to {expected} in {steps} steps: too little to compare by")
     for one in trained:

@@ -24,17 +24,17 @@ MARKERS = "osD^vPX*<>hp"
 
 def figures(report: Report) -> Iterator[tuple[str, Any]]:
     """Yield the title and the figure of each plot that the report has the rows for."""
-    by_group = groups(row for row in report["rows"] if row["contestants"])
+    by_group = groups(row for row in report["rows"] if row["candidates"])
     steps: dict[str, list[Row]] = {}
     for (suite, device, dtype), rows in by_group.items():
         if suite in ("step", "latency"):
-            chosen = [row for row in rows if "gpubackprop" in row["contestants"] and "ledger" in row]
+            chosen = [row for row in rows if "gpubackprop" in row["candidates"] and "ledger" in row]
             steps.setdefault(f"{device}, {dtype}", []).extend(chosen)
     for where, rows in steps.items():
         if rows:
             yield f"One step against the peers, {where}", peers(rows)
-            if any("roofs" in row for row in rows):
-                yield f"Roofline, {where}", roofline([row for row in rows if "roofs" in row])
+            if any("ceilings" in row for row in rows):
+                yield f"Roofline, {where}", roofline([row for row in rows if "ceilings" in row])
             yield from along(rows, f"Speed against the {{}}, {where}", "samples per second", _samples_per_second)
     for (suite, device, dtype), rows in by_group.items():
         where = f"{device}, {dtype}"
@@ -46,7 +46,7 @@ def figures(report: Report) -> Iterator[tuple[str, Any]]:
         elif suite == "crossover":
             yield (
                 f"Where {device} overtakes the CPU, {dtype}",
-                crossover([row for row in rows if len(row["contestants"]) == 2], device),
+                crossover([row for row in rows if len(row["candidates"]) == 2], device),
             )
 
 
@@ -116,28 +116,26 @@ def write_pictures(report: Report, folder: Path) -> None:
 
 
 def time_of(row: Row, name: str) -> float:
-    """Return the seconds of a contestant: of the base, times the ratio, so that drift falls on nobody."""
-    base = float(best_seconds(row["contestants"][row["base"]])["median"])
-    over = row["contestants"][name]["over_base"]
+    """Return the seconds of a candidate: of the base, times the ratio, so that drift falls on nobody."""
+    base = float(best_seconds(row["candidates"][row["base"]])["median"])
+    over = row["candidates"][name]["over_base"]
     return base if over is None else base * float(over["median"])
 
 
 def names_of(rows: list[Row]) -> list[str]:
-    """Return the contestants that train, the parts of our step left aside."""
-    names = dict.fromkeys(name for row in rows for name in row["contestants"])
+    """Return the candidates that train, the parts of our step left aside."""
+    names = dict.fromkeys(name for row in rows for name in row["candidates"])
     return [
         name for name in names if not name.startswith(" ") and name not in ("gpubackprop, eager", "products, K steps")
     ]
 
 
 def peers(rows: list[Row]) -> Any:
-    """How much longer than our step, one call each, the others take: a row per size, a mark per contestant."""
+    """How much longer than our step, one call each, the others take: a row per size, a mark per candidate."""
     names = [name for name in names_of(rows) if name != "gpubackprop"]
     figure, axes = figure_of(9, 1.4 + 0.5 * len(rows))
     for name, marker in zip(names, itertools.cycle(MARKERS), strict=False):
-        points = [
-            (row["contestants"][name]["over_base"], y) for y, row in enumerate(rows) if name in row["contestants"]
-        ]
+        points = [(row["candidates"][name]["over_base"], y) for y, row in enumerate(rows) if name in row["candidates"]]
         middle = [found["median"] for found, _ in points]
         spread = [
             [max(0.0, found["median"] - found["low"]) for found, _ in points],
@@ -159,7 +157,7 @@ def roofline(rows: list[Row]) -> Any:
     import numpy as np
 
     figure, axes = figure_of(9, 4.6)
-    limits = rows[-1]["roofs"]
+    limits = rows[-1]["ceilings"]
     intensities = [row["flops"] / row["bytes"] for row in rows]
     x = np.geomspace(min(0.25, *intensities), max(64.0, 2 * max(intensities)), 200)
     peak = limits["flops_per_second"]
@@ -179,7 +177,7 @@ def curves(rows: list[Row], x: list[int], xlabel: str, ylabel: str, value: Calla
     """A value of each candidate against a size."""
     figure, axes = figure_of(9, 4.2)
     for name, marker in zip(names_of(rows), itertools.cycle(MARKERS), strict=False):
-        points = [(at, value(row, name)) for at, row in zip(x, rows, strict=True) if name in row["contestants"]]
+        points = [(at, value(row, name)) for at, row in zip(x, rows, strict=True) if name in row["candidates"]]
         wide = {"linewidth": 2.5, "zorder": 3} if name == "gpubackprop" else {"linewidth": 1.3}
         axes.plot(*zip(*points, strict=True), marker=marker, color=COLORS.get(name), label=name, **wide)
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
@@ -205,7 +203,7 @@ def crossover(rows: list[Row], device: str) -> Any:
     """Seconds of a step on both devices against its FLOP."""
     figure, axes = figure_of(9, 4.2)
     for name, color, marker in (("cpu", "#2e86ab", "o"), (device, COLORS["gpubackprop"], "s")):
-        points = sorted((row["flops"], best_seconds(row["contestants"][name])["median"] * 1e6) for row in rows)
+        points = sorted((row["flops"], best_seconds(row["candidates"][name])["median"] * 1e6) for row in rows)
         axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=name)
     axes.set(xscale="log", yscale="log", xlabel="FLOP of a step", ylabel="microseconds per step")
     axes.legend(frameon=False)

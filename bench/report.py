@@ -13,7 +13,7 @@ from gpubackprop.bench.case import Row, Settings, is_ours, key_of
 from gpubackprop.bench.ledger import annotate
 from gpubackprop.machine.files import write_whole
 
-SCHEMA = 2
+SCHEMA = 3
 NAME = "report.json"
 
 Report = dict[str, Any]

@@ -82,7 +82,7 @@ def _spread(clock: str) -> Callable[[Line], str]:
 
 def _ratio(line: Line) -> str:
     found = line.compared["over_base"]
-    return ratio(found) if found else "base" if len(line.row["contestants"]) > 1 else ""
+    return ratio(found) if found else "base" if len(line.row["candidates"]) > 1 else ""
 
 
 def _interval(line: Line) -> str:
@@ -145,10 +145,10 @@ def tables(rows: list[Row]) -> Iterator[Table]:
     """Yield the tables of rows of one group: one for all kernels, one or two for each other case."""
     if rows[0]["suite"] in KERNELS:
         wrong = [f"{row['case']}: {text}" for row in rows for text in _wrong(row)]
-        yield table(COLUMNS, [_kernel(row) for row in rows if row["contestants"]], "kernels", "us", wrong=wrong)
+        yield table(COLUMNS, [_kernel(row) for row in rows if row["candidates"]], "kernels", "us", wrong=wrong)
         return
     for row in rows:
-        entries, wrong = row["contestants"], _wrong(row)
+        entries, wrong = row["candidates"], _wrong(row)
         if not entries:
             yield Table([], [], title=row["case"], wrong=wrong)
             continue
@@ -165,8 +165,8 @@ def tables(rows: list[Row]) -> Iterator[Table]:
 
 
 def _kernel(row: Row) -> Line:
-    ours = row["contestants"]["gpubackprop"]
-    plain = [entry for name, entry in row["contestants"].items() if name.startswith("plain")]
+    ours = row["candidates"]["gpubackprop"]
+    plain = [entry for name, entry in row["candidates"].items() if name.startswith("plain")]
     return Line(row["case"], row, ours, 1e6, [*plain, {"over_base": None}][0])
 
 
@@ -221,7 +221,7 @@ def pivots(report: Report) -> Iterator[Table]:
     """Yield a table per suite, device and dtype with a line per case: times over those of the base."""
     for (suite, device, dtype), rows in groups(report["rows"]).items():
         chosen = [row for row in rows if suite in PIVOTS and row["base"] == PIVOTS[suite]]
-        names = dict.fromkeys(name for row in chosen for name in row["contestants"] if not name.startswith(" "))
+        names = dict.fromkeys(name for row in chosen for name in row["candidates"] if not name.startswith(" "))
         names.pop(PIVOTS.get(suite), None)
         if chosen:
             columns = [Column(f"{suite}, {device}, {dtype}", lambda row: row["case"]), *map(_pivoted, names)]
@@ -230,7 +230,7 @@ def pivots(report: Report) -> Iterator[Table]:
 
 def _pivoted(name: str) -> Column:
     def text(row: Row) -> str:
-        entry = row["contestants"].get(name)
+        entry = row["candidates"].get(name)
         return "-" if entry is None else ratio(entry["over_base"])
 
     return Column(name, text)

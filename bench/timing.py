@@ -1,7 +1,7 @@
-"""Timing of contestants against each other: interleaved rounds, medians and quartiles, ratios with their uncertainty.
+"""Timing of candidates against each other: interleaved rounds, medians and quartiles, ratios with their uncertainty.
 
-Knows no device: a timer runs a contestant and says how long it took; see ``WallTimer`` here and ``CudaTimer`` in
-:mod:`gpubackprop.bench.gpu_device`.
+Knows no device: a timer runs a candidate and says how long it took; see ``WallTimer`` here and ``CudaTimer`` in
+:mod:`gpubackprop.bench.devices`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ReportedTimer:
 
 
 @dataclass
-class Contestant:
+class Candidate:
     """Something to be timed.
 
     Parameters
@@ -105,24 +105,24 @@ class Contestant:
 
 
 def measure(
-    contestants: Sequence[Contestant], rounds: int, seconds: float, *, warm: bool = True, pause: float = 0.0
+    candidates: Sequence[Candidate], rounds: int, seconds: float, *, warm: bool = True, pause: float = 0.0
 ) -> dict[str, list[Sample]]:
-    """Return the samples of each contestant, one per round and for one unit of work.
+    """Return the samples of each candidate, one per round and for one unit of work.
 
-    Each round times all contestants one after the other, so that a slow moment falls on all of them; every other round
+    Each round times all candidates one after the other, so that a slow moment falls on all of them; every other round
     backwards, so that drift within a round cancels. Before the first
     round each runs ``WARM_UP`` times, to be compiled and to find how many runs fill ``seconds``; before a sample of several
     it runs once, since another one has had the caches; before that there is a pause, since the threads of another one may keep
     a core busy for some time after their last work. Unless ``warm``, it does neither: each sample is one run.
     """
-    repeats = dict.fromkeys((one.name for one in contestants), 1)
-    for one in contestants if warm else ():
+    repeats = dict.fromkeys((one.name for one in candidates), 1)
+    for one in candidates if warm else ():
         for _ in range(WARM_UP):
             once = one.timer(one.run, 1).best
         repeats[one.name] = repeats_for(once, seconds)
-    samples: dict[str, list[Sample]] = {one.name: [] for one in contestants}
+    samples: dict[str, list[Sample]] = {one.name: [] for one in candidates}
     for i in range(rounds):
-        for one in reversed(contestants) if i % 2 else contestants:
+        for one in reversed(candidates) if i % 2 else candidates:
             n = repeats[one.name]
             time.sleep(pause)
             if n > 1:

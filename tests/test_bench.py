@@ -51,11 +51,11 @@ class FakeClock:
 def test_times_are_per_unit_and_fill_the_seconds_asked_for():
     clock = FakeClock()
     timer = timing.WallTimer(lambda: None, clock)
-    contestants = [
-        timing.Contestant("a", clock.job("a", 0.5), timer),
-        timing.Contestant("b", clock.job("b", 3.0), timer, units=3),
+    candidates = [
+        timing.Candidate("a", clock.job("a", 0.5), timer),
+        timing.Candidate("b", clock.job("b", 3.0), timer, units=3),
     ]
-    samples = timing.measure(contestants, rounds=4, seconds=1.0)
+    samples = timing.measure(candidates, rounds=4, seconds=1.0)
     assert [s.wall for s in samples["a"]] == [0.5] * 4
     assert [s.wall for s in samples["b"]] == [1.0] * 4
     # warmed up, then in turn, there and back; a has one run more before each of its samples of two runs
@@ -64,8 +64,8 @@ def test_times_are_per_unit_and_fill_the_seconds_asked_for():
 
 def test_without_a_warm_up_every_run_is_a_sample():
     clock = FakeClock()
-    contestants = [timing.Contestant("a", clock.job("a", 0.5), timing.WallTimer(lambda: None, clock))]
-    assert len(timing.measure(contestants, 3, 9.0, warm=False)["a"]) == 3
+    candidates = [timing.Candidate("a", clock.job("a", 0.5), timing.WallTimer(lambda: None, clock))]
+    assert len(timing.measure(candidates, 3, 9.0, warm=False)["a"]) == 3
     assert clock.log == ["a"] * 3
 
 
@@ -165,7 +165,7 @@ def test_a_wrong_kernel_gets_no_time(monkeypatch):
     monkeypatch.setattr(kernel_suite, "check", spoilt)
     row = cases.run_case(case, SETTINGS)
     assert "differs by" in row["wrong"]["gpubackprop"]
-    assert row["contestants"] == {}
+    assert row["candidates"] == {}
     assert any("WRONG: gpubackprop: z differs" in line for line in render.Terminal().lines(row))
 
 
@@ -198,14 +198,14 @@ def test_the_ledger_is_the_sum_of_the_operations():
     assert found["allocations"] < step.names.array("X").nbytes + 10_000  # no array, only what a call costs Python
 
 
-def test_the_floor_is_the_slower_of_both_roofs():
-    roofs = {"flops_per_second": 1e9, "copies": [[100, 8e9], [1000, 2e9], [10_000, 1e9]]}
-    assert ledger.bandwidth_of(roofs, 50) == 8e9
-    assert ledger.bandwidth_of(roofs, 999) == 8e9
-    assert ledger.bandwidth_of(roofs, 1000) == 2e9
-    assert ledger.bandwidth_of(roofs, 10**9) == 1e9
+def test_the_floor_is_the_slower_of_both_ceilings():
+    ceilings = {"flops_per_second": 1e9, "copies": [[100, 8e9], [1000, 2e9], [10_000, 1e9]]}
+    assert ledger.bandwidth_of(ceilings, 50) == 8e9
+    assert ledger.bandwidth_of(ceilings, 999) == 8e9
+    assert ledger.bandwidth_of(ceilings, 1000) == 2e9
+    assert ledger.bandwidth_of(ceilings, 10**9) == 1e9
     operations = [["matmul", 5000, 100], ["update", 10, 20_000]]
-    assert ledger.floor_seconds(roofs, operations) == pytest.approx(5000 / 1e9 + 20_000 / 1e9)
+    assert ledger.floor_seconds(ceilings, operations) == pytest.approx(5000 / 1e9 + 20_000 / 1e9)
 
 
 def crossover_row(flops, faster, *, significant=True):
@@ -213,7 +213,7 @@ def crossover_row(flops, faster, *, significant=True):
     entry = {"device_seconds": None, "wall_seconds": {"median": 1.0}, "over_base": over}
     return {
         "suite": "crossover", "device": "cuda:0", "dtype": "float32", "flops": flops,
-        "contestants": {"cpu": {**entry, "over_base": None}, "cuda:0": entry},
+        "candidates": {"cpu": {**entry, "over_base": None}, "cuda:0": entry},
     }  # fmt: skip
 
 
@@ -258,8 +258,8 @@ def test_a_step_is_timed_beside_its_products_alone():
         for suite in ("products", "scaling")
         for case in cases_of(suite, Host(1), "float32", SETTINGS)
     ]
-    assert set(rows[0]["contestants"]) == {"plain products", "gpubackprop, sgd", "gpubackprop, adam"}
-    assert all(set(row["contestants"]) == {"plain products", "gpubackprop, sgd"} for row in rows[1:])
+    assert set(rows[0]["candidates"]) == {"plain products", "gpubackprop, sgd", "gpubackprop, adam"}
+    assert all(set(row["candidates"]) == {"plain products", "gpubackprop, sgd"} for row in rows[1:])
     assert all(row["wrong"] == {} and row["base"] == "plain products" for row in rows)
     titles = [title for title, _ in plots.figures({"rows": rows})]
     assert titles == ["Time against the mini-batch, 12-12-3, cpu, float32"]
@@ -303,17 +303,17 @@ def test_a_run_measures_every_suite_and_names_what_is_missing(tiny):
     assert "left out: the CPU has nothing to transfer" in printed
     for row in found["rows"]:
         assert row["wrong"] == {}
-        assert row["base"] in row["contestants"]
-        for entry in row["contestants"].values():
+        assert row["base"] in row["candidates"]
+        for entry in row["candidates"].values():
             assert entry["wall_seconds"]["median"] > 0
         if row["suite"] == "step":
             assert {"gpubackprop", "gpubackprop, K steps", "products", "numpy", "  update alone"} <= set(
-                row["contestants"]
+                row["candidates"]
             )
             assert row["left_out"]["cupy"]
             assert row["floor_seconds"] > 0
         if row["suite"] == "kernels":
-            assert {"gpubackprop", "copy of as many bytes", "plain NumPy"} == set(row["contestants"])
+            assert {"gpubackprop", "copy of as many bytes", "plain NumPy"} == set(row["candidates"])
 
 
 @pytest.mark.slow
@@ -380,17 +380,7 @@ def test_a_mistake_is_one_line(arguments, said, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT for one process on Windows")
 def test_an_interrupted_run_keeps_what_it_has_and_is_resumed(tmp_path):
     out = tmp_path / "r"
-    arguments = [
-        "--dry",
-        "--device",
-        "cpu",
-        "--peers",
-        "numpy",
-        "--rounds",
-        "3",
-        "--suite",
-        "bandwidth,gemm,kernels",
-    ]
+    arguments = ["--dry", "--device", "cpu", "--peers", "numpy", "--rounds", "3", "--suite", "bandwidth,gemm,kernels"]
     command = [sys.executable, "-m", "gpubackprop", "bench", *arguments, "--out", str(out)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -484,7 +474,7 @@ def made_report(ours, others, seed=0, *, noise=0.01, rounds=25):
     row = {
         "suite": "step", "case": "3-4-2, batch 5", "device": "cpu", "dtype": "float32", "size": {}, "flops": 1, "bytes": 1,
         "base": "gpubackprop", "left_out": {}, "wrong": {},
-        "contestants": {"gpubackprop": entry(ours), "numpy": entry(others)},
+        "candidates": {"gpubackprop": entry(ours), "numpy": entry(others)},
     }  # fmt: skip
     environment = {
         "host": "h",
@@ -559,7 +549,7 @@ def test_text_of_a_report_escapes_nothing_into_the_page(tmp_path):
     }  # fmt: skip
     made = {**report.new_report(settings, environment, []), "rows": made["rows"]}
     made["rows"][0]["size"] = {"layers": [3, 4, 2], "batch": 5}
-    made["rows"][0]["contestants"]["numpy"]["over_base"] = {
+    made["rows"][0]["candidates"]["numpy"]["over_base"] = {
         "median": 2.0, "low": 1.9, "high": 2.1, "significant": True, "clock": "wall"
     }  # fmt: skip
     page.write_page(made, tmp_path / "p.html")

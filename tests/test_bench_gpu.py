@@ -59,22 +59,22 @@ def test_every_suite_is_measured_and_right(rows):
     assert {row["suite"] for row in rows} == set(sizes.SUITES) - {"memory"}
     for row in rows:
         assert row["wrong"] == {}, row["case"]
-        assert row["contestants"], row["case"]
+        assert row["candidates"], row["case"]
 
 
 def test_transfers_are_from_pinned_and_from_pageable_memory(rows):
     found = [row for row in rows if row["suite"] == "transfer"]
     assert len(found) == 2
-    assert all(set(row["contestants"]) == {"pinned", "pageable"} for row in found)
+    assert all(set(row["candidates"]) == {"pinned", "pageable"} for row in found)
 
 
 def test_every_kernel_is_timed_against_a_copy_and_plain_cupy(rows):
     found = [row for row in rows if row["suite"] == "kernels"]
     assert len(found) == 17
     for row in found:
-        assert {"gpubackprop", "gpubackprop, eager", "copy of as many bytes", "plain CuPy"} == set(row["contestants"])
+        assert {"gpubackprop", "gpubackprop, eager", "copy of as many bytes", "plain CuPy"} == set(row["candidates"])
         assert row["share_of_copy_bandwidth"] > 0
-        assert row["contestants"]["gpubackprop"]["device_seconds"]["median"] > 0
+        assert row["candidates"]["gpubackprop"]["device_seconds"]["median"] > 0
 
 
 def test_every_step_is_timed_whole_in_parts_and_against_cupy(rows):
@@ -83,9 +83,9 @@ def test_every_step_is_timed_whole_in_parts_and_against_cupy(rows):
     row = by_dtype["float32"]
     ours = {"gpubackprop", "gpubackprop, K steps", "gpubackprop, eager", "products", "products, K steps"}
     parts = {"  forward alone", "  backward alone", "  update alone"}
-    assert set(row["contestants"]) == ours | parts | {"cupy"}
+    assert set(row["candidates"]) == ours | parts | {"cupy"}
     assert row["left_out"]["sklearn"] in ("runs on the CPU only", "not installed")
-    assert row["contestants"]["gpubackprop, K steps"]["units"] > 1
+    assert row["candidates"]["gpubackprop, K steps"]["units"] > 1
     assert row["floor_seconds"] > 0
     assert "written for float32" in by_dtype["tf32"]["left_out"]["cupy"]
 
@@ -121,7 +121,7 @@ def test_a_wrong_kernel_gets_no_time(device, monkeypatch):
     monkeypatch.setattr(kernel_suite, "check", spoilt)
     row = cases.run_case(case, SETTINGS)
     assert "differs" in row["wrong"]["gpubackprop"]
-    assert row["contestants"] == {}
+    assert row["candidates"] == {}
 
 
 def test_arrays_of_16_bits_are_compared_in_float64(device):
@@ -147,7 +147,7 @@ def test_the_crossover_is_measured_and_remembered(device, tmp_path, monkeypatch)
     settings = cases.Settings(sizes.DRY, (), rounds=3, seconds=0.0)
     made, said = report.new_report(settings, {"commit": None}, []), []
     run.Run(made, settings, tmp_path / "r", said.append, said.append).measure(["crossover"], [device])
-    assert set(made["rows"][0]["contestants"]) == {"cpu", "cuda:0"}
+    assert set(made["rows"][0]["candidates"]) == {"cpu", "cuda:0"}
     known = crossover.recall("cuda:0")
     assert known is not None
     assert made["crossover"]["cuda:0"] == (None if known == float("inf") else known)

@@ -36,7 +36,7 @@ def cases() -> Iterator[Case]:
 def test_case(case: Case, benchmark: Any) -> None:
     prepared = case.prepare()
     assert prepared.wrong == {}
-    first = prepared.contestants[0]
+    first = prepared.candidates[0]
     first.timer(first.run, 1)
     benchmark(first.timer, first.run, 1)
     benchmark.extra_info.update({"units": first.units, "flops": prepared.flops, "bytes": prepared.bytes})

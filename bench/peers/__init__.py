@@ -120,8 +120,11 @@ class Peer(ABC):
     ``step`` queues ``units`` training steps on the mini-batch; ``loss`` waits for the loss of the last one, taken before its
     update. ``epoch`` trains once through all rows, a mini-batch at a time, and returns when the host need do no more.
     ``predict`` returns the outputs, or probabilities, for the mini-batch. ``timer`` waits for what they queue;
-    ``setup_seconds`` is what making the peer took, compiling included.
+    ``setup_seconds`` is what making the peer took, compiling included. ``dtypes`` and ``devices`` are those it is written for.
     """
+
+    dtypes: tuple[str, ...] = ("float32",)
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
     units = 1
     gives_probabilities = False
@@ -215,9 +218,13 @@ def make_peer(name: str, problem: Problem, *, slow: bool = True) -> Peer | str:
     if entry.slow and not slow:
         return "takes long to compile: left out of a quick run"
     try:
-        kind = pkgutil.resolve_name(entry.target)
+        kind: type[Peer] = pkgutil.resolve_name(entry.target)
+        if problem.device.partition(":")[0] not in kind.devices:
+            return f"runs on {'a GPU' if problem.device == 'cpu' else 'the CPU'} only"
+        if problem.dtype not in kind.dtypes:
+            return f"written for {' and '.join(kind.dtypes)}, not {problem.dtype}"
         started = time.perf_counter()
-        peer: Peer = kind(problem)
+        peer = kind(problem)  # type: ignore[call-arg]
         peer.setup_seconds = time.perf_counter() - started
     except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
         return reason_of(error)

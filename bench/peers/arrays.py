@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench.peers import BETA1, BETA2, EPSILON, LEARNING_RATE, CannotTakePartError, Peer, Problem
+from gpubackprop.bench.peers import BETA1, BETA2, EPSILON, LEARNING_RATE, Peer, Problem
 
 
 class ArrayPeer(Peer):
     """Trains with the functions of an array module."""
 
+    dtypes = ("float32", "float64")
+
     def __init__(self, problem: Problem, xp: Any) -> None:
-        if problem.dtype not in ("float32", "float64"):
-            raise CannotTakePartError(f"written for float32 and float64, not {problem.dtype}")
         self.problem, self.xp = problem, xp
         W, b = problem.parameters()
         self.W = [xp.array(w, problem.dtype) for w in W]
@@ -82,18 +82,18 @@ class ArrayPeer(Peer):
 class NumpyPeer(ArrayPeer):
     """Plain NumPy."""
 
+    devices = ("cpu",)
+
     def __init__(self, problem: Problem) -> None:
-        if problem.on_gpu:
-            raise CannotTakePartError("runs on the CPU only")
         super().__init__(problem, np)
 
 
 class CupyPeer(ArrayPeer):
     """Plain CuPy."""
 
+    devices = ("cuda",)
+
     def __init__(self, problem: Problem) -> None:
-        if not problem.on_gpu:
-            raise CannotTakePartError("runs on a GPU only")
         import cupy
 
         from gpubackprop.bench.devices import CudaTimer

@@ -41,11 +41,12 @@ class TorchPeer(Peer):
     Products are in float32 unless the dtype is tf32; bfloat16 is autocast with float32 parameters.
     """
 
+    dtypes = ("float32", "float64", "float16", "bfloat16", "tf32")
     compiler: str | None = None
     graphed = False
 
     def __init__(self, problem: Problem) -> None:
-        _check(problem, self.graphed)
+        _check(problem)
         torch.set_num_threads(problem.threads)
         torch.set_float32_matmul_precision("high" if problem.dtype == "tf32" else "highest")
         self.problem, self.device = problem, torch.device(problem.device)
@@ -142,21 +143,17 @@ class CompiledTorchPeer(TorchPeer):
 class GraphedTorchPeer(TorchPeer):
     """PyTorch with the step captured in a CUDA graph."""
 
-    graphed = True
+    devices, graphed = ("cuda",), True
 
 
 class CompiledGraphedTorchPeer(CompiledTorchPeer):
     """PyTorch with the compiled step captured in a CUDA graph."""
 
-    graphed = True
+    devices, graphed = ("cuda",), True
 
 
-def _check(problem: Problem, graphed: bool) -> None:
-    if graphed and not problem.on_gpu:
-        raise CannotTakePartError("runs on a GPU only")
+def _check(problem: Problem) -> None:
     if not problem.on_gpu:
-        if problem.dtype not in ("float32", "float64", "bfloat16"):
-            raise CannotTakePartError(f"written for float32, float64 and bfloat16 on the CPU, not {problem.dtype}")
         return
     if torch.version.cuda is None:
         raise CannotTakePartError(f"PyTorch {torch.__version__} is built without CUDA")

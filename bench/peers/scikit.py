@@ -14,12 +14,9 @@ class ScikitPeer(Peer):
     """Trains in the dtype of X, without penalty and momentum."""
 
     gives_probabilities = True
+    dtypes, devices = ("float32", "float64"), ("cpu",)
 
     def __init__(self, problem: Problem) -> None:
-        if problem.on_gpu:
-            raise CannotTakePartError("runs on the CPU only")
-        if problem.dtype not in ("float32", "float64"):
-            raise CannotTakePartError(f"computes in float32 and float64, not {problem.dtype}")
         if len(problem.sizes) < 3:
             raise CannotTakePartError("has at least one hidden layer")
         self.problem = problem

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from thinc.api import SGD, Adam, CategoricalCrossentropy, CupyOps, NumpyOps, Relu, Softmax, chain, use_ops
 
-from gpubackprop.bench.peers import BETA1, BETA2, EPSILON, LEARNING_RATE, CannotTakePartError, Peer, Problem
+from gpubackprop.bench.peers import BETA1, BETA2, EPSILON, LEARNING_RATE, Peer, Problem
 from gpubackprop.bench.timing import WallTimer
 
 
@@ -18,8 +18,6 @@ class ThincPeer(Peer):
     gives_probabilities = True
 
     def __init__(self, problem: Problem) -> None:
-        if problem.dtype != "float32":
-            raise CannotTakePartError(f"computes in float32, not {problem.dtype}")
         self.problem = problem
         with use_ops("cupy" if problem.on_gpu else "numpy"):
             layers = [Relu(d_out, d_in) for d_in, d_out in itertools.pairwise(problem.sizes[:-1])]

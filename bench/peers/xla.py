@@ -17,9 +17,9 @@ from gpubackprop.bench.timing import WallTimer
 class JaxPeer(Peer):
     """One call per step. JAX shows no stream to put events on: its times are those of the wall."""
 
+    dtypes = ("float32", "tf32")
+
     def __init__(self, problem: Problem) -> None:
-        if problem.dtype not in ("float32", "tf32"):
-            raise CannotTakePartError(f"written for float32 and tf32, not {problem.dtype}")
         # else every step is handed to another thread: one more than was given
         jax.config.update("jax_cpu_enable_async_dispatch", problem.threads > 1)
         self.problem, self.device = problem, _device(problem)

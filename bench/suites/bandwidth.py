@@ -12,7 +12,7 @@ import numpy as np
 from gpubackprop.bench.case import Case, Cases, Prepared, Settings
 from gpubackprop.bench.devices import Device, copy_pair, in_turn
 from gpubackprop.bench.suites import NothingToMeasureError
-from gpubackprop.bench.timing import Contestant
+from gpubackprop.bench.timing import Candidate
 
 READ = "dot product"
 
@@ -37,9 +37,9 @@ def _prepare(device: Device, nbytes: int) -> Prepared:
             if not bool((target == 1).all()):
                 prepared.wrong[name] = "the copy differs"
                 continue
-            prepared.contestants.append(Contestant(name, in_turn([(copy, (target, source))]), device.timer()))
+            prepared.candidates.append(Candidate(name, in_turn([(copy, (target, source))]), device.timer()))
         if not device.on_gpu:
             x, y = (np.ones(source.nbytes // 4, np.float32) for _ in range(2))
             if np.dot(x, y) == x.size:  # exact below 2^24; above, half of the bits of a sum of ones are 0
-                prepared.contestants.append(Contestant(READ, in_turn([(np.dot, (x, y))]), device.timer()))
+                prepared.candidates.append(Candidate(READ, in_turn([(np.dot, (x, y))]), device.timer()))
     return prepared

@@ -17,7 +17,7 @@ from gpubackprop.bench.devices import Device
 from gpubackprop.bench.peers import PEERS, Problem, reason_of
 from gpubackprop.bench.peers.arrays import ArrayPeer
 from gpubackprop.bench.suites import NothingToMeasureError, in_new_process, step_cases
-from gpubackprop.bench.timing import Contestant, ReportedTimer
+from gpubackprop.bench.timing import Candidate, ReportedTimer
 
 # they start as others do, or with nothing
 NOT_STARTED = ("numpy", "cupy", "torch graph", "torch compile+graph", "jax, K steps")
@@ -31,8 +31,8 @@ def cases(device: Device, dtype: str, settings: Settings) -> Cases:
 
 
 def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
-    yardstick = ArrayPeer(replace(problem, device="cpu", dtype="float64"), np)
-    yardstick.step()
+    baseline = ArrayPeer(replace(problem, device="cpu", dtype="float64"), np)
+    baseline.step()
     prepared = Prepared([], cold=True)
     phases: dict[str, list[Any]] = prepared.facts.setdefault("phases", {})
     who = ["gpubackprop", "gpubackprop, cold"]
@@ -52,11 +52,11 @@ def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
         except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
             prepared.left_out[name] = reason_of(error)
             continue
-        loss, expected = phases[name].pop()["loss"], yardstick.loss()
+        loss, expected = phases[name].pop()["loss"], baseline.loss()
         if abs(loss - expected) > 1e-3 * max(1.0, abs(expected)):
             prepared.wrong[name] = f"its first loss is {loss:.6g}, not {expected:.6g}"
             continue
-        prepared.contestants.append(Contestant(name, start, ReportedTimer()))
+        prepared.candidates.append(Candidate(name, start, ReportedTimer()))
     return prepared
 
 

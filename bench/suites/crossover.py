@@ -29,7 +29,7 @@ def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
     with device.scope():
         trained.append(_fastest(device, problem))
         prepared.facts.update(compare(problem, trained, prepared))
-    prepared.contestants = [one for one in trained if one.name not in prepared.wrong]
+    prepared.candidates = [one for one in trained if one.name not in prepared.wrong]
     return prepared
 
 
@@ -48,8 +48,8 @@ def overtaking(rows: Iterable[Row], gpu: str) -> float:
     """
     found = []
     for row in rows:
-        if row["suite"] == "crossover" and row["device"] == gpu and set(row["contestants"]) == {"cpu", gpu}:
-            entry = row["contestants"][gpu]
+        if row["suite"] == "crossover" and row["device"] == gpu and set(row["candidates"]) == {"cpu", gpu}:
+            entry = row["candidates"][gpu]
             faster = entry["over_base"]["median"] < 1 and entry["over_base"]["significant"]
             found.append((row["flops"], faster, best_seconds(entry)))
     slower = [flops for flops, faster, _ in found if not faster]

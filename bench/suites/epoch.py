@@ -14,7 +14,7 @@ from gpubackprop.bench.ours import TOLERANCE, model_of, optimizer_of, whole_peer
 from gpubackprop.bench.peers import Peer, Problem
 from gpubackprop.bench.peers.arrays import ArrayPeer
 from gpubackprop.bench.suites import step_cases
-from gpubackprop.bench.timing import Contestant
+from gpubackprop.bench.timing import Candidate
 from gpubackprop.machine.crossover import step_flops
 
 
@@ -42,11 +42,11 @@ def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
             fit(shuffle=False)
             return np.asarray(model.predict_proba(problem.of_batch()[0].astype(real)), np.float64)
 
-        contestant = Contestant("gpubackprop", lambda: fit(shuffle=True), device.timer())
-        admit(prepared, contestant, found, expected, allowed)
+        candidate = Candidate("gpubackprop", lambda: fit(shuffle=True), device.timer())
+        admit(prepared, candidate, found, expected, allowed)
         for name, peer in whole_peers(problem, settings, prepared):
-            contestant = Contestant(name, partial(peer.epoch, shuffle=True), peer.timer)
-            admit(prepared, contestant, partial(_after_an_epoch, peer), expected, allowed)
+            candidate = Candidate(name, partial(peer.epoch, shuffle=True), peer.timer)
+            admit(prepared, candidate, partial(_after_an_epoch, peer), expected, allowed)
     prepared.flops = step_flops(problem.sizes, len(problem.X))
     return prepared
 

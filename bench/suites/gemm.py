@@ -13,7 +13,7 @@ from gpubackprop.bench.case import Case, Cases, Prepared, Settings
 from gpubackprop.bench.devices import Device, Gpu, in_turn, keeping
 from gpubackprop.bench.peers import reason_of
 from gpubackprop.bench.sizes import parse_shape
-from gpubackprop.bench.timing import Contestant, WallTimer
+from gpubackprop.bench.timing import Candidate, WallTimer
 from gpubackprop.definitions import check_dtype, eps_of
 from gpubackprop.step.operations import Matmul
 
@@ -46,8 +46,8 @@ def _prepare(device: Device, dtype: str, shape: tuple[int, int, int], settings: 
                 prepared.left_out[name] = make
                 continue
             try:
-                contestant, result = make()
-                contestant.timer(contestant.run, 1)
+                candidate, result = make()
+                candidate.timer(candidate.run, 1)
                 off = np.abs(np.asarray(result(), np.float64)[rows] - expected) - allowed
             except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
                 prepared.left_out[name] = reason_of(error)
@@ -55,17 +55,17 @@ def _prepare(device: Device, dtype: str, shape: tuple[int, int, int], settings: 
             if not (off <= 0).all():
                 prepared.wrong[name] = "differs by more than rounding explains"
             else:
-                prepared.contestants.append(contestant)
+                prepared.candidates.append(candidate)
     return prepared
 
 
-Made = tuple[Contestant, Callable[[], Any]]
+Made = tuple[Candidate, Callable[[], Any]]
 
 
 def _makers(
     device: Device, dtype: str, a: np.ndarray, b: np.ndarray, settings: Settings
 ) -> Iterator[tuple[str, Callable[[], Made] | str]]:
-    """Yield names with what makes a contestant and its result, or why there is none."""
+    """Yield names with what makes a candidate and its result, or why there is none."""
     yield "gpubackprop", lambda: _ours(device, dtype, a, b)
     plain = "cupy" if device.on_gpu else "numpy"
     if plain in settings.libraries:
@@ -87,7 +87,7 @@ def _ours(device: Device, dtype: str, host_a: np.ndarray, host_b: np.ndarray) ->
     function, arguments = backend.bind(product)
 
     run = keeping(in_turn([(function, arguments)]), product)
-    return Contestant("gpubackprop", run, device.timer()), lambda: backend.to_numpy(out)
+    return Candidate("gpubackprop", run, device.timer()), lambda: backend.to_numpy(out)
 
 
 def _array_module(device: Device, host_a: np.ndarray, host_b: np.ndarray) -> Made:
@@ -95,7 +95,7 @@ def _array_module(device: Device, host_a: np.ndarray, host_b: np.ndarray) -> Mad
     a, b = xp.asarray(host_a), xp.asarray(host_b)
     out = xp.empty((len(a), b.shape[1]), a.dtype)
     name = "cupy" if device.on_gpu else "numpy"
-    return Contestant(name, lambda: xp.matmul(a, b, out=out), device.timer()), lambda: device.backend.to_numpy(out)
+    return Candidate(name, lambda: xp.matmul(a, b, out=out), device.timer()), lambda: device.backend.to_numpy(out)
 
 
 def _torch(device: Device, dtype: str, host_a: np.ndarray, host_b: np.ndarray, threads: int) -> Made:
@@ -109,7 +109,7 @@ def _torch(device: Device, dtype: str, host_a: np.ndarray, host_b: np.ndarray, t
     a, b = (torch.tensor(x.astype(np.float64)).to(device.name, kind) for x in (host_a, host_b))
     out = torch.empty((len(a), b.shape[1]), device=a.device, dtype=kind)
     timer = TorchTimer() if isinstance(device, Gpu) else WallTimer(lambda: None)
-    return Contestant("torch", lambda: torch.mm(a, b, out=out), timer), lambda: out.double().cpu().numpy()
+    return Candidate("torch", lambda: torch.mm(a, b, out=out), timer), lambda: out.double().cpu().numpy()
 
 
 def _jax(device: Device, dtype: str, host_a: np.ndarray, host_b: np.ndarray, threads: int) -> Made:
@@ -127,4 +127,4 @@ def _jax(device: Device, dtype: str, host_a: np.ndarray, host_b: np.ndarray, thr
     def run() -> None:
         last[0] = product(a, b)
 
-    return Contestant("jax", run, WallTimer(lambda: last[0].block_until_ready())), lambda: last[0]
+    return Candidate("jax", run, WallTimer(lambda: last[0].block_until_ready())), lambda: last[0]

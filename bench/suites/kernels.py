@@ -18,7 +18,7 @@ from gpubackprop.bench.kernels import Kernel, copied, disagreement, kernels_of
 from gpubackprop.bench.peers import reason_of
 from gpubackprop.bench.sizes import parse_shape
 from gpubackprop.bench.suites import NothingToMeasureError
-from gpubackprop.bench.timing import Contestant
+from gpubackprop.bench.timing import Candidate
 
 MOST_COPIES = 128
 
@@ -52,14 +52,14 @@ def _prepare(device: Device, kernel: Kernel, settings: Settings) -> Prepared:
             if "b" in each:
                 each["b"].fill(0)  # z += b in every run would carry z away
         calls = [device.backend.bind(kernel.operation(each)) for each in sets]
-        prepared.contestants.append(device.queue("gpubackprop", calls, copies))
+        prepared.candidates.append(device.queue("gpubackprop", calls, copies))
         if device.on_gpu:
-            prepared.contestants.append(Contestant("gpubackprop, eager", in_turn(calls), device.timer(), copies))
-        prepared.contestants.append(_copy(device, operation.nbytes, copies))
+            prepared.candidates.append(Candidate("gpubackprop, eager", in_turn(calls), device.timer(), copies))
+        prepared.candidates.append(_copy(device, operation.nbytes, copies))
         if plain_wrong:
             prepared.wrong[plain] = plain_wrong
         else:
-            prepared.contestants.append(_unfused(device, kernel, sets, plain, prepared))
+            prepared.candidates.append(_unfused(device, kernel, sets, plain, prepared))
     return prepared
 
 
@@ -89,17 +89,17 @@ def check(device: Device, kernel: Kernel, a: dict[str, Any]) -> tuple[str | None
     return wrong, plain_wrong
 
 
-def _copy(device: Device, nbytes: int, copies: int) -> Contestant:
+def _copy(device: Device, nbytes: int, copies: int) -> Candidate:
     copy = next(iter(device.copiers().values()))
     pairs = [copy_pair(device, nbytes) for _ in range(copies)]
     return device.queue("copy of as many bytes", [(copy, pair) for pair in pairs], copies)
 
 
-def _unfused(device: Device, kernel: Kernel, sets: list[dict[str, Any]], name: str, prepared: Prepared) -> Contestant:
+def _unfused(device: Device, kernel: Kernel, sets: list[dict[str, Any]], name: str, prepared: Prepared) -> Candidate:
     """Return plain array expressions, in a graph if they can be captured, else launched from the host."""
     calls = [(kernel.unfused, (each,)) for each in sets]
     try:
         return device.queue(name, calls, len(sets))
     except Exception as error:  # CuPy refuses some of its functions under capture (random numbers)
         prepared.left_out[f"{name}, in a graph"] = reason_of(error)
-        return Contestant(name, in_turn(calls), device.timer(), len(sets))
+        return Candidate(name, in_turn(calls), device.timer(), len(sets))

@@ -14,7 +14,7 @@ from gpubackprop.bench.devices import Device
 from gpubackprop.bench.ours import TOLERANCE, model_of, whole_peers
 from gpubackprop.bench.peers import Problem, softmax
 from gpubackprop.bench.suites import step, step_cases
-from gpubackprop.bench.timing import Contestant
+from gpubackprop.bench.timing import Candidate
 
 
 def cases(device: Device, dtype: str, settings: Settings) -> Cases:
@@ -44,7 +44,7 @@ def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
             return softmax(np.asarray(device.backend.to_numpy(outputs()), np.float64))
 
         for name, outputs in ways.items():
-            admit(prepared, Contestant(name, outputs, device.timer()), partial(found, outputs), expected, allowed)
+            admit(prepared, Candidate(name, outputs, device.timer()), partial(found, outputs), expected, allowed)
         for name, peer in whole_peers(problem, settings, prepared):
-            admit(prepared, Contestant(name, peer.predict, peer.timer), peer.probabilities, expected, allowed)
+            admit(prepared, Candidate(name, peer.predict, peer.timer), peer.probabilities, expected, allowed)
     return prepared

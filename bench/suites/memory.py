@@ -22,7 +22,7 @@ from gpubackprop.bench.case import Cases, Prepared, Settings
 from gpubackprop.bench.devices import Device
 from gpubackprop.bench.peers import Problem
 from gpubackprop.bench.suites import NothingToMeasureError, in_new_process, step_cases
-from gpubackprop.bench.timing import Contestant, ReportedTimer
+from gpubackprop.bench.timing import Candidate, ReportedTimer
 
 RESET = Path("/proc/self/clear_refs")
 
@@ -45,7 +45,7 @@ def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
         found.append(in_new_process(__file__, *given))
         return float(found[-1].pop("seconds"))
 
-    prepared.contestants.append(Contestant("gpubackprop", fit, ReportedTimer()))
+    prepared.candidates.append(Candidate("gpubackprop", fit, ReportedTimer()))
     return prepared
 
 

@@ -15,7 +15,7 @@ from gpubackprop.bench.ours import TOLERANCE, finish, step_of
 from gpubackprop.bench.peers import Problem
 from gpubackprop.bench.peers.arrays import ArrayPeer
 from gpubackprop.bench.suites import NothingToMeasureError, step_cases
-from gpubackprop.bench.timing import Contestant
+from gpubackprop.bench.timing import Candidate
 from gpubackprop.step import Step
 from gpubackprop.step.operations import Matmul
 
@@ -49,17 +49,17 @@ def _prepare(optimizers: dict[str, gb.Optimizer], device: Device, problem: Probl
                 run()
                 return np.array(float(value[0]))
 
-            contestant = Contestant(f"gpubackprop, {name}", run, device.timer())
-            admit(prepared, contestant, first_loss, expected, TOLERANCE[problem.dtype] * max(1.0, float(expected)))
+            candidate = Candidate(f"gpubackprop, {name}", run, device.timer())
+            admit(prepared, candidate, first_loss, expected, TOLERANCE[problem.dtype] * max(1.0, float(expected)))
             for _ in range(TRIALS if settings.threads > 1 and not device.on_gpu else 0):
                 run(1 + int(LONG / step.flops))
     return prepared
 
 
-def _plain(device: Device, step: Step) -> Contestant:
+def _plain(device: Device, step: Step) -> Candidate:
     """Return the products of a step by the array module, on the numbers of a step."""
     step.compile()()
     device.synchronize()
     products = [operation for operation in step.bound() if isinstance(operation, Matmul)]
     calls: list[Any] = [(partial(device.xp.matmul, out=o.out), (o.a, o.b)) for o in products]
-    return Contestant("plain products", in_turn(calls), device.timer())
+    return Candidate("plain products", in_turn(calls), device.timer())

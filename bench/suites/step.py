@@ -19,7 +19,7 @@ def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
     with device.scope():
         trained, prepared = entrants(device, problem, settings.libraries, slow=not settings.quick)
         mine = sum(one.name.startswith("gpubackprop") for one in trained)
-        prepared.contestants = [*trained[:mine], *parts(device, problem), *trained[mine:]]
+        prepared.candidates = [*trained[:mine], *parts(device, problem), *trained[mine:]]
         step = step_of(problem, device.backend)
         prepared.flops, prepared.bytes = step.flops, step.bytes
         prepared.facts["ledger"] = ledger(device, step)

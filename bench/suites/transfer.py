@@ -10,7 +10,7 @@ import numpy as np
 from gpubackprop.bench.case import Case, Cases, Prepared, Settings
 from gpubackprop.bench.devices import Device, Gpu
 from gpubackprop.bench.suites import NothingToMeasureError
-from gpubackprop.bench.timing import Contestant
+from gpubackprop.bench.timing import Candidate
 
 
 def cases(device: Device, dtype: str, settings: Settings) -> Cases:
@@ -43,7 +43,7 @@ def _prepare(device: Gpu, nbytes: int, to_device: bool) -> Prepared:
             if not np.array_equal(device.xp.asnumpy(there), host) or not np.array_equal(host, content):
                 prepared.wrong[name] = "what arrives is not what was sent"
                 continue
-        prepared.contestants.append(Contestant(name, run, device.timer()))
+        prepared.candidates.append(Candidate(name, run, device.timer()))
     return prepared
 
 
