@@ -63,5 +63,11 @@ def test_the_names_in_the_table_of_the_mathematics_exist():
         assert hasattr(owners[owner], name)
 
 
-def test_the_table_of_times_is_that_of_the_stored_run():
-    assert markdown(read_report(ROOT / "bench" / "results" / "cpu")) in README
+@pytest.mark.parametrize("name", ["cpu", "limits"])
+def test_a_table_of_times_is_that_of_the_stored_run(name):
+    assert markdown(read_report(ROOT / "bench" / "results" / name)) in README
+
+
+def test_every_stored_result_is_named():
+    for path in (ROOT / "bench" / "results").rglob("*.*"):
+        assert f"bench/results/{path.relative_to(ROOT / 'bench' / 'results')}".removesuffix("/report.json") in README
