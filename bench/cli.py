@@ -22,6 +22,7 @@ DTYPES = ("float32", "float64", "float16", "bfloat16", "tf32")
 @app.callback(invoke_without_command=True)
 def bench(
     context: typer.Context,
+    *,
     suite: Annotated[str, typer.Option(help=f"Some of {', '.join(SUITES)}.")] = ",".join(SUITES),
     device: Annotated[str, typer.Option(help="cpu,cuda:0; all there are by default.")] = "",
     peers: Annotated[
@@ -36,12 +37,12 @@ def bench(
     ] = None,
     rounds: Annotated[int | None, typer.Option(help="Samples of each time: 25, with --quick 9.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.json and report.html.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the report in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the report in --out.")] = False,
     dry: Annotated[bool, typer.Option("--dry", hidden=True, help="Tiny sizes, to see that it runs.")] = False,
 ) -> None:
     """Time the same work on every device and in every peer; check it, and write a report.
 
-    What computes a wrong result gets no time, and the exit code is 1. Ctrl-C keeps what was measured; --resume goes on.
+    Wrong results are not timed, and make the exit code 1. Ctrl-C keeps what was measured; --resume continues.
     """
     if context.invoked_subcommand is not None:
         return
@@ -104,7 +105,7 @@ def _end(report: Any, folder: Path) -> int:
     write_page(report, folder / "report.html")
     print(f"\nwrote {folder / reports.NAME} and report.html after {report['seconds']:.0f} s")
     if report["interrupted"]:
-        print(f"interrupted: the rest is missing; gpubackprop bench --resume --out {folder} goes on", file=sys.stderr)
+        print(f"interrupted: the rest is missing; gpubackprop bench --resume --out {folder} continues", file=sys.stderr)
         return 130
     errors = reports.errors(report)
     for error in errors:
@@ -178,10 +179,10 @@ def _devices(text: str) -> list[str]:
 
 def _folder(out: Path | None, resume: bool) -> Path:
     if resume and out is None:
-        raise ValueError("--resume goes on with the report in a folder; name it with --out")
+        raise ValueError("--resume continues the report in a folder; name it with --out")
     folder = out or Path(f"bench-{datetime.datetime.now().astimezone():%Y-%m-%d-%H%M%S}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out is {str(folder)!r}, which is a file; name a folder")
     if (folder / "report.json").exists() and not resume:
-        raise ValueError(f"{folder / 'report.json'} exists; go on with it by --resume, or name another folder")
+        raise ValueError(f"{folder / 'report.json'} exists; continue it by --resume, or name another folder")
     return folder

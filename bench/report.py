@@ -61,7 +61,7 @@ def read_report(path: Path) -> Report:
 
 
 def resumed(folder: Path, settings: Settings, environment: Row) -> Report:
-    """Return the report in a folder, to go on with it.
+    """Return the report in a folder, to continue it.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def resumed(folder: Path, settings: Settings, environment: Row) -> Report:
         There is none, or it was measured otherwise: rows of two machines, versions or settings do not belong in one report.
     """
     if not (folder / NAME).is_file():
-        raise ValueError(f"--resume goes on with {folder / NAME}, which does not exist")
+        raise ValueError(f"--resume continues {folder / NAME}, which does not exist")
     report = read_report(folder)
     before, now = dict(report["settings"]), json.loads(json.dumps(asdict(settings)))
     for same in ("sizes", "libraries"):  # more of either may be asked for

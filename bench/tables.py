@@ -178,7 +178,7 @@ def _phase(phase: str) -> Column:
 
 
 def _wrong(row: Row) -> list[str]:
-    return [f"WRONG: {name}: {reason}; it gets no time" for name, reason in row["wrong"].items()]
+    return [f"WRONG: {name}: {reason}; it is not timed" for name, reason in row["wrong"].items()]
 
 
 def _speed(row: Row, seconds: float) -> Iterator[str]:
