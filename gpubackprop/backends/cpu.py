@@ -220,4 +220,5 @@ class _Scratch(threading.local):
 
     def begin(self, threads: int) -> None:
         """Drop our references; the next use allocates, for so many threads that share a product."""
-        self._threads, self._arrays = threads, {}
+        self._threads = threads
+        self._arrays: dict[np.dtype[Any], Array] = {}
