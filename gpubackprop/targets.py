@@ -1,14 +1,14 @@
 """What a loss's targets are: one class per kind answers every question about y, and about outputs read as predictions.
 
 A loss names its kind by two strings, ``targets`` and ``mean_function``; :func:`kind_of` looks it up. Arrays are NumPy's or
-CuPy's, and ``xp`` is their module.
+CuPy's, and ``xp`` is the one or the other module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,23 +19,23 @@ from gpubackprop.definitions import Array
 class Mean:
     """A mean function, the inverse of a link function: how outputs are read."""
 
-    predict: Callable[[Array, Array], Array]
+    predict: Callable[[Array, Any], Array]
     """Of (o, xp)."""
-    probabilities: Callable[[Array, Array], Array] | None = None
+    probabilities: Callable[[Array, Any], Array] | None = None
     """Of (o, xp); None where the outputs are no probabilities."""
 
 
-def _exp(o: Array, xp: Array) -> Array:
+def _exp(o: Array, xp: Any) -> Array:
     with np.errstate(over="ignore"):
         return xp.exp(o)
 
 
-def _sigmoid(o: Array, xp: Array) -> Array:
+def _sigmoid(o: Array, xp: Any) -> Array:
     e = xp.exp(-xp.abs(o))
     return xp.where(o < 0, e, xp.ones_like(e)) / (1 + e)
 
 
-def _softmax(o: Array, xp: Array) -> Array:
+def _softmax(o: Array, xp: Any) -> Array:
     e = xp.exp(o - o.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)
 
@@ -72,14 +72,14 @@ class Kind:
         """Return the shapes that y may have, in words."""
         return f"({n}, {d})" + (f" or class indices ({n},)" if self.takes_indices else "")
 
-    def check(self, y: Array, d: int, xp: Array, loss: str) -> None:
+    def check(self, y: Array, d: int, xp: Any, loss: str) -> None:
         """Raise ValueError if y, finite and of the right shape, holds what the loss of this name has no meaning for."""
 
     def random(self, rng: np.random.Generator, n: int, d: int) -> Array:
         """Return random targets of n samples and d outputs."""
         return rng.normal(size=(n, d))
 
-    def predict(self, o: Array, xp: Array) -> Array:
+    def predict(self, o: Array, xp: Any) -> Array:
         """Return what the outputs o, shape (n, d), predict."""
         return self.mean.predict(o, xp)
 
@@ -114,7 +114,7 @@ class Real(Kind):
 class Counts(Kind):
     """Numbers >= 0."""
 
-    def check(self, y: Array, d: int, xp: Array, loss: str) -> None:
+    def check(self, y: Array, d: int, xp: Any, loss: str) -> None:
         low = float(y.min())
         if low < 0:
             raise ValueError(f"y holds {low:g}; {loss} takes counts >= 0")
@@ -126,7 +126,7 @@ class Counts(Kind):
 class Distribution(Kind):
     """A row of probabilities per sample."""
 
-    def check(self, y: Array, d: int, xp: Array, loss: str) -> None:
+    def check(self, y: Array, d: int, xp: Any, loss: str) -> None:
         low, high = float(y.min()), float(y.max())
         if low < 0 or high > 1:
             raise ValueError(f"y holds values from {low:g} to {high:g}; {loss} takes values in [0, 1]")
@@ -148,9 +148,10 @@ class Classes(Classified, Distribution):
 
     takes_indices = numbered = True
 
-    def check(self, y: Array, d: int, xp: Array, loss: str) -> None:
+    def check(self, y: Array, d: int, xp: Any, loss: str) -> None:
         if y.ndim == 2:
-            return super().check(y, d, xp, loss)
+            super().check(y, d, xp, loss)
+            return
         if y.dtype.kind == "f" and not bool((y == xp.rint(y)).all()):
             raise ValueError("y holds labels that are not whole numbers; class indices are 0, 1, 2, ...")
         low, high = int(y.min()), int(y.max())
@@ -158,7 +159,6 @@ class Classes(Classified, Distribution):
             raise ValueError(
                 f"y holds labels from {low:.12g} to {high:.12g}; with {d} outputs they must be 0 to {d - 1}"
             )
-        return None
 
     def random(self, rng: np.random.Generator, n: int, d: int) -> Array:
         return rng.integers(0, d, n)
@@ -183,14 +183,14 @@ class Binary(Classified, Distribution):
 class Signs(Classified):
     """Each output by itself: -1 or +1."""
 
-    def check(self, y: Array, d: int, xp: Array, loss: str) -> None:
+    def check(self, y: Array, d: int, xp: Any, loss: str) -> None:
         if not bool((abs(y) == 1).all()):
             raise ValueError(f"y holds values from {float(y.min()):g} to {float(y.max()):g}; {loss} takes -1 and +1")
 
     def random(self, rng: np.random.Generator, n: int, d: int) -> Array:
         return np.where(rng.normal(size=(n, d)) > 0, 1.0, -1.0)
 
-    def predict(self, o: Array, xp: Array) -> Array:
+    def predict(self, o: Array, xp: Any) -> Array:
         return xp.where(o > 0, 1, -1) if self.mean.probabilities is None else super().predict(o, xp)
 
     def score(self, o: Array, y: Array, w: Array) -> Array:
