@@ -1,8 +1,10 @@
 """The command line, run as a user runs it; mistakes are one line and exit status 2."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,3 +206,14 @@ def test_what_was_found_in_a_file_is_printed(run, tmp_path):
         "d.csv: 10 rows of 3 columns, separated by semicolons (with decimal commas), a header in row 1; "
         "target: column 'kind', 2 classes: iris, rose"
     )
+
+
+def test_the_exit_status_is_ours_wherever_an_interruption_came(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nimport gpubackprop.cli\n\n\n"
+        "def main():\n    try:\n        exec('raise KeyboardInterrupt')\n    except KeyboardInterrupt:\n        sys.exit(130)\n\n\n"
+        "gpubackprop.cli.main = main\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "gpubackprop"], env=environment, check=False)
+    assert done.returncode == 130
