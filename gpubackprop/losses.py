@@ -65,7 +65,7 @@ class Loss(Definition):
     def made_of(self, dtype: np.dtype[Any], m: Math) -> tuple[Any, ...]:
         return self.family, *super().made_of(dtype, m)
 
-    def scale(self, n: int, d: int, weighted: bool) -> float:
+    def scale(self, n: float, d: int, weighted: bool) -> float:
         """Return the factor of every element: loss = scale * sum_i w_i sum_j ell_ij, w_i = 1 where there are no weights.
 
         Under ``"mean"`` the weights come already divided by their sum.

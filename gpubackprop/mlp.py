@@ -391,7 +391,8 @@ class MLP(Described, SetOnce, OnDevice):
         """Return the loss on a data set, and ``"accuracy"`` of a classification or ``"r2"`` of a regression."""
         X = check_features(self.backend, X, self.layer_sizes[0], self.dtype)
         y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
-        return evaluate(self, X, y, check_weight(self.backend, sample_weight, len(X), self.real, self.loss))
+        weight = check_weight(self.backend, sample_weight, len(X), self.real, self.loss)
+        return evaluate(self._network, self.outputs_in_batches(X), y, weight)
 
     def predictor(self, batch_size: int = 1) -> Predictor:
         """Return the forward pass prepared for so many samples at a time: ``predictor(X)`` gives the outputs o.
@@ -432,7 +433,7 @@ class MLP(Described, SetOnce, OnDevice):
         X, order = zeros((n, d), self.dtype), zeros((n,), np.int64)
         y = zeros((n,), np.int64) if indices else zeros((n, out), self.real)
         twin.step(n, optimizer, data=Data(X, y, None, order)).compile()()
-        evaluate(twin, X, y)
+        evaluate(twin.network, twin.outputs_in_batches(X), y)
 
     def _outputs(self, X: Any) -> Array:
         here = check_features(self.backend, X, self.layer_sizes[0], self.dtype)
@@ -505,7 +506,7 @@ class MLP(Described, SetOnce, OnDevice):
         """Raise DeviceMemoryError if a pass, its data included, does not fit; for shapes met before nothing is asked."""
         if X.ndim and X.shape[0]:
             network = self._network
-            indices = y is None or network.takes_indices(y)
+            indices = y is None or self.loss.kind.are_indices(y.shape)
             kind = network.eager.kind(
                 purpose, X.shape[0], class_indices=indices, weighted=weight is not None, keep=keep
             )

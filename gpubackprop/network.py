@@ -343,7 +343,9 @@ class Network(Described, SetOnce, OnDevice):
         """Return the bytes of a data set on the device, without what lies there already as the passes read it."""
         total = bytes_to_copy(self.backend, X, self.dtype)
         if y is not None:
-            total += bytes_to_copy(self.backend, y, np.dtype(np.int64) if self.takes_indices(y) else self.real)
+            total += bytes_to_copy(
+                self.backend, y, np.dtype(np.int64) if self.loss.kind.are_indices(y.shape) else self.real
+            )
         return total + (0 if weight is None else bytes_to_copy(self.backend, weight, self.real))
 
     def fit_into_memory(
@@ -366,10 +368,6 @@ class Network(Described, SetOnce, OnDevice):
         advice = ", and micro_batch_size='auto' takes the whole in parts" if micro_batch_size is None else ""
         check_memory(self.backend, what, n, lambda k: parts(k, min(k, m)), advice)
         return m
-
-    def takes_indices(self, y: Array) -> bool:
-        """Return whether targets are class indices, not a row of numbers per sample."""
-        return self.loss.kind.are_indices(y.shape)
 
     # ------------------------------------------------------------------ the optimizer
 

@@ -74,7 +74,7 @@ def test_a_warm_streamed_step_copies_its_batch_launches_one_graph_and_waits_for_
 
     X, y = rng.normal(size=(64, 6)).astype(np.float32), np.arange(64) % 3
     model = gb.MLP([6, 8, 3], device=device)
-    batches = Streamed(model, Data(X, y, None, np.arange(64)), 16, model.state_of("adam").optimizer)
+    batches = Streamed(model.network, Data(X, y, None, np.arange(64)), 16, model.state_of("adam").optimizer)
     rows = [np.arange(i, i + 16) for i in range(0, 64, 16)]
     with ledger.record(level=1) as record:
         for r in rows[:2]:

@@ -357,8 +357,11 @@ def test_lbfgs_finds_the_least_squares_solution(rng: np.random.Generator) -> Non
 
 def test_lbfgs_with_dropout_is_an_error(rng: np.random.Generator) -> None:
     X, y = clusters(rng)
+    model, seen = gb.MLP([8, 4, 3], dropout=0.5), Recording()
     with pytest.raises(ValueError, match=r"dropout is 0\.5: set it to 0"):
-        fit(gb.MLP([8, 4, 3], dropout=0.5), X, y, optimizer="lbfgs")
+        fit(model, X, y, optimizer="lbfgs", callbacks=seen)
+    assert seen.calls == []  # nothing has begun
+    assert model.optimizer_state is None
 
 
 def test_progress_shows_the_loss_and_the_metric(capsys: pytest.CaptureFixture[str], rng: np.random.Generator) -> None:

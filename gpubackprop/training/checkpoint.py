@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from gpubackprop.machine.files import write_whole
 from gpubackprop.network import Network
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
-
-if TYPE_CHECKING:
-    from gpubackprop.training.history import History
+from gpubackprop.training.history import History
 
 FORMAT = "gpubackprop-mlp-1"
 STATE_ARRAYS = ("states", "counters", "rate", "scalars")
@@ -65,8 +63,6 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[Network, Histo
         The file is truncated, of another format, or names an activation, loss or initializer that is not registered.
     """
     from safetensors import SafetensorError, safe_open
-
-    from gpubackprop.training.history import History
 
     path = Path(path)
     if not path.is_file():

@@ -13,7 +13,7 @@ from gpubackprop.backends.memory import free_bytes
 from gpubackprop.definitions import Array, check_count, check_flag
 from gpubackprop.intake import check_features, check_targets, check_weight
 from gpubackprop.interop import as_array, on_gpu
-from gpubackprop.network import Data, optimizer_of
+from gpubackprop.network import Data, Network, optimizer_of
 from gpubackprop.optimizers import LBFGS, Adam, Optimizer
 from gpubackprop.training.callbacks import as_callbacks
 from gpubackprop.training.history import History, Training
@@ -107,22 +107,23 @@ def fit(
     callbacks, validation_data = as_callbacks(callbacks), _validation_arrays(validation_data)
     optimizer = optimizer_of(Adam() if optimizer is None else optimizer)
     batch_size, micro_batch_size = _batch_sizes(batch_size, micro_batch_size, optimizer)
-    given = _arrays(X, y, sample_weight)
-    on_host = _stays_on_host(model, given.X, stream_data)
+    network, given = model.network, _arrays(X, y, sample_weight)
+    on_host = _stays_on_host(network, given.X, stream_data)
     if isinstance(optimizer, LBFGS):
-        if micro_batch_size is not None or on_host:
-            raise ValueError("LBFGS takes the whole data set at once; leave out micro_batch_size and stream_data")
+        _check_whole(network, in_parts=micro_batch_size is not None or on_host)
     else:
-        micro_batch_size = _micro_batch(model, given, validation_data, batch_size, optimizer, micro_batch_size, on_host)
-    data = _prepare(model, given, on_host=on_host)
-    validation = None if validation_data is None else _prepare(model, validation_data, "validation_data: ")
+        micro_batch_size = _micro_batch(
+            network, given, validation_data, batch_size, optimizer, micro_batch_size, on_host
+        )
+    data = _prepare(network, given, on_host=on_host)
+    validation = None if validation_data is None else _prepare(network, validation_data, "validation_data: ")
     model.target_shape = tuple(int(size) for size in given.y.shape[1:])
     optimizer = model.state_of(optimizer).optimizer
     method: Method
     if isinstance(optimizer, LBFGS):
-        method = partial(minimize_loss, data=data)
+        method = partial(minimize_loss, data=data, optimizer=optimizer)
     else:
-        open_source = partial(Streamed if on_host else Resident, model, data, batch_size, optimizer, micro_batch_size)
+        open_source = partial(Streamed if on_host else Resident, network, data, batch_size, optimizer, micro_batch_size)
         method = partial(descend, data=data, open_source=open_source, shuffle=shuffle)
     return train(Training(model, History(), epochs), method, len(data.X), validation, callbacks, progress=progress)
 
@@ -155,18 +156,26 @@ def _validation_arrays(given: Any) -> Given | None:
     return _arrays(X, y, weight, "validation_data: ")
 
 
-def _stays_on_host(model: MLP, X: Any, stream_data: bool | None) -> bool:
+def _check_whole(network: Network, *, in_parts: bool) -> None:
+    """Raise ValueError unless the loss of the whole data set is one fixed function, which L-BFGS needs."""
+    if in_parts:
+        raise ValueError("LBFGS takes the whole data set at once; leave out micro_batch_size and stream_data")
+    if network.dropout:
+        raise ValueError(f"LBFGS minimizes one fixed function; dropout is {network.dropout}: set it to 0")
+
+
+def _stays_on_host(network: Network, X: Any, stream_data: bool | None) -> bool:
     """Return whether mini-batches are copied from the host."""
-    if stream_data is False or model.backend.xp is np:
+    if stream_data is False or network.backend.xp is np:
         return False
-    free = free_bytes(model.backend)
+    free = free_bytes(network.backend)
     return bool(stream_data) or (
-        free is not None and not on_gpu(X) and math.prod(X.shape) * model.dtype.itemsize > free * LARGEST_SHARE
+        free is not None and not on_gpu(X) and math.prod(X.shape) * network.dtype.itemsize > free * LARGEST_SHARE
     )
 
 
 def _micro_batch(
-    model: MLP,
+    network: Network,
     given: Given,
     validation: Given | None,
     batch_size: int,
@@ -176,10 +185,9 @@ def _micro_batch(
 ) -> int:
     """Return how many samples go through the passes at a time, or raise DeviceMemoryError, before anything is copied."""
     N = given.X.shape[0] if given.X.ndim else 0
-    network = model.network
     resident = 0 if on_host else network.data_bytes(*given) + N * np.dtype(np.int64).itemsize  # and their order
     data = {"data": resident, "validation data": 0 if validation is None else network.data_bytes(*validation)}
-    indices, buffers = network.takes_indices(given.y), 2 if on_host else 1
+    indices, buffers = network.loss.kind.are_indices(given.y.shape), 2 if on_host else 1
 
     def parts(n: int, m: int) -> dict[str, int]:
         return data | network.step_parts(
@@ -190,13 +198,13 @@ def _micro_batch(
     return network.fit_into_memory(f"fit with batch_size={n}", n, micro_batch_size, parts)
 
 
-def _prepare(model: MLP, given: Given, name: str = "", *, on_host: bool = False) -> Data:
+def _prepare(network: Network, given: Given, name: str = "", *, on_host: bool = False) -> Data:
     """Return a data set as the passes read it, checked."""
-    backend, loss = get_backend("reference") if on_host else model.backend, model.loss
+    backend, loss = get_backend("reference") if on_host else network.backend, network.loss
     try:
-        X = check_features(backend, given.X, model.layer_sizes[0], model.dtype)
-        y = check_targets(backend, given.y, len(X), model.layer_sizes[-1], loss, model.real)
-        weight = check_weight(backend, given.weight, len(X), model.real, loss)
+        X = check_features(backend, given.X, network.layer_sizes[0], network.dtype)
+        y = check_targets(backend, given.y, len(X), network.layer_sizes[-1], loss, network.real)
+        weight = check_weight(backend, given.weight, len(X), network.real, loss)
     except ValueError as error:
         raise ValueError(f"{name}{error}") from None
     return Data(X, y, weight, backend.asarray(np.arange(len(X), dtype=np.int64)))

@@ -13,34 +13,30 @@ from gpubackprop.training.loop import EndEpoch
 from gpubackprop.training.progress import Progress
 
 
-def minimize_loss(training: Training, report: Progress, end_epoch: EndEpoch, *, data: Data) -> None:
+def minimize_loss(training: Training, report: Progress, end_epoch: EndEpoch, *, data: Data, optimizer: LBFGS) -> None:
     """Minimize the loss of the whole data set; an epoch is an iteration of SciPy's L-BFGS-B."""
     from scipy.optimize import minimize
 
-    model, backend = training.model, training.model.backend
-    optimizer = model.optimizer_state.optimizer if model.optimizer_state else None
-    assert isinstance(optimizer, LBFGS)
-    if model.dropout:
-        raise ValueError(f"LBFGS minimizes one fixed function; dropout is {model.dropout}: set it to 0")
-    step = model.step(len(data.X), class_indices=data.y.ndim == 1, weighted=data.weight is not None)
+    network, backend = training.model.network, training.model.backend
+    step = network.step(len(data.X), class_indices=data.y.ndim == 1, weighted=data.weight is not None)
     step.names.array("X")[...] = data.X
     step.names.array("y")[...] = data.y
     if data.weight is not None:
         step.names.array("w")[...] = data.weight
-    run, value, theta = step.compile(), step.names.array("loss"), model.parameters.flat
+    run, value, theta = step.compile(), step.names.array("loss"), network.parameters.flat
 
     def loss_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
-        theta[...] = backend.asarray(x.astype(model.real))
+        theta[...] = backend.asarray(x.astype(network.real))
         run()
         report.batches_done(1, 0, value)
-        return float(value[0]), backend.to_numpy(model.gradients.flat).astype(np.float64)
+        return float(value[0]), backend.to_numpy(network.gradients.flat).astype(np.float64)
 
     last = start = backend.to_numpy(theta).astype(np.float64)
 
     def end_iteration(intermediate_result: Any) -> None:
         nonlocal last
         last = intermediate_result.x.copy()
-        theta[...] = backend.asarray(last.astype(model.real))
+        theta[...] = backend.asarray(last.astype(network.real))
         go_on = end_epoch(float(intermediate_result.fun))
         training.epoch += 1
         report.epoch_begins()
@@ -52,4 +48,4 @@ def minimize_loss(training: Training, report: Progress, end_epoch: EndEpoch, *, 
     try:
         minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", callback=end_iteration, options=options)
     finally:  # the line search may have been interrupted anywhere
-        theta[...] = backend.asarray(last.astype(model.real))
+        theta[...] = backend.asarray(last.astype(network.real))

@@ -36,7 +36,10 @@ def train(
 
     def end_epoch(loss: float) -> bool:
         """Write the epoch's row, call the callbacks, and return whether to go on."""
-        metrics = {} if validation is None else evaluate(model, validation.X, validation.y, validation.weight)
+        metrics = {}
+        if validation is not None:
+            outputs = model.outputs_in_batches(validation.X)
+            metrics = evaluate(model.network, outputs, validation.y, validation.weight)
         state = model.optimizer_state
         assert state is not None
         history.add(

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.base import Run
 from gpubackprop.definitions import Array
+from gpubackprop.network import Data, Network
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.step.buffers import Memory
-
-if TYPE_CHECKING:
-    from gpubackprop.mlp import MLP
-    from gpubackprop.network import Data
 
 
 class Source:
@@ -57,24 +54,29 @@ class Resident(Source):
 
     Parameters
     ----------
-    model : MLP
+    network : Network
     data : Data
-        On the model's device.
+        On the network's device.
     batch_size : int
     optimizer : Optimizer
-    micro_batch_size : int, optional
-        See :meth:`gpubackprop.network.Network.step`.
+    micro_batch_size : int or "auto", optional
+        See :meth:`gpubackprop.MLP.step`.
     """
 
     def __init__(
-        self, model: MLP, data: Data, batch_size: int, optimizer: Optimizer, micro_batch_size: int | None = None
+        self,
+        network: Network,
+        data: Data,
+        batch_size: int,
+        optimizer: Optimizer,
+        micro_batch_size: int | str | None = None,
     ) -> None:
         super().__init__(data, batch_size)
-        self._backend = model.backend
+        self._backend = network.backend
         memory = Memory()  # of the largest step first, which the others share
         self._runs: dict[int, Run] = {}
         for n, _ in self.batches:
-            step = model.step(n, optimizer, data=data, micro_batch_size=micro_batch_size, memory=memory)
+            step = network.step(n, optimizer, data=data, micro_batch_size=micro_batch_size, memory=memory)
             self._runs[n] = step.compile()
         self.value = memory.arrays["loss"]
 
@@ -108,24 +110,29 @@ class Streamed(Source):
 
     Parameters
     ----------
-    model : MLP
+    network : Network
         On a CUDA device.
     data : Data
         With X, y and weight on the host, in the dtypes of the device.
     batch_size : int
     optimizer : Optimizer
-    micro_batch_size : int, optional
-        See :meth:`gpubackprop.network.Network.step`.
+    micro_batch_size : int or "auto", optional
+        See :meth:`gpubackprop.MLP.step`.
     """
 
     def __init__(
-        self, model: MLP, data: Data, batch_size: int, optimizer: Optimizer, micro_batch_size: int | None = None
+        self,
+        network: Network,
+        data: Data,
+        batch_size: int,
+        optimizer: Optimizer,
+        micro_batch_size: int | str | None = None,
     ) -> None:
         import cupy
         import cupyx
 
         super().__init__(data, batch_size)
-        self._device = cupy.cuda.Device(int(model.device.partition(":")[2] or 0))
+        self._device = cupy.cuda.Device(int(network.device.partition(":")[2] or 0))
         self._current = cupy.cuda.get_current_stream
         self.sources = tuple(a for a in (data.X, data.y, data.weight) if a is not None)
         indices, weighted = data.y.ndim == 1, data.weight is not None
@@ -137,7 +144,7 @@ class Streamed(Source):
                 memory = memory.but("X", "y", "w", "w_normalized", "w_sum")  # the rest is shared by both
                 runs = {}
                 for size, _times in self.batches:
-                    step = model.step(
+                    step = network.step(
                         size, optimizer, class_indices=indices, weighted=weighted, memory=memory,
                         micro_batch_size=micro_batch_size,
                     )  # fmt: skip
