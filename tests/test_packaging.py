@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def test_a_clone_can_be_used_as_it_is(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False
     )  # fmt: skip
     assert done.stdout == "True (1, 2)\n", done.stderr
+
+
+def test_a_wheel_has_every_package() -> None:
+    root = Path(gb.__file__).parents[1]
+    if not (root / "pyproject.toml").is_file():
+        pytest.skip("the tests do not run from a clone")
+    listed = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    prefixes = {"gpubackprop": "", "kernels": "gpubackprop.", "bench": "gpubackprop."}
+    for top, prefix in prefixes.items():
+        for file in (root / top).rglob("__init__.py"):
+            assert prefix + ".".join(file.parent.relative_to(root).parts) in listed
 
 
 def test_every_public_name_is_there() -> None:
