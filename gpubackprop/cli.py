@@ -65,7 +65,7 @@ def train(
     from gpubackprop.backends import get_backend
     from gpubackprop.datasets import load_dataset
     from gpubackprop.definitions import check_count
-    from gpubackprop.intake import check_features, check_targets
+    from gpubackprop.intake import Samples
     from gpubackprop.losses import LOSSES
     from gpubackprop.mlp import MLP
     from gpubackprop.training.callbacks import EarlyStopping
@@ -101,8 +101,7 @@ def train(
         model = MLP(sizes, per_layer, definition, backend, dtype, seed, dropout=dropout)
     try:
         for X_part, y_part in ((d.X, y), (d.X_test, y_test)):
-            check_features(model.backend, X_part, sizes[0], model.dtype)
-            check_targets(model.backend, y_part, len(X_part), sizes[-1], definition, model.real)
+            Samples.given(X_part, y_part).on(model.backend, model.architecture)
     except ValueError as error:
         raise ValueError(f"{data!r}: {error}") from None
     print(f"{d.name}: {len(d.X):,} training and {len(d.X_test):,} test samples, {d.X.shape[1]} features")

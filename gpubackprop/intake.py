@@ -1,4 +1,4 @@
-"""Checks at the public edge: what was given, what is allowed. Everything behind them may trust its arrays."""
+"""What comes in is converted, checked and sized here, once. Everything behind it may trust its arrays."""
 
 from __future__ import annotations
 
@@ -6,14 +6,99 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
 
+from gpubackprop.architecture import Architecture
+from gpubackprop.backends import get_backend
 from gpubackprop.backends.base import Backend
+from gpubackprop.backends.memory import free_bytes
 from gpubackprop.definitions import Array
-from gpubackprop.interop import as_array, to_backend
+from gpubackprop.interop import as_array, bytes_to_copy, on_gpu, to_backend
 from gpubackprop.losses import Loss
+
+LARGEST_SHARE = 0.5  # of the free memory that a data set may take before it stays on the host
+
+
+@dataclass(frozen=True)
+class Samples:
+    """X, or X, y and perhaps sample weights: as they were given, or (:meth:`on`) as the passes read them.
+
+    Parameters
+    ----------
+    X, y, weight : array
+    name : str
+        What an error message begins with, as in ``"validation_data: "``.
+    """
+
+    X: Any
+    y: Any = None
+    weight: Any = None
+    name: str = ""
+
+    @classmethod
+    def given(cls, X: Any, y: Any, weight: Any = None, *, name: str = "") -> Self:
+        """Return what a caller has given, as arrays of any library on any device.
+
+        Raises
+        ------
+        ValueError
+            One of them is no array.
+        """
+        w = None if weight is None else as_array(weight, f"{name}sample_weight")
+        return cls(as_array(X, f"{name}X"), as_array(y, f"{name}y"), w, name)
+
+    @classmethod
+    def features(cls, X: Any) -> Self:
+        """Return X as :meth:`given` does, without y."""
+        return cls(as_array(X, "X"))
+
+    def __len__(self) -> int:
+        return int(self.X.shape[0]) if self.X.ndim else 0
+
+    def indices(self, loss: Loss) -> bool:
+        """Return whether y holds class indices, as far as its shape tells."""
+        return self.y is None or loss.kind.are_indices(self.y.shape)
+
+    def nbytes(self, backend: Backend, a: Architecture) -> int:
+        """Return the bytes that :meth:`on` allocates on the backend's device: none for what lies there as the passes read it."""
+        y_dtype = np.dtype(np.int64) if self.indices(a.loss) else a.real
+        arrays = (self.X, a.dtype), (self.y, y_dtype), (self.weight, a.real)
+        return sum(bytes_to_copy(backend, array, dtype) for array, dtype in arrays if array is not None)
+
+    def home(self, backend: Backend, a: Architecture, stream: bool | None = None) -> Backend:
+        """Return the backend where they lie while they are read: the device's, or the host's, from which batches are copied.
+
+        ``stream`` decides; where it is None, arrays of the host stay there if they take more than half of the device's free memory.
+        """
+        if stream is False or backend.xp is np:
+            return backend
+        free = None if stream or on_gpu(self.X) else free_bytes(backend)
+        large = free is not None and self.nbytes(backend, a) > free * LARGEST_SHARE
+        return get_backend("reference") if stream or large else backend
+
+    def on(self, backend: Backend, a: Architecture, *, finite: bool = True) -> Samples:
+        """Return them on the backend's device in the dtypes of an architecture, checked; copied only where they must be.
+
+        Raises
+        ------
+        ValueError
+            For a wrong shape, labels out of range, or (X only if ``finite``) NaN and infinity.
+        """
+        try:
+            X = check_features(backend, self.X, a.layer_sizes[0], a.dtype, finite=finite)
+            y = None if self.y is None else check_targets(backend, self.y, len(X), a.layer_sizes[-1], a.loss, a.real)
+            return Samples(X, y, check_weight(backend, self.weight, len(X), a.real, a.loss), self.name)
+        except ValueError as error:
+            raise ValueError(f"{self.name}{error}") from None
+
+    def feed(self, arrays: Callable[[str], Array]) -> None:
+        """Write them into the inputs of a step without a data set of its own: ``samples.feed(step.names.array)``."""
+        for name, array in (("X", self.X), ("y", self.y), ("w", self.weight)):
+            if array is not None:
+                arrays(name)[...] = array
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -26,21 +111,23 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> N
             raise TypeError(f"{function.__name__} takes no option {name!r}{hint}; it takes {', '.join(known)}")
 
 
-def check_features(backend: Backend, X: Any, d: int, dtype: np.dtype[Any], *, finite: bool = True) -> Array:
-    """Return X on the backend's device, shape (n, d), n >= 1, of the model's dtype, without NaN or infinity.
+def check_features(
+    backend: Backend, X: Any, d: int, dtype: np.dtype[Any], *, finite: bool = True, name: str = "X"
+) -> Array:
+    """Return X, an array, on the backend's device, shape (n, d), n >= 1, of the model's dtype, without NaN or infinity.
 
     Raises
     ------
     ValueError
         For another shape, no samples, values that are not numbers, or (``finite``) NaN and infinity.
     """
-    X = _numbers(backend, "X", X, dtype, overflow="ignore" if finite else "warn")
+    X = _numbers(backend, name, X, dtype, overflow="ignore" if finite else "warn")
     if X.ndim != 2 or X.shape[1] != d:
-        raise ValueError(f"X has shape {_shape(X)}; the network takes (samples, {d})")
+        raise ValueError(f"{name} has shape {_shape(X)}; the network takes (samples, {d})")
     if X.shape[0] == 0:
-        raise ValueError(f"X has shape {_shape(X)}: there are no samples")
+        raise ValueError(f"{name} has shape {_shape(X)}: there are no samples")
     if finite:
-        _check_finite(backend, "X", X)
+        _check_finite(backend, name, X)
     return X
 
 
@@ -52,13 +139,12 @@ def check_targets(backend: Backend, y: Any, n: int, d: int, loss: Loss, dtype: n
     ValueError
         For another shape, labels out of range, or values that the loss has no meaning for.
     """
-    given, kind = as_array(y, "y"), loss.kind
-    shape = tuple(int(s) for s in given.shape)
+    kind, shape = loss.kind, tuple(int(s) for s in y.shape)
     indices = kind.are_indices(shape) and shape[0] == n
     if not indices and shape != (n, d) and not (d == 1 and shape == (n,)):
         takes = f"{loss.name} with {d} outputs and {n} samples takes {kind.shapes(n, d)}"
-        raise ValueError(f"y has shape {_shape(given)}; {takes}")
-    y = _numbers(backend, "y", given, None if indices else dtype).reshape((n,) if indices else (n, d))
+        raise ValueError(f"y has shape {_shape(y)}; {takes}")
+    y = _numbers(backend, "y", y, None if indices else dtype).reshape((n,) if indices else (n, d))
     if y.dtype.kind == "f":
         _check_finite(backend, "y", y)
     kind.check(y, d, backend.xp, loss.name)
@@ -99,7 +185,7 @@ def check_parameter(
         For another shape, or values that are not real numbers or, once they have the dtype, not finite.
     """
     with np.errstate(over="ignore"):  # what overflows is found below
-        array = _numbers(backend, name, value, real)
+        array = _numbers(backend, name, as_array(value, name), real)
         if tuple(array.shape) != shape:
             raise ValueError(f"{name} has shape {_shape(array)}; this network has {shape}")
         if not bool(backend.xp.isfinite(array.astype(dtype)).all()):
@@ -111,9 +197,8 @@ def _numbers(
     backend: Backend, name: str, a: Any, dtype: Any, *, overflow: Literal["ignore", "warn"] = "ignore"
 ) -> Array:
     """Return an array of real numbers; what overflows the dtype is infinite, which the caller looks for unless it warns."""
-    given = as_array(a, name)
     try:
-        array = to_backend(backend, given)
+        array = to_backend(backend, a)
         if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":  # which is of NumPy's kind "V"
             raise TypeError
         with np.errstate(over=overflow):

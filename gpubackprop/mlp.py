@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -19,7 +19,7 @@ from gpubackprop.backends.current import OnDevice, active
 from gpubackprop.definitions import Array, check_count, version_of
 from gpubackprop.eager import Pass
 from gpubackprop.initializers import Initializer
-from gpubackprop.intake import check_features, check_options, check_targets, check_weight
+from gpubackprop.intake import Samples, check_features, check_options
 from gpubackprop.interop import as_array, like
 from gpubackprop.losses import Loss
 from gpubackprop.network import Data, Network, OptimizerState, advice
@@ -193,20 +193,20 @@ class MLP(Described, SetOnce, OnDevice):
         ------
         X : (n, d_0); returns (n, d_o)
         """
-        X, network = as_array(X, "X"), self._network
+        given, network = Samples.features(X), self._network
         last, self._thread.last = self._thread.last, None
         if last is not None:
             network.eager.give(last.run)
-        self._check_room("forward", X)
-        X_here = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
+        self._check_room("forward", given)
+        here = given.on(self.backend, self.architecture, finite=False).X
         network.refresh()
-        run = network.eager.take(network.eager.kind("forward", len(X_here)))
+        run = network.eager.take(network.eager.kind("forward", len(here)))
         output = run.layout.layers[-1].z
         run.array(run.layout.inputs.X)[...] = (
-            X_here  # a copy, which backward reads after the caller may have filled X anew
+            here  # a copy, which backward reads after the caller may have filled X anew
         )
         run.forward()
-        o = like(self.backend, run.array(output).astype(self.real), X)
+        o = like(self.backend, run.array(output).astype(self.real), given.X)
         self._thread.last = _Last(run, network.version)
         return o
 
@@ -231,7 +231,8 @@ class MLP(Described, SetOnce, OnDevice):
         if last.version != self._network.version:
             raise ValueError("the parameters have changed since forward(X), by fit or load_state_dict; call it again")
         run, eager = last.run, self._network.eager
-        given = check_features(self.backend, do, self.layer_sizes[-1], self.dtype, finite=False)
+        given = as_array(do, "do")
+        given = check_features(self.backend, given, self.layer_sizes[-1], self.dtype, finite=False, name="do")
         if len(given) != run.kind.n:
             raise ValueError(f"do has {len(given)} rows; the last forward(X) had {run.kind.n}")
         eager.lend_gradients(run)
@@ -250,41 +251,38 @@ class MLP(Described, SetOnce, OnDevice):
         gradients : Parameters
             ``gradients.W[l]``, ``gradients.b[l]``, l = 0 the first layer; a copy, of the kind of array that X is.
         """
-        with self._differentiated(X, y, sample_weight) as (run, _):
-            return run.array(run.layout.value)[0].copy(), self._gradients_like(run, X)
+        given = Samples.given(X, y, sample_weight)
+        with self._differentiated(given) as (run, _):
+            return run.array(run.layout.value)[0].copy(), self._gradients_like(run, given.X)
 
     def trace(self, X: Any, y: Any, sample_weight: Any = None) -> Trace:
         """Return every intermediate of a forward and a backward pass, as arrays of their own.
 
         The kernels are those of a step; only the memory is not shared.
         """
-        with self._differentiated(X, y, sample_weight, keep=True) as (run, here):
+        given = Samples.given(X, y, sample_weight)
+        with self._differentiated(given, keep=True) as (run, here):
             layers = []
             for a in run.layout.layers:
                 dh = a.delta if a.name == "o" else a.dh
                 h_in = here if a.h_in.name == "X" else run.array(a.h_in)
                 arrays = (h_in, *map(run.array, (a.z, a.h, dh, a.delta, a.dW, a.db)))
-                layers.append(TracedLayer(*(like(self.backend, array.copy(), X) for array in arrays)))
+                layers.append(TracedLayer(*(like(self.backend, array.copy(), given.X) for array in arrays)))
             last = layers[-1]
             return Trace(layers, layers[0].h_in, last.h, last.delta, run.array(run.layout.value)[0].copy())
 
     @contextmanager
-    def _differentiated(
-        self, X: Any, y: Any, sample_weight: Any = None, *, keep: bool = False
-    ) -> Iterator[tuple[Pass, Array]]:
+    def _differentiated(self, given: Samples, *, keep: bool = False) -> Iterator[tuple[Pass, Array]]:
         """The passes of this call alone over data where they are, and X there; both are forgotten afterwards."""
-        X, y = as_array(X, "X"), as_array(y, "y")
-        weight = None if sample_weight is None else as_array(sample_weight, "sample_weight")
-        self._check_room("gradients", X, y, weight, keep=keep)
-        X, y, weight = self._network.checked(X, y, weight)
-        eager = self._network.eager
-        kind = eager.kind("gradients", len(X), class_indices=y.ndim == 1, weighted=weight is not None, keep=keep)
+        self._check_room("gradients", given, keep=keep)
+        here, eager = given.on(self.backend, self.architecture, finite=False), self._network.eager
+        indices, weighted = here.y.ndim == 1, here.weight is not None
         self._network.refresh()
-        run = eager.take(kind)
-        given = {"X": X, "y": y} | ({} if weight is None else {"w": weight})
-        run.forward(**given)
-        run.backward(**given)
-        yield run, X
+        run = eager.take(eager.kind("gradients", len(here), class_indices=indices, weighted=weighted, keep=keep))
+        arrays = {"X": here.X, "y": here.y} | ({"w": here.weight} if weighted else {})
+        run.forward(**arrays)
+        run.backward(**arrays)
+        yield run, here.X
         eager.give(run)
 
     # ------------------------------------------------------------------ training and use
@@ -369,10 +367,7 @@ class MLP(Described, SetOnce, OnDevice):
 
         Where y of the last ``fit`` was one number a sample, the shape is that of y: (n,) or (n, 1).
         """
-        here = self.loss.kind.predict(self._outputs(X), self.backend.xp)
-        if self.target_shape in ((), (1,)):
-            here = here.reshape(len(here), *self.target_shape)
-        return like(self.backend, here, X)
+        return self._read(X, self.loss.kind.predict, self.target_shape if self.target_shape in ((), (1,)) else None)
 
     def predict_proba(self, X: Any) -> Any:
         """Return softmax(o), or sigmoid(o) for sigmoid_cross_entropy.
@@ -385,14 +380,13 @@ class MLP(Described, SetOnce, OnDevice):
         kind = self.loss.kind
         if kind.mean.probabilities is None:
             raise ValueError(f"{self.loss.name} gives no probabilities; predict(X) gives its predictions")
-        return like(self.backend, kind.mean.probabilities(self._outputs(X), self.backend.xp), X)
+        return self._read(X, kind.mean.probabilities)
 
     def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, float]:
         """Return the loss on a data set, and ``"accuracy"`` of a classification or ``"r2"`` of a regression."""
-        X = check_features(self.backend, X, self.layer_sizes[0], self.dtype)
-        y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
-        weight = check_weight(self.backend, sample_weight, len(X), self.real, self.loss)
-        return evaluate(self._network, self.outputs_in_batches(X), y, weight)
+        given = Samples.given(X, y, sample_weight)
+        samples = given.on(given.home(self.backend, self.architecture), self.architecture)
+        return evaluate(self._network, self._in_batches(samples.X), samples)
 
     def predictor(self, batch_size: int = 1) -> Predictor:
         """Return the forward pass prepared for so many samples at a time: ``predictor(X)`` gives the outputs o.
@@ -402,9 +396,10 @@ class MLP(Described, SetOnce, OnDevice):
         return Predictor(self._network, check_count("batch_size", batch_size))
 
     def outputs_in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
-        """Yield (rows, o) for consecutive batches of X, an array on the device."""
-        X = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
-        for rows, o in self._in_batches(X):
+        """Yield (rows, o) for consecutive batches of X, an array on the device, or on the host where it is too large for that."""
+        given = Samples.features(X)
+        here = given.on(given.home(self.backend, self.architecture), self.architecture, finite=False)
+        for rows, o in self._in_batches(here.X):
             yield rows, o.copy()
 
     def _in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
@@ -433,14 +428,20 @@ class MLP(Described, SetOnce, OnDevice):
         X, order = zeros((n, d), self.dtype), zeros((n,), np.int64)
         y = zeros((n,), np.int64) if indices else zeros((n, out), self.real)
         twin.step(n, optimizer, data=Data(X, y, None, order)).compile()()
-        evaluate(twin.network, twin.outputs_in_batches(X), y)
+        evaluate(twin.network, twin.outputs_in_batches(X), Samples(X, y))
 
-    def _outputs(self, X: Any) -> Array:
-        here = check_features(self.backend, X, self.layer_sizes[0], self.dtype)
-        result = self.backend.zeros((len(here), self.layer_sizes[-1]), self.real)
-        for rows, o in self._in_batches(here):
-            result[rows] = o
-        return result
+    def _read(self, X: Any, read: Callable[[Array, Any], Array], shape: tuple[int, ...] | None = None) -> Any:
+        """Return what ``read(o, xp)`` makes of the outputs, batch by batch on the device, of the kind of array that X is."""
+        given = Samples.features(X)
+        home = given.home(self.backend, self.architecture)
+        here, result = given.on(home, self.architecture), None
+        for rows, o in self._in_batches(here.X):
+            part = read(o, self.backend.xp)
+            if result is None:
+                result = home.empty((len(here), *part.shape[1:]), part.dtype)
+            result[rows] = part if home is self.backend else self.backend.to_numpy(part)
+        assert result is not None  # there is a sample
+        return like(home, result if shape is None else result.reshape(-1, *shape), given.X)
 
     # ------------------------------------------------------------------ parameters, devices, files
 
@@ -502,16 +503,13 @@ class MLP(Described, SetOnce, OnDevice):
         """Write the network to a safetensors file; see :mod:`gpubackprop.training.checkpoint`."""
         save(self._network, path)
 
-    def _check_room(self, purpose: str, X: Array, y: Any = None, weight: Any = None, *, keep: bool = False) -> None:
+    def _check_room(self, purpose: str, given: Samples, *, keep: bool = False) -> None:
         """Raise DeviceMemoryError if a pass, its data included, does not fit; for shapes met before nothing is asked."""
-        if X.ndim and X.shape[0]:
-            network = self._network
-            indices = y is None or self.loss.kind.are_indices(y.shape)
-            kind = network.eager.kind(
-                purpose, X.shape[0], class_indices=indices, weighted=weight is not None, keep=keep
-            )
-            if kind not in network.eager.kept:
-                network.eager.check_room(kind, network.data_bytes(X, y, weight))
+        if len(given):
+            eager, indices, weighted = self._network.eager, given.indices(self.loss), given.weight is not None
+            kind = eager.kind(purpose, len(given), class_indices=indices, weighted=weighted, keep=keep)
+            if kind not in eager.kept:
+                eager.check_room(kind, given.nbytes(self.backend, self.architecture))
 
     def _gradients_like(self, run: Pass, given: Any) -> Parameters:
         assert run.gradients is not None

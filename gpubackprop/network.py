@@ -18,8 +18,7 @@ from gpubackprop.backends.current import OnDevice, active
 from gpubackprop.backends.memory import check_fixed, check_memory, choose_micro_batch, nbytes_of
 from gpubackprop.definitions import Array, check_count
 from gpubackprop.eager import EagerPasses
-from gpubackprop.intake import check_features, check_parameter, check_targets, check_weight
-from gpubackprop.interop import bytes_to_copy
+from gpubackprop.intake import check_parameter
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.parameters import Parameters, SetOnce, initial_parameters
 from gpubackprop.step import Step, layout
@@ -209,12 +208,6 @@ class Network(Described, SetOnce, OnDevice):
         place = self.backend if name is None or name == self.device else name
         return Network(replace(self._architecture, **changes), place, self.backend.to_numpy(self.parameters.flat))
 
-    def checked(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[Array, Array, Array | None]:
-        """Return data as the passes read them, on the device."""
-        X = check_features(self.backend, X, self.layer_sizes[0], self.dtype, finite=False)
-        y = check_targets(self.backend, y, len(X), self.layer_sizes[-1], self.loss, self.real)
-        return X, y, check_weight(self.backend, sample_weight, len(X), self.real, self.loss)
-
     # ------------------------------------------------------------------ the step as data
 
     def step(
@@ -338,15 +331,6 @@ class Network(Described, SetOnce, OnDevice):
             "workspace": nbytes_of(part.workspace),
             "sums over micro-batches": nbytes_of(b for b in layout.sums(a) if m < n and b.name not in self._sums),
         }
-
-    def data_bytes(self, X: Any, y: Any = None, weight: Any = None) -> int:
-        """Return the bytes of a data set on the device, without what lies there already as the passes read it."""
-        total = bytes_to_copy(self.backend, X, self.dtype)
-        if y is not None:
-            total += bytes_to_copy(
-                self.backend, y, np.dtype(np.int64) if self.loss.kind.are_indices(y.shape) else self.real
-            )
-        return total + (0 if weight is None else bytes_to_copy(self.backend, weight, self.real))
 
     def fit_into_memory(
         self, what: str, n: int, micro_batch_size: int | str | None, parts: Callable[[int, int], Mapping[str, int]]

@@ -92,7 +92,7 @@ class Predictor(OnDevice):
         for first in range(0, len(X), n):
             rows = slice(first, min(first + n, len(X)))
             count = rows.stop - rows.start
-            prepared.X[:count] = X[rows]
+            prepared.X[:count] = self.backend.asarray(X[rows])  # which may lie on the host
             prepared.run()
             yield rows, prepared.o[:count]
         free.append(prepared)

@@ -53,12 +53,44 @@ def test_a_data_set_of_half_the_memory_stays_on_the_host(
     monkeypatch.setattr(sources.Streamed, "__init__", refuse)
     X, y = rng.normal(size=(2000, 6)).astype(np.float32), np.arange(2000) % 3
     backend = gb.get_backend(device)
-    monkeypatch.setattr(type(backend), "memory", lambda self, wanted=0: (2 * X.nbytes, 1 << 40))
+    monkeypatch.setattr(type(backend), "memory", lambda self, wanted=0: (2 * (X.nbytes + y.nbytes), 1 << 40))
     train(device, X, y, epochs=1, batch_size=40)
     assert not made
-    monkeypatch.setattr(type(backend), "memory", lambda self, wanted=0: (2 * X.nbytes - 1, 1 << 40))
+    monkeypatch.setattr(type(backend), "memory", lambda self, wanted=0: (2 * (X.nbytes + y.nbytes) - 1, 1 << 40))
     with pytest.raises(KeyError):
         train(device, X, y, epochs=1, batch_size=40)
+
+
+@GPU
+def test_what_is_larger_than_the_device_is_evaluated_and_predicted_from_the_host(
+    device: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    X, y = rng.normal(size=(3000, 6)).astype(np.float32), rng.integers(0, 3, 3000)
+    w = rng.uniform(0.1, 2, 3000)
+    model = gb.MLP([6, 8, 3], device=device)
+
+    def everything() -> list[Any]:
+        other = gb.MLP([6, 8, 3], device=device)
+        history = other.fit(X[:64], y[:64], validation_data=(X, y, w), epochs=2, batch_size=32, progress=False)
+        outputs = [model.backend.to_numpy(o) for _, o in model.outputs_in_batches(X)]
+        return [
+            model.predict(X), model.predict_proba(X), *outputs, model.evaluate(X, y, w), model.evaluate(X, y), history["val_loss"],
+            history["val_accuracy"],
+        ]  # fmt: skip
+
+    whole, copied = everything(), []
+    asarray = type(model.backend).asarray
+
+    def watch(self: Any, a: Any, dtype: Any = None) -> Any:
+        copied.append(getattr(a, "shape", ()))
+        return asarray(self, a, dtype)
+
+    # there is room for a batch, a network and its step, but not for three thousand samples
+    monkeypatch.setattr(type(model.backend), "memory", lambda self, wanted=0: (max(100_000, wanted), 1 << 40))
+    monkeypatch.setattr(type(model.backend), "asarray", watch)
+    for expected, actual in zip(whole, everything(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    assert max(shape[0] for shape in copied if len(shape) == 2) == 1024
 
 
 @GPU

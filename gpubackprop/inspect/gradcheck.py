@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpubackprop.definitions import Array
+from gpubackprop.intake import Samples
 from gpubackprop.step import Step
 from gpubackprop.step.operations import Operation
 
@@ -98,11 +99,9 @@ def check_gradients(
 def gradient_step(network: Network, X: Any, y: Any, sample_weight: Any = None) -> tuple[Step, Any]:
     """Return (step, run): the fed step of a float64 copy on the reference backend, and a function that runs one operation."""
     twin = network.twin("reference", dtype="float64", dropout=0.0)
-    X, y, weight = twin.checked(X, y, sample_weight)
-    step = twin.step(len(X), class_indices=y.ndim == 1, weighted=weight is not None, keep=True)
-    for name, array in (("X", X), ("y", y), ("w", weight)):
-        if array is not None:
-            step.names.array(name)[...] = array
+    samples = Samples.given(X, y, sample_weight).on(twin.backend, twin.architecture, finite=False)
+    step = twin.step(len(samples), class_indices=samples.y.ndim == 1, weighted=samples.weight is not None, keep=True)
+    samples.feed(step.names.array)
     bound = dict(zip(step.operations, step.bound(), strict=True))
     return step, lambda operation: twin.backend.execute(bound[operation])
 

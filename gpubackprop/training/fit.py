@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.backends import get_backend
-from gpubackprop.backends.memory import free_bytes
-from gpubackprop.definitions import Array, check_count, check_flag
-from gpubackprop.intake import check_features, check_targets, check_weight
-from gpubackprop.interop import as_array, on_gpu
+from gpubackprop.definitions import check_count, check_flag
+from gpubackprop.intake import Samples
 from gpubackprop.network import Data, Network, optimizer_of
 from gpubackprop.optimizers import LBFGS, Adam, Optimizer
 from gpubackprop.training.callbacks import as_callbacks
@@ -25,15 +22,6 @@ if TYPE_CHECKING:
     from gpubackprop.mlp import MLP
 
 AUTO_BATCH = 128
-LARGEST_SHARE = 0.5  # of the free memory that a data set may take before it stays on the host
-
-
-class Given(NamedTuple):
-    """A data set as it was given, as arrays of any device."""
-
-    X: Array
-    y: Array
-    weight: Array | None
 
 
 def fit(
@@ -104,28 +92,41 @@ def fit(
     epochs = check_count("epochs", epochs)
     progress, shuffle = check_flag("progress", progress), check_flag("shuffle", shuffle)
     stream_data = None if stream_data is None else check_flag("stream_data", stream_data)
-    callbacks, validation_data = as_callbacks(callbacks), _validation_arrays(validation_data)
+    callbacks, network, backend, a = as_callbacks(callbacks), model.network, model.backend, model.architecture
     optimizer = optimizer_of(Adam() if optimizer is None else optimizer)
     batch_size, micro_batch_size = _batch_sizes(batch_size, micro_batch_size, optimizer)
-    network, given = model.network, _arrays(X, y, sample_weight)
-    on_host = _stays_on_host(network, given.X, stream_data)
+    given = Samples.given(X, y, sample_weight)
+    sets = [given, *_validation(validation_data)]
+    homes = [s.home(backend, a, stream_data if s is given else None) for s in sets]
+    streamed = homes[0] is not backend
     if isinstance(optimizer, LBFGS):
-        _check_whole(network, in_parts=micro_batch_size is not None or on_host)
+        _check_whole(network, in_parts=micro_batch_size is not None or streamed)
     else:
+        on_device = [s for s, home in zip(sets, homes, strict=True) if home is backend]
         micro_batch_size = _micro_batch(
-            network, given, validation_data, batch_size, optimizer, micro_batch_size, on_host
+            network, given, batch_size, optimizer, micro_batch_size, on_device, streamed=streamed
         )
-    data = _prepare(network, given, on_host=on_host)
-    validation = None if validation_data is None else _prepare(network, validation_data, "validation_data: ")
+    samples, *validation = (s.on(home, a) for s, home in zip(sets, homes, strict=True))
     model.target_shape = tuple(int(size) for size in given.y.shape[1:])
     optimizer = model.state_of(optimizer).optimizer
+    order = homes[0].asarray(np.arange(len(samples), dtype=np.int64))
+    data = Data(samples.X, samples.y, samples.weight, order)
     method: Method
     if isinstance(optimizer, LBFGS):
-        method = partial(minimize_loss, data=data, optimizer=optimizer)
+        method = partial(minimize_loss, samples=samples, optimizer=optimizer)
     else:
-        open_source = partial(Streamed if on_host else Resident, network, data, batch_size, optimizer, micro_batch_size)
+        open_source = partial(
+            Streamed if streamed else Resident, network, data, batch_size, optimizer, micro_batch_size
+        )
         method = partial(descend, data=data, open_source=open_source, shuffle=shuffle)
-    return train(Training(model, History(), epochs), method, len(data.X), validation, callbacks, progress=progress)
+    return train(
+        Training(model, History(), epochs),
+        method,
+        len(samples),
+        next(iter(validation), None),
+        callbacks,
+        progress=progress,
+    )
 
 
 def _batch_sizes(
@@ -140,20 +141,15 @@ def _batch_sizes(
     return check_count("batch_size", batch_size), micro_batch_size
 
 
-def _arrays(X: Any, y: Any, weight: Any, name: str = "") -> Given:
-    X, y = as_array(X, f"{name}X"), as_array(y, f"{name}y")
-    return Given(X, y, None if weight is None else as_array(weight, f"{name}sample_weight"))
-
-
-def _validation_arrays(given: Any) -> Given | None:
-    """Return validation data as arrays."""
+def _validation(given: Any) -> list[Samples]:
+    """Return validation data as arrays, or nothing."""
     if given is None:
-        return None
+        return []
     if not isinstance(given, tuple | list) or len(given) not in (2, 3):
         many = f" of {len(given)}" if isinstance(given, tuple | list) else ""
         raise ValueError(f"validation_data is a {type(given).__name__}{many}; give (X, y) or (X, y, sample_weight)")
     X, y, weight = (*given, None)[:3]
-    return _arrays(X, y, weight, "validation_data: ")
+    return [Samples.given(X, y, weight, name="validation_data: ")]
 
 
 def _check_whole(network: Network, *, in_parts: bool) -> None:
@@ -164,47 +160,27 @@ def _check_whole(network: Network, *, in_parts: bool) -> None:
         raise ValueError(f"LBFGS minimizes one fixed function; dropout is {network.dropout}: set it to 0")
 
 
-def _stays_on_host(network: Network, X: Any, stream_data: bool | None) -> bool:
-    """Return whether mini-batches are copied from the host."""
-    if stream_data is False or network.backend.xp is np:
-        return False
-    free = free_bytes(network.backend)
-    return bool(stream_data) or (
-        free is not None and not on_gpu(X) and math.prod(X.shape) * network.dtype.itemsize > free * LARGEST_SHARE
-    )
-
-
 def _micro_batch(
     network: Network,
-    given: Given,
-    validation: Given | None,
+    given: Samples,
     batch_size: int,
     optimizer: Optimizer,
     micro_batch_size: int | str | None,
-    on_host: bool,
+    on_device: Sequence[Samples],
+    *,
+    streamed: bool,
 ) -> int:
     """Return how many samples go through the passes at a time, or raise DeviceMemoryError, before anything is copied."""
-    N = given.X.shape[0] if given.X.ndim else 0
-    resident = 0 if on_host else network.data_bytes(*given) + N * np.dtype(np.int64).itemsize  # and their order
-    data = {"data": resident, "validation data": 0 if validation is None else network.data_bytes(*validation)}
-    indices, buffers = network.loss.kind.are_indices(given.y.shape), 2 if on_host else 1
+    backend, a = network.backend, network.architecture
+    data = {s.name.removesuffix(": ") or "data": s.nbytes(backend, a) for s in on_device}
+    if not streamed:
+        data["data"] += len(given) * np.dtype(np.int64).itemsize  # their order
+    indices, weighted, buffers = given.indices(network.loss), given.weight is not None, 2 if streamed else 1
 
     def parts(n: int, m: int) -> dict[str, int]:
         return data | network.step_parts(
-            n, m, indices=indices, weighted=given.weight is not None, optimizer=optimizer, buffers=buffers
+            n, m, indices=indices, weighted=weighted, optimizer=optimizer, buffers=buffers
         )  # fmt: skip
 
-    n = min(batch_size, max(N, 1))
+    n = min(batch_size, max(len(given), 1))
     return network.fit_into_memory(f"fit with batch_size={n}", n, micro_batch_size, parts)
-
-
-def _prepare(network: Network, given: Given, name: str = "", *, on_host: bool = False) -> Data:
-    """Return a data set as the passes read it, checked."""
-    backend, loss = get_backend("reference") if on_host else network.backend, network.loss
-    try:
-        X = check_features(backend, given.X, network.layer_sizes[0], network.dtype)
-        y = check_targets(backend, given.y, len(X), network.layer_sizes[-1], loss, network.real)
-        weight = check_weight(backend, given.weight, len(X), network.real, loss)
-    except ValueError as error:
-        raise ValueError(f"{name}{error}") from None
-    return Data(X, y, weight, backend.asarray(np.arange(len(X), dtype=np.int64)))

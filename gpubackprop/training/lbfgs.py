@@ -6,23 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.network import Data
+from gpubackprop.intake import Samples
 from gpubackprop.optimizers import LBFGS
 from gpubackprop.training.history import Training
 from gpubackprop.training.loop import EndEpoch
 from gpubackprop.training.progress import Progress
 
 
-def minimize_loss(training: Training, report: Progress, end_epoch: EndEpoch, *, data: Data, optimizer: LBFGS) -> None:
+def minimize_loss(
+    training: Training, report: Progress, end_epoch: EndEpoch, *, samples: Samples, optimizer: LBFGS
+) -> None:
     """Minimize the loss of the whole data set; an epoch is an iteration of SciPy's L-BFGS-B."""
     from scipy.optimize import minimize
 
     network, backend = training.model.network, training.model.backend
-    step = network.step(len(data.X), class_indices=data.y.ndim == 1, weighted=data.weight is not None)
-    step.names.array("X")[...] = data.X
-    step.names.array("y")[...] = data.y
-    if data.weight is not None:
-        step.names.array("w")[...] = data.weight
+    step = network.step(len(samples), class_indices=samples.y.ndim == 1, weighted=samples.weight is not None)
+    samples.feed(step.names.array)
     run, value, theta = step.compile(), step.names.array("loss"), network.parameters.flat
 
     def loss_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:

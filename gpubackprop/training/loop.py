@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from gpubackprop.intake import Samples
 from gpubackprop.network import Data
 from gpubackprop.step.state import CURSOR, RATE, STEPS
 from gpubackprop.training.callbacks import call
@@ -26,7 +27,7 @@ def train(
     training: Training,
     method: Method,
     samples: int,
-    validation: Data | None,
+    validation: Samples | None,
     callbacks: list[Any],
     *,
     progress: bool,
@@ -38,8 +39,7 @@ def train(
         """Write the epoch's row, call the callbacks, and return whether to go on."""
         metrics = {}
         if validation is not None:
-            outputs = model.outputs_in_batches(validation.X)
-            metrics = evaluate(model.network, outputs, validation.y, validation.weight)
+            metrics = evaluate(model.network, model.outputs_in_batches(validation.X), validation)
         state = model.optimizer_state
         assert state is not None
         history.add(

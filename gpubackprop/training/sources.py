@@ -37,6 +37,10 @@ class Source:
         full, rest = divmod(len(data.X), batch_size)
         self.batches = [(n, times) for n, times in ((batch_size, full), (rest, 1)) if n and times]
 
+    def compiled(self, network: Network, optimizer: Optimizer, **options: Any) -> dict[int, Run]:
+        """Return the compiled step of each size: the largest comes first, and the others share its memory."""
+        return {n: network.step(n, optimizer, **options).compile() for n, _ in self.batches}
+
     def begin(self, order: np.ndarray | None) -> None:
         """Begin an epoch, with the rows in this order; None keeps the order."""
         raise NotImplementedError
@@ -72,12 +76,8 @@ class Resident(Source):
         micro_batch_size: int | str | None = None,
     ) -> None:
         super().__init__(data, batch_size)
-        self._backend = network.backend
-        memory = Memory()  # of the largest step first, which the others share
-        self._runs: dict[int, Run] = {}
-        for n, _ in self.batches:
-            step = network.step(n, optimizer, data=data, micro_batch_size=micro_batch_size, memory=memory)
-            self._runs[n] = step.compile()
+        self._backend, memory = network.backend, Memory()
+        self._runs = self.compiled(network, optimizer, memory=memory, data=data, micro_batch_size=micro_batch_size)
         self.value = memory.arrays["loss"]
 
     def begin(self, order: np.ndarray | None) -> None:
@@ -142,13 +142,10 @@ class Streamed(Source):
             memory = Memory()
             for _ in range(2):
                 memory = memory.but("X", "y", "w", "w_normalized", "w_sum")  # the rest is shared by both
-                runs = {}
-                for size, _times in self.batches:
-                    step = network.step(
-                        size, optimizer, class_indices=indices, weighted=weighted, memory=memory,
-                        micro_batch_size=micro_batch_size,
-                    )  # fmt: skip
-                    runs[size] = step.compile()
+                runs = self.compiled(
+                    network, optimizer, memory=memory, class_indices=indices, weighted=weighted,
+                    micro_batch_size=micro_batch_size,
+                )  # fmt: skip
                 targets = tuple(memory.arrays[name] for name in ("X", "y", "w") if name in memory)
                 pinned = tuple(cupyx.empty_pinned(a.shape, a.dtype) for a in targets)
                 events = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
