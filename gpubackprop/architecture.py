@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from gpubackprop.definitions import (
     check_seed,
     plain,
     real_of,
+    shown,
 )
 from gpubackprop.initializers import INITIALIZERS, Initializer
 from gpubackprop.losses import LOSSES, Loss
@@ -59,7 +60,7 @@ class Architecture:
     target_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        loss = LOSSES.resolve(self.loss)
+        loss = _resolved("loss", LOSSES, self.loss, Loss)
         sizes = check_layer_sizes(self.layer_sizes, loss)
         check_precision(self.matmul_precision)
         shape = self.target_shape
@@ -69,9 +70,11 @@ class Architecture:
             "loss": loss,
             "dtype": check_dtype(self.dtype),
             "seed": check_seed(self.seed),
-            "initializer": INITIALIZERS.resolve(self.initializer),
+            "initializer": _resolved("initializer", INITIALIZERS, self.initializer, Callable),
             "dropout": float(check_number("dropout", self.dropout, lambda x: 0 <= x < 1, "in [0, 1)")),
-            "target_shape": None if shape is None else tuple(check_count("target_shape", size) for size in shape),
+            "target_shape": None
+            if shape is None
+            else tuple(check_count("target_shape", size) for size in _items("target_shape", shape)),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -120,19 +123,33 @@ class Architecture:
 
     @classmethod
     def from_json(cls, description: Mapping[str, Any]) -> Self:
-        """Return the architecture of a description; what older files do not have takes its default."""
-        loss = description["loss"]
+        """Return the architecture of a description; what older files do not have takes its default.
+
+        Raises
+        ------
+        ValueError
+            A value is missing, unknown, of another kind or out of range: a description may come from anywhere.
+        """
+        given = _of_kinds("the description", description, KINDS, OPTIONAL)
+        loss = _of_kinds("loss", given["loss"], DEFINITION | {"reduction": str})
         return cls(
-            layer_sizes=description["layer_sizes"],
-            activations=[_defined(ACTIVATIONS, a) for a in description["activation"]],  # type: ignore[arg-type]
+            layer_sizes=given["layer_sizes"],
+            activations=[_defined(ACTIVATIONS, _of_kinds("activation", a, DEFINITION)) for a in given["activation"]],  # type: ignore[arg-type]
             loss=_defined(LOSSES, loss)(reduction=loss["reduction"]),
-            dtype=description["dtype"],
-            seed=description["seed"],
-            initializer=description.get("initializer") or "he_normal",  # type: ignore[arg-type]
-            dropout=description["dropout"],
-            matmul_precision=description.get("matmul_precision", "float32"),
-            target_shape=description.get("target_shape"),
+            dtype=given["dtype"],
+            seed=given["seed"],
+            initializer=given.get("initializer") or "he_normal",  # type: ignore[arg-type]
+            dropout=given["dropout"],
+            matmul_precision=given.get("matmul_precision", "float32"),
+            target_shape=given.get("target_shape"),
         )
+
+
+KINDS: dict[str, Any] = {
+    "layer_sizes": list | tuple, "activation": list, "loss": dict, "dtype": str, "seed": int, "dropout": float | int,
+}  # fmt: skip
+OPTIONAL: dict[str, Any] = {"initializer": str | None, "matmul_precision": str, "target_shape": list | tuple | None}
+DEFINITION: dict[str, Any] = {"name": str, "parameters": dict}
 
 
 class Described:
@@ -191,22 +208,37 @@ class Described:
 
 def check_layer_sizes(layer_sizes: Sequence[int], loss: Loss) -> tuple[int, ...]:
     """Return the layer sizes as a tuple of at least two positive whole numbers."""
-    sizes = tuple(plain(d) for d in layer_sizes)
-    if len(sizes) < 2 or not all(type(d) is int and d >= 1 for d in sizes):
+    sizes = tuple(plain(d) for d in _items("layer_sizes", layer_sizes))
+    if len(sizes) < 2 or not all(type(d) is int and 1 <= d < 2**63 for d in sizes):
         raise ValueError(
-            f"layer_sizes is {list(sizes)!r}; give at least two whole numbers >= 1, inputs first, as in [784, 128, 10]"
+            f"layer_sizes is {shown(list(sizes))}; give at least two whole numbers >= 1, inputs first, as in [784, 128, 10]"
         )
     if loss.family == "softmax" and sizes[-1] < 2:
         raise ValueError(f"{loss.name} needs at least 2 outputs, one per class; layer_sizes ends with {sizes[-1]}")
     return sizes
 
 
+def _items(name: str, value: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(value)
+    except Exception:  # whatever iterating over it raises
+        raise ValueError(f"{name} is {shown(value)}; it must be a sequence of whole numbers") from None
+
+
 def _per_hidden_layer(activation: Any, n: int) -> tuple[Activation, ...]:
     if isinstance(activation, list | tuple):
         if len(activation) != n:
             raise ValueError(f"activation has {len(activation)} entries; there are {n} hidden layers: give one or {n}")
-        return tuple(ACTIVATIONS.resolve(a) for a in activation)
-    return (ACTIVATIONS.resolve(activation),) * n
+        return tuple(_resolved("activation", ACTIVATIONS, a, Activation) for a in activation)
+    return (_resolved("activation", ACTIVATIONS, activation, Activation),) * n
+
+
+def _resolved(name: str, registry: Registry[Any], value: Any, kind: Any) -> Any:
+    """Return what a name stands for, or what is of that kind already."""
+    result = registry.resolve(value)
+    if not isinstance(result, kind):
+        raise ValueError(f"{name} is {shown(value)}; give a name, one of {', '.join(registry)}, or a definition")
+    return result
 
 
 def _described(definition: Definition) -> dict[str, Any]:
@@ -214,5 +246,30 @@ def _described(definition: Definition) -> dict[str, Any]:
 
 
 def _defined(registry: Registry[Any], description: Mapping[str, Any]) -> Any:
-    entry = registry.resolve(description["name"])
-    return entry(**description["parameters"]) if description["parameters"] else entry
+    entry, parameters = registry.resolve(description["name"]), description["parameters"]
+    for name, value in parameters.items():
+        if not isinstance(value, bool | int | float):
+            raise ValueError(f"{entry.name}: {shown(name)} is {shown(value)}; it must be a number")
+    try:
+        return entry(**parameters) if parameters else entry
+    except (TypeError, OverflowError) as error:  # a parameter that there is not, a number too large
+        raise ValueError(f"{entry.name}: {error}") from None
+
+
+def _of_kinds(
+    what: str, given: Any, kinds: Mapping[str, Any], optional: Mapping[str, Any] | None = None
+) -> Mapping[str, Any]:
+    """Return a dictionary whose names are those of ``kinds`` and ``optional``, each with a value of its kind."""
+    optional = optional or {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{what} is {shown(given)}; it must be a dictionary of {', '.join(kinds)}")
+    allowed = {**kinds, **optional}
+    for name in kinds:
+        if name not in given:
+            raise ValueError(f"{what} has no {name}")
+    for name, value in given.items():
+        if name not in allowed:
+            raise ValueError(f"{what} has {shown(name)}, which is unknown; it may have {', '.join(allowed)}")
+        if not isinstance(value, allowed[name]) or isinstance(value, bool):
+            raise ValueError(f"{name} in {what} is {shown(value)}, which is of another kind")
+    return given

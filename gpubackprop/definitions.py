@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import operator
 import pickle
 import sys
@@ -41,7 +42,7 @@ def address(a: Array) -> int:
 
 def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
     """Return a new array of zeros that begins at a cache line."""
-    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize  # in whole numbers without a limit: NumPy's would wrap around
     block = np.zeros(nbytes + ALIGNMENT, np.uint8)
     first = -block.ctypes.data % ALIGNMENT
     return block[first : first + nbytes].view(dtype).reshape(shape)
@@ -133,7 +134,7 @@ def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     except TypeError:
         result = None
     if result is None or result.name not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
+        raise ValueError(f"unknown dtype {shown(dtype)}; choose from {', '.join(DTYPES)}")
     return result
 
 
@@ -149,6 +150,15 @@ def plain(value: Any) -> Any:
     return value
 
 
+def shown(value: Any, most: int = 80) -> str:
+    """Return a value as a message shows it: in one line, shortened, whatever it is."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a number of too many digits, or an object whose repr fails
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def check_number(name: str, value: Any, within: Callable[[float], bool], allowed: str) -> float:
     """Return a real number as Python's own; NumPy's scalars are numbers, truth values and text are not.
 
@@ -159,7 +169,9 @@ def check_number(name: str, value: Any, within: Callable[[float], bool], allowed
     """
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, int | float) or not within(number):
-        raise ValueError(f"{name} is {number!r}; it must be {allowed}")
+        raise ValueError(f"{name} is {shown(number)}; it must be {allowed}")
+    if isinstance(number, int) and abs(number) >= 2**1024:
+        raise ValueError(f"{name} is {shown(number)}, which is too large for a number of float64")
     return number
 
 
@@ -167,7 +179,9 @@ def check_count(name: str, value: Any, of: str = "", least: int = 1) -> int:
     """Return a whole number >= ``least``, in words "a whole number of steps >= 1"."""
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        raise ValueError(f"{name} is {number!r}; it must be a whole number{of} >= {least}")
+        raise ValueError(f"{name} is {shown(number)}; it must be a whole number{of} >= {least}")
+    if number >= 2**63:
+        raise ValueError(f"{name} is {shown(number)}; it must be a whole number{of} below 2^63")
     return number
 
 
@@ -181,7 +195,7 @@ def check_flag(name: str, value: Any) -> bool:
     """Return True or False, as Python's own."""
     flag = plain(value)
     if not isinstance(flag, bool):
-        raise ValueError(f"{name} is {flag!r}; it must be True or False")
+        raise ValueError(f"{name} is {shown(flag)}; it must be True or False")
     return flag
 
 
@@ -196,7 +210,9 @@ def constant(real: Any, name: str, value: float) -> Any:
     with np.errstate(over="ignore", under="ignore"):
         number = real(value)
     if not np.isfinite(number) or (number == 0) != (value == 0):
-        raise ValueError(f"{name} is {value!r}, which {np.dtype(real)} has no number for: it would be {float(number)}")
+        raise ValueError(
+            f"{name} is {shown(value)}, which {np.dtype(real)} has no number for: it would be {float(number)}"
+        )
     return number
 
 
@@ -205,8 +221,8 @@ PRECISIONS = ("float32", "tf32")
 
 def check_precision(matmul_precision: str) -> None:
     """Raise ValueError unless ``matmul_precision`` is "float32" or "tf32"."""
-    if matmul_precision not in PRECISIONS:
-        raise ValueError(f"unknown matmul_precision {matmul_precision!r}; choose from {', '.join(PRECISIONS)}")
+    if not isinstance(matmul_precision, str) or matmul_precision not in PRECISIONS:
+        raise ValueError(f"unknown matmul_precision {shown(matmul_precision)}; choose from {', '.join(PRECISIONS)}")
 
 
 def real_of(dtype: npt.DTypeLike) -> np.dtype[Any]:

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.architecture import Architecture
 from gpubackprop.backends.current import active
 from gpubackprop.machine.files import write_whole
 from gpubackprop.network import Network
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
+from gpubackprop.step.layout import flat_size
 from gpubackprop.training.history import History
+from gpubackprop.training.model_file import FORMAT, STATE, digest, read_model
 
-FORMAT = "gpubackprop-mlp-1"
 STATE_ARRAYS = ("states", "counters", "rate", "scalars")
 
 
@@ -38,7 +38,8 @@ def save(model: Network, path: str | Path, history: dict[str, list[float]] | Non
         metadata["optimizer"] = json.dumps(_describe_dataclass(state.optimizer))
         metadata["history"] = json.dumps(history)
         for name in STATE_ARRAYS:
-            tensors[f"optimizer.{name}"] = np.ascontiguousarray(model.backend.to_numpy(getattr(state, name)))
+            tensors[STATE + name] = np.ascontiguousarray(model.backend.to_numpy(getattr(state, name)))
+    metadata["sha256"] = digest(tensors, metadata)
     write_whole(Path(path), _in_order(to_bytes(tensors, metadata=metadata)))
 
 
@@ -60,35 +61,22 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[Network, Histo
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is truncated, of another format, or names an activation, loss or initializer that is not registered.
+        The file is damaged, of another format, or names an activation, loss or initializer that is not registered. That is
+        found before a network is made: see :mod:`gpubackprop.training.model_file`.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r}")
+    found = read_model(Path(path))
+    a = found.architecture
     try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a dict)
-    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy does not know
-        raise ValueError(f"{str(path)!r} is not a whole safetensors file: {error}") from None
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{str(path)!r} holds format {metadata.get('format')!r}; this version reads {FORMAT!r}")
-    saved = {name: tensors.pop(f"optimizer.{name}", None) for name in STATE_ARRAYS}
-    try:
-        model = Network(Architecture.from_json(json.loads(metadata["mlp"])), device)
-        model.load_state_dict(tensors)
-        if "optimizer" in metadata:
-            state = model.state_of(_optimizer(json.loads(metadata["optimizer"])))
-            with active(model.backend):
-                for name, array in saved.items():
-                    getattr(state, name)[...] = model.backend.asarray(array)
-        return model, History(json.loads(metadata.get("history", "{}")))
-    except (LookupError, TypeError, AttributeError, RecursionError, OverflowError, json.JSONDecodeError) as error:
-        raise ValueError(f"{str(path)!r} has a damaged description: {type(error).__name__} {error}") from None
+        model = Network(a, device, np.zeros(flat_size(a.layer_sizes), a.real))  # not drawn: they are replaced at once
+        model.load_state_dict(found.parameters)
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from None
+    if found.optimizer is not None:
+        state = model.state_of(found.optimizer)
+        with active(model.backend):
+            for name, array in found.state.items():
+                getattr(state, name)[...] = model.backend.asarray(array)
+    return model, History(found.history)
 
 
 def _describe_dataclass(item: Optimizer | Schedule) -> dict[str, Any]:
@@ -96,11 +84,3 @@ def _describe_dataclass(item: Optimizer | Schedule) -> dict[str, Any]:
     values = {k: _describe_dataclass(v) if isinstance(v, Schedule) else v for k, v in values.items()}
     registry: Any = OPTIMIZERS if isinstance(item, Optimizer) else SCHEDULES
     return {"name": next(name for name, kind in registry.items() if kind is type(item)), "values": values}
-
-
-def _optimizer(description: dict[str, Any]) -> Optimizer:
-    values = dict(description["values"])
-    rate = values["learning_rate"]
-    if isinstance(rate, dict):
-        values["learning_rate"] = SCHEDULES.resolve(rate["name"])(**rate["values"])
-    return OPTIMIZERS.resolve(description["name"])(**values)
