@@ -22,11 +22,12 @@ from gpubackprop.definitions import check_flag
 FIRST_BLOCK, BLOCK = 1 << 20, 1 << 22  # bytes looked at at a time
 AT_ONCE = 1 << 20  # bytes parsed at once: they stay in the caches
 LONGEST = 1 << 30  # bytes of a row
+WIDEST = 100_000  # columns; each takes Arrow some kilobytes
 SAMPLE = 100  # rows by which the delimiter and the header are judged
 DELIMITERS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
 MISSING = {"", "nan", "na", "n/a", "#n/a", "null", "none", "?", "-", "."}  # in a column of numbers
 BYTE_ORDER_MARKS = re.compile(rb"(\xef\xbb\xbf)*")
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # in linear time: one way to match
 
 
 class CsvError(ValueError):
@@ -304,6 +305,9 @@ class _Reader:
         if b'"' in content:
             content = self._quoted(content, block)
         # the first row of the file says how many columns there are
+        wide = content.partition(b"\n")[0].count(self.delimiter.encode()) + 1
+        if not self.first and wide > WIDEST:
+            raise CsvError(f"row {block.rows[0][0]} has {wide:,} columns; {WIDEST:,} can be read: use an .npz file")
         width = len(self.first) or len(self._parse(content.partition(b"\n")[0] + b"\n").column_names)
         ragged: list[Any] = []
 
@@ -504,7 +508,8 @@ def _delimiter(rows: list[bytes]) -> str:
 
 
 def _is_whole(cell: str) -> bool:
-    return cell.isdecimal() and cell.isascii()
+    """Return whether a cell is a whole number, as names and numbers of columns may be."""
+    return len(cell) < 20 and cell.isdecimal() and cell.isascii()
 
 
 def _consecutive(cells: list[str]) -> bool:

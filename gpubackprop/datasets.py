@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import math
 import struct
 import zlib
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpubackprop.archives import limit_of, read_npz, read_unpacked
 from gpubackprop.csv_files import read_csv
 from gpubackprop.definitions import check_count, check_seed
 
@@ -236,7 +235,7 @@ def _to_classes(parts: list[_Part], found: str) -> tuple[list[str] | None, str]:
 def _read(
     path: Path, classification: bool, targets: int, target: str | int | None, header: bool | None
 ) -> tuple[list[_Part], str]:
-    content = _content(path)
+    content = read_unpacked(path)
     is_zip, is_idx = (
         content[:4] in (b"PK\3\4", b"PK\5\6"),
         content[:2] == b"\0\0" and len(content) > 4 and content[2] in IDX_TYPES,
@@ -244,7 +243,7 @@ def _read(
     if (is_zip or is_idx) and not (target is None and header is None):
         raise ValueError("target and header are options of a CSV file, which this is not")
     if is_zip:
-        return _read_npz(content)
+        return _read_npz(content, limit_of(path))
     if is_idx:
         return _read_idx_set(path, content)
     if b"\0" in content[:4096] and content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
@@ -253,36 +252,13 @@ def _read(
     return [_Part(table.X, table.y)], table.found
 
 
-def _content(path: Path) -> bytes:
-    """Return what is in a file, unpacked if it is gzipped."""
-    content = path.read_bytes()
-    if content[:2] != b"\x1f\x8b":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"it is truncated or no whole gzip file ({_one_line(error)})") from None
-
-
-def _read_npz(content: bytes) -> tuple[list[_Part], str]:
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if any(name in names for names in NPZ_NAMES)}
-            names = file.files
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged archive may raise anything in the parsers of zip files and headers
-        if "allow_pickle" in str(error):
-            raise ValueError("it holds Python objects, which are not loaded: a pickle may run any code") from None
-        raise ValueError(f"it is truncated or no whole .npz file ({_one_line(error)}); expected {FORMATS}") from None
+def _read_npz(content: bytes, limit: int) -> tuple[list[_Part], str]:
+    arrays, names = read_npz(content, {name for names in NPZ_NAMES for name in names}, limit)
     for X, y, *test in NPZ_NAMES:
         if all(name in arrays for name in (X, y, *test)):
             break
     else:
-        raise ValueError(f"it holds {', '.join(names) or 'nothing'}; expected {FORMATS}")
-    for name in (X, y, *test):
-        if not isinstance(arrays[name], np.ndarray):
-            raise ValueError(f"{name} in it is not an array of NumPy")
+        raise ValueError(f"it holds {', '.join(map(repr, names))[:200] or 'nothing'}; expected {FORMATS}")
     parts = [_Part(arrays[X], arrays[y]), *([_Part(arrays[test[0]], arrays[test[1]])] if test else [])]
     return parts, _shapes(".npz", parts)
 
@@ -304,11 +280,11 @@ def _read_idx_set(path: Path, content: bytes) -> tuple[list[_Part], str]:
         sources.append(test)
     parts = []
     for source in sources:
-        images = _parse_idx(content if source == path else _content(source), source.name)
+        images = _parse_idx(content if source == path else read_unpacked(source), source.name)
         labels_path = source.with_name(labels_of(source.name))
         if not labels_path.is_file():
             raise ValueError(f"there is no file of labels {labels_path.name!r} beside it")
-        labels = _parse_idx(_content(labels_path), labels_path.name)
+        labels = _parse_idx(read_unpacked(labels_path), labels_path.name)
         if images.ndim < 2 or labels.ndim != 1:
             raise ValueError(
                 f"{source.name!r} holds an array of shape {images.shape} and {labels_path.name!r} one of shape {labels.shape}; "

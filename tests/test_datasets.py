@@ -115,7 +115,7 @@ def test_a_missing_file_is_named():
 
 def test_an_npz_of_other_names_says_what_it_holds(tmp_path):
     np.savez(tmp_path / "a.npz", features=np.zeros(3))
-    with pytest.raises(ValueError, match="it holds features"):
+    with pytest.raises(ValueError, match="it holds 'features'"):
         load_dataset(str(tmp_path / "a.npz"))
 
 
