@@ -82,7 +82,8 @@ def read_npz(content: bytes, wanted: Collection[str], limit: int) -> tuple[dict[
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> np.ndarray:
-    with archive.open(entry) as file:
+    with archive.open(entry) as opened:
+        file: Any = opened
         shape, fortran, dtype = _header(file, name)
         if dtype.hasobject:
             raise ArchiveError("it holds Python objects, which are not loaded: a pickle may run any code")
@@ -90,7 +91,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> np.nd
         if not dtype.itemsize or any(d < 0 for d in shape) or size != there:
             raise ArchiveError(f"{name} is no whole array: shape {shape}, {dtype}, but {there} bytes of data")
         memory = np.empty(size, np.uint8)
-        view, filled = memoryview(memory), 0
+        view, filled = memory.data, 0
         while filled < size and (more := file.readinto(view[filled : filled + AT_ONCE])):
             filled += more
         if filled < size or file.read(1):  # at the end of the entry its checksum is looked at

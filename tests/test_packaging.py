@@ -47,6 +47,17 @@ def test_the_import_takes_less_than_half_a_second(tmp_path: Path) -> None:
     assert best < 0.5
 
 
+def test_the_help_of_the_command_line_loads_nothing_that_computes(tmp_path: Path) -> None:
+    code = (
+        "import sys, gpubackprop.cli as c; sys.argv[1:] = ['--help']\n"
+        "try:\n    c.main()\nexcept SystemExit:\n    print(sorted({m.partition('.')[0] for m in sys.modules}))"
+    )
+    loaded = run(code, tmp_path).splitlines()[-1]
+    assert "'typer'" in loaded
+    for heavy in ("cupy", "numba", "llvmlite", "scipy", "torch", "matplotlib", "pyarrow", "sklearn"):
+        assert f"'{heavy}'" not in loaded
+
+
 def test_kernels_is_not_a_name_of_ours_away_from_the_repository(tmp_path: Path) -> None:
     code = "import importlib.util as u; print(u.find_spec('kernels'), u.find_spec('gpubackprop.kernels') is not None)"
     assert run(code, tmp_path) == "None True"

@@ -1,38 +1,24 @@
-"""The command line: ``gpubackprop train | explain | check | bench | info``."""
+"""``gpubackprop train``."""
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpubackprop.bench.cli import app as bench
+from gpubackprop.cli.options import Activation, Device, Layers, LossName, Seed, make_optimizer, parse_layers
 
 if TYPE_CHECKING:
+    from gpubackprop.datasets import DataSet
+    from gpubackprop.losses import Loss
     from gpubackprop.mlp import MLP
     from gpubackprop.optimizers import Optimizer
-
-app = typer.Typer(
-    help="Backpropagation through multilayer perceptrons, on the CPU and on CUDA GPUs.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-app.add_typer(bench, name="bench")
-
-Layers = Annotated[str | None, typer.Option(help="Layer sizes, inputs first: 64-64-32-10.")]
-Activation = Annotated[str, typer.Option(help="relu, tanh, gelu, ...; or one per hidden layer: relu,tanh.")]
-LossName = Annotated[str, typer.Option(help="softmax_cross_entropy, mean_squared_error, ...")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, auto or reference.")]
-Seed = Annotated[int, typer.Option(help="Of initial weights, mini-batches and dropout; the same on every device.")]
+    from gpubackprop.training.history import History
 
 
-@app.command()
 def train(
     data: Annotated[str, typer.Option(help="'digits', or an .npz, .csv or IDX file, gzipped or not.")] = "digits",
     target: Annotated[
@@ -65,7 +51,6 @@ def train(
     from gpubackprop.backends import get_backend
     from gpubackprop.datasets import load_dataset
     from gpubackprop.definitions import check_count
-    from gpubackprop.intake import Samples
     from gpubackprop.losses import LOSSES
     from gpubackprop.mlp import MLP
     from gpubackprop.training.callbacks import EarlyStopping
@@ -77,18 +62,9 @@ def train(
     backend = get_backend(device)
     if out is not None:
         _check_folder(out)
-    kind = definition.kind
-    d = load_dataset(data, classification=kind.numbered, seed=seed, target=target, header=header)
+    d = load_dataset(data, classification=definition.kind.numbered, seed=seed, target=target, header=header)
     print(f"{d.name}: {d.found}")
-    y, y_test = d.y, d.y_test
-    n_outputs = int(max(y.max(), y_test.max())) + 1 if kind.takes_indices else 1 if y.ndim == 1 else y.shape[1]
-    sizes = parse_layers(layers) if layers is not None else [d.X.shape[1], 64, 32, n_outputs]
-    if sizes[0] != d.X.shape[1] or sizes[-1] < n_outputs or (not kind.takes_indices and sizes[-1] != n_outputs):
-        counted = "classes" if kind.takes_indices else "targets"
-        raise ValueError(
-            f"--layers is {'-'.join(map(str, sizes))}; {d.name} has {d.X.shape[1]} features and {n_outputs} {counted}: "
-            f"begin with {d.X.shape[1]} and end with {n_outputs}"
-        )
+    sizes = _sizes(layers, d, definition)
     history = History()
     if resume:
         model, history = _resume(out, backend.device)
@@ -99,11 +75,7 @@ def train(
     else:
         per_layer = activation.split(",") if "," in activation else activation
         model = MLP(sizes, per_layer, definition, backend, dtype, seed, dropout=dropout)
-    try:
-        for X_part, y_part in ((d.X, y), (d.X_test, y_test)):
-            Samples.given(X_part, y_part).on(model.backend, model.architecture)
-    except ValueError as error:
-        raise ValueError(f"{data!r}: {error}") from None
+    _check_data(data, d, model)
     print(f"{d.name}: {len(d.X):,} training and {len(d.X_test):,} test samples, {d.X.shape[1]} features")
     print(f"{model}, {model.parameters.count:,} parameters")
     if resume and model.optimizer_state is not None:
@@ -120,11 +92,42 @@ def train(
             f"the training in {str(out)!r} has {epochs - remaining} epochs already; ask for more with --epochs"
         )
     new = model.fit(
-        d.X, y, epochs=remaining, batch_size=batch_size, optimizer=chosen, validation_data=(d.X_test, y_test),
+        d.X, d.y, epochs=remaining, batch_size=batch_size, optimizer=chosen, validation_data=(d.X_test, d.y_test),
         callbacks=callbacks, progress=not quiet,
     )  # fmt: skip
     history = _joined(history, new)
-    result = model.evaluate(d.X_test, y_test)
+    _print_results(model, history, new, model.evaluate(d.X_test, d.y_test))
+    if out is not None and history.get("loss"):
+        _write(out, model, history, d.name)
+        print(f"wrote {out / 'model.safetensors'}, history.json and {out / 'learning_curve.png'}")
+
+
+def _sizes(layers: str | None, d: DataSet, loss: Loss) -> list[int]:
+    """Return the layer sizes asked for, which must fit the data, or two hidden layers."""
+    kind, y, y_test = loss.kind, d.y, d.y_test
+    n_outputs = int(max(y.max(), y_test.max())) + 1 if kind.takes_indices else 1 if y.ndim == 1 else y.shape[1]
+    sizes = parse_layers(layers) if layers is not None else [d.X.shape[1], 64, 32, n_outputs]
+    if sizes[0] != d.X.shape[1] or sizes[-1] < n_outputs or (not kind.takes_indices and sizes[-1] != n_outputs):
+        counted = "classes" if kind.takes_indices else "targets"
+        raise ValueError(
+            f"--layers is {'-'.join(map(str, sizes))}; {d.name} has {d.X.shape[1]} features and {n_outputs} {counted}: "
+            f"begin with {d.X.shape[1]} and end with {n_outputs}"
+        )
+    return sizes
+
+
+def _check_data(data: str, d: DataSet, model: MLP) -> None:
+    """Check that a model takes the samples and targets of both sets."""
+    from gpubackprop.intake import Samples
+
+    try:
+        for X_part, y_part in ((d.X, d.y), (d.X_test, d.y_test)):
+            Samples.given(X_part, y_part).on(model.backend, model.architecture)
+    except ValueError as error:
+        raise ValueError(f"{data!r}: {error}") from None
+
+
+def _print_results(model: MLP, history: History, new: History, result: dict[str, float]) -> None:
     if new.interrupted:
         print(f"interrupted after {len(history.get('loss', []))} epochs; what was learned is kept")
     seconds = sum(new.get("seconds", []))
@@ -139,101 +142,6 @@ def train(
     for name, value in result.items():
         if name != "loss":
             print(f"test {name}: {value:.4f}")
-    if out is not None and history.get("loss"):
-        _write(out, model, history, d.name)
-        print(f"wrote {out / 'model.safetensors'}, history.json and {out / 'learning_curve.png'}")
-
-
-@app.command()
-def explain(
-    layers: Annotated[str, typer.Option(help="Layer sizes, inputs first: 4-8-8-3.")] = "4-8-8-3",
-    activation: Activation = "relu",
-    loss: LossName = "softmax_cross_entropy",
-    batch_size: Annotated[int, typer.Option(help="Samples in the mini-batch.")] = 5,
-    seed: Seed = 0,
-) -> None:
-    """Print the forward and the backward phase of a network, operation by operation, and check each gradient."""
-    from gpubackprop.inspect.explain import explain as explain_network
-
-    per_layer: Any = activation.split(",") if "," in activation else activation
-    explanation = explain_network(
-        parse_layers(layers), activation=per_layer, loss=loss, batch_size=batch_size, seed=seed
-    )
-    print(explanation)
-    if not explanation.ok:
-        raise typer.Exit(1)
-
-
-@app.command()
-def check(
-    layers: Annotated[str, typer.Option(help="Layer sizes, inputs first.")] = "17-33-8-5",
-    activation: Activation = "tanh",
-    loss: LossName = "softmax_cross_entropy",
-    device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    seed: Seed = 0,
-) -> None:
-    """Check that a device computes what it should: gradients by finite differences, and each array against the reference."""
-    import numpy as np
-
-    from gpubackprop.inspect.explain import random_batch
-    from gpubackprop.inspect.gradcheck import check_gradients
-    from gpubackprop.inspect.parity import parity
-    from gpubackprop.mlp import MLP
-
-    model = MLP(parse_layers(layers), activation, loss, device, dtype, seed)
-    X, y = random_batch(model, 37, np.random.default_rng(seed))
-    gradients, devices = check_gradients(model, X, y), parity(model, X, y, [model.device])
-    # an element is a sum of at most (fan-in + 1) or n products, through 2 passes over all layers
-    bound = 8.0 * (max(*model.layer_sizes, 37) + 1) * len(model.layer_sizes)
-    print(gradients)
-    print(devices)
-    ok = gradients.ok and devices.worst <= bound
-    print(f"{model.device}: {'ok' if ok else 'WRONG'}: worst {devices.worst:.1f} ulps, bound {bound:.0f}")
-    if not ok:
-        raise typer.Exit(1)
-
-
-@app.command()
-def info() -> None:
-    """Print devices and versions, and which pieces are missing."""
-    from gpubackprop.inspect.info import info as facts
-
-    for name, value in facts().items():
-        print(f"{name + ':':15s} {value}")
-
-
-def parse_layers(text: str) -> list[int]:
-    """Return the numbers in ``64-32-10``."""
-    try:
-        return [int(part) for part in text.replace(",", "-").split("-")]
-    except ValueError:
-        raise ValueError(f"--layers is {text!r}; give whole numbers, inputs first, as in 64-64-32-10") from None
-
-
-def make_optimizer(
-    name: str, learning_rate: float | None, schedule: str, weight_decay: float | None, steps: int
-) -> Optimizer:
-    """Return an optimizer of a name with its own defaults, and a schedule over all steps."""
-    from gpubackprop.optimizers import OPTIMIZERS
-    from gpubackprop.schedules import SCHEDULES
-
-    kind: Any = OPTIMIZERS.resolve(name)
-    shape: Any = SCHEDULES.resolve(schedule)
-    options: dict[str, Any] = {} if weight_decay is None else {"weight_decay": weight_decay}
-    rate: Any = kind().learning_rate if learning_rate is None else learning_rate
-    if schedule != "constant":
-        fitting = {
-            "step": {"step_size": max(steps // 3, 1)},
-            "exponential": {"gamma": 0.01 ** (1 / steps)},
-            "linear_warmup": {"steps": max(steps // 10, 1)},
-        }
-        rate = shape(rate, **fitting.get(schedule, {"steps": steps}))
-    try:
-        result: Optimizer = kind(learning_rate=rate, **options)
-    except TypeError:
-        raise ValueError(f"{name} takes no weight_decay") from None
-    return result
 
 
 class _Keep:
@@ -294,26 +202,3 @@ def _write(out: Path, model: MLP, history: dict[str, list[float]], name: str) ->
     model.save(out / "model.safetensors")
     write_whole(out / "history.json", json.dumps(history, indent=1).encode())
     learning_curve(history, out / "learning_curve.png", f"{name}: {model}")
-
-
-def main() -> None:
-    """Run the command line: a mistake of the user is one line on standard error and exit status 2."""
-    from gpubackprop.backends import DeviceUnavailableError
-
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
-    try:
-        app()
-    except (ValueError, TypeError, OSError, DeviceUnavailableError) as error:
-        print(f"gpubackprop: {error}", file=sys.stderr)
-        sys.exit(2)
-    except MemoryError as error:
-        print(f"gpubackprop: not enough memory: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

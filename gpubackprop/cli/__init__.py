@@ -1,0 +1,40 @@
+"""The command line: ``gpubackprop train | explain | check | info | bench``. A heavy import is inside the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from gpubackprop.bench.cli import app as bench
+from gpubackprop.cli import check, explain, info, train
+
+app = typer.Typer(
+    help="Backpropagation through multilayer perceptrons, on the CPU and on CUDA GPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+for command in (train.train, explain.explain, check.check, info.info):
+    app.command()(command)
+app.add_typer(bench, name="bench")
+
+
+def main() -> None:
+    """Run the command line: a mistake of the user is one line on standard error and exit status 2."""
+    from gpubackprop.backends import DeviceUnavailableError
+
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        app()
+    except (ValueError, TypeError, OSError, DeviceUnavailableError) as error:
+        print(f"gpubackprop: {error}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError as error:
+        print(f"gpubackprop: not enough memory: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,49 @@
+"""Options that several commands have, and what their texts mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from gpubackprop.optimizers import Optimizer
+
+Layers = Annotated[str | None, typer.Option(help="Layer sizes, inputs first: 64-64-32-10.")]
+Activation = Annotated[str, typer.Option(help="relu, tanh, gelu, ...; or one per hidden layer: relu,tanh.")]
+LossName = Annotated[str, typer.Option(help="softmax_cross_entropy, mean_squared_error, ...")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, auto or reference.")]
+Seed = Annotated[int, typer.Option(help="Of initial weights, mini-batches and dropout; the same on every device.")]
+
+
+def parse_layers(text: str) -> list[int]:
+    """Return the numbers in ``64-32-10``."""
+    try:
+        return [int(part) for part in text.replace(",", "-").split("-")]
+    except ValueError:
+        raise ValueError(f"--layers is {text!r}; give whole numbers, inputs first, as in 64-64-32-10") from None
+
+
+def make_optimizer(
+    name: str, learning_rate: float | None, schedule: str, weight_decay: float | None, steps: int
+) -> Optimizer:
+    """Return an optimizer of a name with its own defaults, and a schedule over all steps."""
+    from gpubackprop.optimizers import OPTIMIZERS
+    from gpubackprop.schedules import SCHEDULES
+
+    kind: Any = OPTIMIZERS.resolve(name)
+    shape: Any = SCHEDULES.resolve(schedule)
+    options: dict[str, Any] = {} if weight_decay is None else {"weight_decay": weight_decay}
+    rate: Any = kind().learning_rate if learning_rate is None else learning_rate
+    if schedule != "constant":
+        fitting = {
+            "step": {"step_size": max(steps // 3, 1)},
+            "exponential": {"gamma": 0.01 ** (1 / steps)},
+            "linear_warmup": {"steps": max(steps // 10, 1)},
+        }
+        rate = shape(rate, **fitting.get(schedule, {"steps": steps}))
+    try:
+        result: Optimizer = kind(learning_rate=rate, **options)
+    except TypeError:
+        raise ValueError(f"{name} takes no weight_decay") from None
+    return result
