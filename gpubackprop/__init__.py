@@ -26,15 +26,19 @@ from gpubackprop.inspect.parity import parity
 from gpubackprop.losses import Loss
 from gpubackprop.mlp import MLP, load
 from gpubackprop.optimizers import LBFGS, SGD, Adagrad, Adam, AdamW, Lion, Optimizer, RMSprop
+from gpubackprop.resume import Resumed, resume
 from gpubackprop.schedules import Cosine, Exponential, LinearWarmup, OneCycle, Schedule, StepDecay
 from gpubackprop.step import Step
 from gpubackprop.training.callbacks import Callback, EarlyStopping, ReduceOnPlateau
+from gpubackprop.training.divergence import DivergenceError, DivergenceWarning
 from gpubackprop.training.history import History
+from gpubackprop.training.run import RunError
 
 __all__ = [
     "LBFGS", "MLP", "SGD", "Activation", "Adagrad", "Adam", "AdamW", "Callback", "Cosine", "DeviceMemoryError",
-    "DeviceUnavailableError", "EarlyStopping", "Exponential", "History", "LinearWarmup", "Lion", "Loss", "OneCycle",
-    "Optimizer", "RMSprop", "ReduceOnPlateau", "Schedule", "Step", "StepDecay", "__version__", "activations",
-    "available_devices", "check_gradients", "explain", "get_backend", "initializers", "load", "losses", "optimizers",
-    "parity", "register_backend", "schedules",
+    "DeviceUnavailableError", "DivergenceError", "DivergenceWarning", "EarlyStopping", "Exponential", "History",
+    "LinearWarmup", "Lion", "Loss", "OneCycle", "Optimizer", "RMSprop", "ReduceOnPlateau", "Resumed", "RunError",
+    "Schedule", "Step", "StepDecay", "__version__", "activations", "available_devices", "check_gradients", "explain",
+    "get_backend", "initializers", "load", "losses", "optimizers", "parity", "register_backend", "resume",
+    "schedules",
 ]  # fmt: skip

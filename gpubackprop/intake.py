@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from gpubackprop.definitions import Array
 from gpubackprop.interop import as_array, bytes_to_copy, on_gpu, to_backend
 from gpubackprop.losses import Loss
 
+AT_ONCE = 64 << 20  # bytes of a data set that are copied from a device at a time, to make a digest of it
 LARGEST_SHARE = 0.5  # of the free memory that a data set may take before it stays on the host
 
 
@@ -93,6 +95,18 @@ class Samples:
             return Samples(X, y, check_weight(backend, self.weight, len(X), a.real, a.loss), self.name)
         except ValueError as error:
             raise ValueError(f"{self.name}{error}") from None
+
+    def digest(self, backend: Backend) -> str:
+        """Return the SHA-256 of all values, dtypes and shapes, in hexadecimal digits; they lie on the backend's device."""
+        found = hashlib.sha256()
+        for array in (self.X, self.y, self.weight):
+            if array is not None:
+                found.update(f"{array.dtype.name} {array.shape}".encode())
+                rows = max(1, AT_ONCE // max(1, array.nbytes // len(array)))
+                for first in range(0, len(array), rows):
+                    part = np.ascontiguousarray(backend.to_numpy(array[first : first + rows]))
+                    found.update(part.reshape(-1).view(np.uint8).data)
+        return found.hexdigest()
 
     def feed(self, arrays: Callable[[str], Array]) -> None:
         """Write them into the inputs of a step without a data set of its own: ``samples.feed(step.names.array)``."""

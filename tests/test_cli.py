@@ -35,7 +35,7 @@ def test_train_on_digits_reaches_97_percent_and_writes_its_results(run, tmp_path
     assert accuracy >= 0.97
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert len(history["loss"]) == 40
-    assert sum(history["seconds"]) < 10
+    assert sum(json.loads((tmp_path / "run" / "timing.json").read_text())["seconds"]) < 10
     model = gb.load(tmp_path / "run" / "model.safetensors")
     assert model.layer_sizes == (64, 64, 32, 10)
     assert (tmp_path / "run" / "learning_curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -87,7 +87,7 @@ def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_
         (["train", "--epochs", "0"], "epochs is 0; it must be a whole number >= 1"),
         (["train", "--batch-size", "0"], "batch_size is 0"),
         (["train", "--dropout", "1"], "dropout is 1.0; it must be in [0, 1)"),
-        (["train", "--resume"], "name it with --out"),
+        (["train", "--resume"], "name it: --resume FOLDER"),
         (["train", "--epochs", "ten"], "Invalid value for '--epochs'"),
         (["train", "--nonsense"], "No such option"),
         (["train", "--layers", ""], "--layers is ''"),

@@ -17,6 +17,7 @@ NAMES = {
     "DeviceUnavailableError", "EarlyStopping", "Exponential", "History", "LinearWarmup", "Lion", "Loss", "OneCycle", "Optimizer",
     "RMSprop", "ReduceOnPlateau", "Schedule", "Step", "StepDecay", "activations", "available_devices", "check_gradients",
     "explain", "get_backend", "initializers", "load", "losses", "optimizers", "parity", "register_backend", "schedules",
+    "DivergenceError", "DivergenceWarning", "Resumed", "RunError", "resume",
 }  # fmt: skip
 
 PARAMETERS = {
@@ -38,6 +39,10 @@ PARAMETERS = {
     gb.MLP.load_state_dict: ["state"],
     gb.MLP.save: ["path"],
     gb.load: ["path", "device"],
+    gb.resume: ["folder", "device", "previous", "checkpoint_every"],
+    gb.Resumed.fit: [
+        "X", "y", "validation_data", "sample_weight", "callbacks", "epochs", "progress", "stream_data",
+    ],
     gb.check_gradients: ["model", "X", "y", "sample_weight", "tolerance", "seed"],
     gb.parity: ["model", "X", "y", "devices"],
     gb.explain: ["network", "X", "y", "activation", "loss", "batch_size", "seed", "tolerance"],
@@ -47,7 +52,7 @@ PARAMETERS = {
 }  # fmt: skip
 FIT = [
     "epochs", "batch_size", "optimizer", "validation_data", "sample_weight", "callbacks", "progress", "shuffle",
-    "micro_batch_size", "stream_data",
+    "micro_batch_size", "stream_data", "on_divergence", "checkpoint", "checkpoint_every", "overwrite",
 ]  # fmt: skip
 OPERATIONS = {
     "matmul": ["a", "b", "out"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -21,6 +23,10 @@ for command in (train.train, explain.explain, check.check, info.info):
 app.add_typer(bench, name="bench")
 
 
+def _terminated(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command line: a mistake of the user is one line on standard error and exit status 2."""
     from gpubackprop.backends import DeviceUnavailableError
@@ -28,8 +34,16 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        app()
+        # --resume alone goes on with the run in --out; Typer has no options with a value that may be left out
+        following = [*sys.argv[1:], "-"][1:]
+        app(
+            [
+                "--resume=" if a == "--resume" and b.startswith("-") else a
+                for a, b in zip(sys.argv[1:], following, strict=True)
+            ]
+        )
     except (ValueError, TypeError, OSError, DeviceUnavailableError) as error:
         print(f"gpubackprop: {error}", file=sys.stderr)
         sys.exit(2)

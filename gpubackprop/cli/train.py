@@ -1,10 +1,11 @@
-"""``gpubackprop train``."""
+"""``gpubackprop train``: a training on a file, which can be interrupted anywhere and resumed."""
 
 from __future__ import annotations
 
-import json
-import tempfile
+import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
     from gpubackprop.datasets import DataSet
     from gpubackprop.losses import Loss
     from gpubackprop.mlp import MLP
-    from gpubackprop.optimizers import Optimizer
+    from gpubackprop.resume import Resumed
     from gpubackprop.training.history import History
+
+CONTROLS = ("out", "resume", "previous", "overwrite", "checkpoint_every", "quiet")
+"""Options of one call; all others are settings of the run, which it keeps."""
 
 
 def train(
+    ctx: typer.Context,
     data: Annotated[str, typer.Option(help="'digits', or an .npz, .csv or IDX file, gzipped or not.")] = "digits",
     target: Annotated[
         str | None, typer.Option(help="Of a .csv file: the target column, by name or number; the last by default.")
@@ -43,63 +48,126 @@ def train(
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for the model, the history and the learning curve.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the training in --out.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for checkpoint, model, history and learning curve.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with the run in this folder, or in --out; it keeps its settings.")
+    ] = None,
+    previous: Annotated[bool, typer.Option(help="With --resume: take the checkpoint before the last.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
+    checkpoint_every: Annotated[str, typer.Option(help="30s, 5min, 2h, '500 steps' or '2 epochs'.")] = "30s",
     quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
 ) -> None:
     """Train a multilayer perceptron and measure it on a test set."""
-    from gpubackprop.backends import get_backend
     from gpubackprop.datasets import load_dataset
-    from gpubackprop.definitions import check_count
     from gpubackprop.losses import LOSSES
-    from gpubackprop.mlp import MLP
     from gpubackprop.training.callbacks import EarlyStopping
-    from gpubackprop.training.history import History
+    from gpubackprop.training.divergence import DivergenceWarning
+    from gpubackprop.training.run import Run
 
-    check_count("epochs", epochs)
-    check_count("batch_size", batch_size)
-    definition = LOSSES.resolve(loss)
-    backend = get_backend(device)
-    if out is not None:
-        _check_folder(out)
-    d = load_dataset(data, classification=definition.kind.numbered, seed=seed, target=target, header=header)
+    settings = {name: value for name, value in ctx.params.items() if name not in CONTROLS}
+    run = None
+    if resume is not None:
+        out = _folder(resume, out)
+        run = _resumed(ctx, out, settings, previous=previous, every=checkpoint_every)
+        settings = run.about | {"epochs": settings["epochs"]}
+    o = SimpleNamespace(**settings)
+    definition = LOSSES.resolve(o.loss)
+    if run is None:
+        _check(o, out)
+    d = load_dataset(
+        o.data, classification=definition.kind.numbered, seed=o.seed, target=o.target, header=o.header
+    )  # fmt: skip
     print(f"{d.name}: {d.found}")
-    sizes = _sizes(layers, d, definition)
-    history = History()
-    if resume:
-        model, history = _resume(out, backend.device)
-        if tuple(sizes) != model.layer_sizes:
-            raise ValueError(
-                f"the network in {str(out)!r} has layers {'-'.join(map(str, model.layer_sizes))}; give the same --layers"
-            )
-    else:
-        per_layer = activation.split(",") if "," in activation else activation
-        model = MLP(sizes, per_layer, definition, backend, dtype, seed, dropout=dropout)
-    _check_data(data, d, model)
+    model = _model(o, _sizes(o.layers, d, definition), definition) if run is None else run.model
+    _check_data(o.data, d, model)
     print(f"{d.name}: {len(d.X):,} training and {len(d.X_test):,} test samples, {d.X.shape[1]} features")
     print(f"{model}, {model.parameters.count:,} parameters")
-    if resume and model.optimizer_state is not None:
-        chosen: str | Optimizer = model.optimizer_state.optimizer
-    else:
-        steps = epochs * -(-len(d.X) // batch_size)
-        chosen = make_optimizer(optimizer, learning_rate, schedule, weight_decay, steps)
-    callbacks: list[Any] = [EarlyStopping(patience=patience)] if patience is not None else []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DivergenceWarning)  # said below, in one line
+        if run is not None:
+            done = len(run.history.get("loss", []))
+            print(f"resuming after {done} of {o.epochs} epochs")
+            history = run.fit(
+                d.X, d.y, epochs=o.epochs, validation_data=(d.X_test, d.y_test), progress=not quiet
+            )  # fmt: skip
+        else:
+            done, steps = 0, o.epochs * -(-len(d.X) // o.batch_size)
+            about = settings | {"data": _absolute(o.data)}
+            history = model.fit(
+                d.X, d.y, epochs=o.epochs, batch_size=o.batch_size,
+                optimizer=make_optimizer(o.optimizer, o.learning_rate, o.schedule, o.weight_decay, steps),
+                callbacks=[] if o.patience is None else [EarlyStopping(patience=o.patience)],
+                validation_data=(d.X_test, d.y_test), progress=not quiet,
+                checkpoint=None if out is None else Run(out, every=checkpoint_every, overwrite=overwrite, about=about),
+            )  # fmt: skip
+    _print_results(model, history, done, model.evaluate(d.X_test, d.y_test))
     if out is not None:
-        callbacks.append(_Keep(out, history))
-    remaining = epochs - len(history.get("loss", []))
-    if remaining < 1:
-        raise ValueError(
-            f"the training in {str(out)!r} has {epochs - remaining} epochs already; ask for more with --epochs"
-        )
-    new = model.fit(
-        d.X, d.y, epochs=remaining, batch_size=batch_size, optimizer=chosen, validation_data=(d.X_test, d.y_test),
-        callbacks=callbacks, progress=not quiet,
-    )  # fmt: skip
-    history = _joined(history, new)
-    _print_results(model, history, new, model.evaluate(d.X_test, d.y_test))
-    if out is not None and history.get("loss"):
-        _write(out, model, history, d.name)
+        from gpubackprop.inspect.pictures import learning_curve
+
+        learning_curve(history, out / "learning_curve.png", f"{d.name}: {model}")
         print(f"wrote {out / 'model.safetensors'}, history.json and {out / 'learning_curve.png'}")
+    if history.interrupted:
+        if out is not None:
+            print(f"to go on: gpubackprop train --resume {out}")
+        sys.exit(130)
+
+
+def _check(o: SimpleNamespace, out: Path | None) -> None:
+    """Check what can be checked before the data are read, and make paths of data independent of the folder."""
+    from gpubackprop.backends import get_backend
+    from gpubackprop.definitions import check_count
+    from gpubackprop.machine.files import check_folder
+
+    check_count("epochs", o.epochs)
+    check_count("batch_size", o.batch_size)
+    get_backend(o.device)
+    if out is not None:
+        check_folder("--out", out)
+
+
+def _folder(resume: str, out: Path | None) -> Path:
+    """Return the folder of the run to go on with."""
+    if not resume and out is None:
+        raise ValueError("--resume goes on with the run in a folder; name it: --resume FOLDER")
+    if resume and out is not None and Path(resume).resolve() != out.resolve():
+        raise ValueError(f"--resume is {resume!r} and --out is {str(out)!r}; a run goes on in its own folder")
+    return Path(resume) if resume else Path(out or "")
+
+
+def _resumed(ctx: typer.Context, folder: Path, settings: dict[str, Any], *, previous: bool, every: str) -> Resumed:
+    """Return the run in a folder; an option that contradicts its settings is an error, more epochs are taken."""
+    from gpubackprop.resume import resume
+
+    run = resume(folder, previous=previous, checkpoint_every=every)
+    if not run.about:
+        raise ValueError(
+            f"the run in {str(folder)!r} was not begun by 'gpubackprop train'; resume it in Python, with gpubackprop.resume"
+        )
+    given = {name for name in settings if getattr(ctx.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"}
+    if "epochs" not in given:
+        settings["epochs"] = run.settings["epochs"]
+    elif settings["epochs"] > run.settings["epochs"]:
+        end = "" if run.about["schedule"] == "constant" else "; where the schedule ends, its last rate stays"
+        print(f"--epochs is {settings['epochs']} instead of {run.settings['epochs']}{end}")
+    for name, value in (settings | {"data": _absolute(settings["data"])}).items():
+        if name != "epochs" and name in given and value != run.about[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"{option} is {value}; the run in {str(folder)!r} has {run.about[name]}, and keeps it: leave {option} out"
+            )
+    return run
+
+
+def _absolute(data: str) -> str:
+    """Return the path of a file from wherever the run is resumed; ``digits`` is none."""
+    return str(Path(data).resolve()) if Path(data).exists() else data
+
+
+def _model(o: SimpleNamespace, sizes: list[int], loss: Loss) -> MLP:
+    from gpubackprop.mlp import MLP
+
+    per_layer = o.activation.split(",") if "," in o.activation else o.activation
+    return MLP(sizes, per_layer, loss, o.device, o.dtype, o.seed, dropout=o.dropout)
 
 
 def _sizes(layers: str | None, d: DataSet, loss: Loss) -> list[int]:
@@ -127,78 +195,21 @@ def _check_data(data: str, d: DataSet, model: MLP) -> None:
         raise ValueError(f"{data!r}: {error}") from None
 
 
-def _print_results(model: MLP, history: History, new: History, result: dict[str, float]) -> None:
-    if new.interrupted:
-        print(f"interrupted after {len(history.get('loss', []))} epochs; what was learned is kept")
-    seconds = sum(new.get("seconds", []))
+def _print_results(model: MLP, history: History, before: int, result: dict[str, float]) -> None:
+    """Print how a training ended; some epochs were there before it."""
+    from gpubackprop.inspect.pictures import sparkline
+
+    epochs = len(history.get("loss", []))
+    if history.interrupted:
+        print(f"interrupted after {epochs} epochs; what was learned is kept")
+    if history.diverged is not None:
+        print(f"{history.diverged}; the parameters are those before step {history.diverged.kept}", file=sys.stderr)
     print(
-        f"trained {len(new.get('loss', []))} epochs in {seconds:.2f} s on {model.device}, "
-        f"after {new.compile_seconds:.2f} s of compiling"
+        f"trained {epochs - before} epochs in {sum(history.get('seconds', [])[before:]):.2f} s on {model.device}, "
+        f"after {history.compile_seconds:.2f} s of compiling"
     )
     if history.get("val_loss"):
-        from gpubackprop.inspect.pictures import sparkline
-
         print(f"test loss   {sparkline(history['val_loss'])}  {result['loss']:.4f}")
     for name, value in result.items():
         if name != "loss":
             print(f"test {name}: {value:.4f}")
-
-
-class _Keep:
-    """Writes the state of the training into a folder, so that it can be resumed: at most every few seconds, and at the end."""
-
-    EVERY = 5.0
-
-    def __init__(self, out: Path, before: Any) -> None:
-        self.out, self.before, self.next = out, before, 0.0
-
-    def on_epoch_end(self, training: Any) -> None:
-        import time
-
-        if time.monotonic() >= self.next:
-            self._write(training)
-            self.next = time.monotonic() + self.EVERY
-
-    def on_train_end(self, training: Any) -> None:
-        self._write(training)
-
-    def _write(self, training: Any) -> None:
-        from gpubackprop.training.checkpoint import save
-
-        save(training.model, self.out / "checkpoint.safetensors", _joined(self.before, training.history))
-
-
-def _resume(out: Path | None, device: str) -> tuple[MLP, Any]:
-    from gpubackprop.mlp import MLP
-    from gpubackprop.training.checkpoint import load_training
-
-    if out is None:
-        raise ValueError("--resume goes on with the training in a folder; name it with --out")
-    network, history = load_training(out / "checkpoint.safetensors", device)
-    return MLP.of(network), history
-
-
-def _joined(before: Any, after: Any) -> Any:
-    from gpubackprop.training.history import History
-
-    return History({name: [*before.get(name, []), *after.get(name, [])] for name in {**before, **after}})
-
-
-def _check_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out is {str(out)!r}, which is a file; name a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):  # better now than after the training
-            pass
-    except OSError as error:
-        raise ValueError(f"--out is {str(out)!r}, which cannot be written to: {error.strerror}") from None
-
-
-def _write(out: Path, model: MLP, history: dict[str, list[float]], name: str) -> None:
-    from gpubackprop.inspect.pictures import learning_curve
-    from gpubackprop.machine.files import write_whole
-
-    model.save(out / "model.safetensors")
-    write_whole(out / "history.json", json.dumps(history, indent=1).encode())
-    learning_curve(history, out / "learning_curve.png", f"{name}: {model}")

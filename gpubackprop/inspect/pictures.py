@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,12 +21,16 @@ def learning_curve(history: dict[str, list[float]], path: Path, title: str) -> N
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 1 + bool(metrics), squeeze=False)[0]
-    epochs = range(1, len(history["loss"]) + 1)
+    losses = history.get("loss", [])
+    epochs = range(1, len(losses) + 1)
     for name, label in (("loss", "training"), ("val_loss", "test")):
         if name in history:
             axes[0].plot(epochs, history[name], label=label)
-    axes[0].set(xlabel="epoch", ylabel="loss", yscale="log" if min(history["loss"]) > 0 else "linear")
-    axes[0].legend(frameon=False)
+    axes[0].set(xlabel="epoch", ylabel="loss", yscale="log" if min(losses, default=0) > 0 else "linear")
+    if losses:
+        axes[0].legend(frameon=False)
+    else:
+        axes[0].set_title("no epoch was finished", fontsize=9)
     for name in metrics:
         axes[1].plot(epochs, history[name], color="C2")
         best = max(history[name])
@@ -40,7 +45,8 @@ def learning_curve(history: dict[str, list[float]], path: Path, title: str) -> N
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """Return the values as a line of blocks, at most ``width`` characters."""
+    """Return the values that are finite as a line of blocks, at most ``width`` characters."""
+    values = [v for v in values if math.isfinite(v)] or [0.0]
     if len(values) > width:
         values = [values[i * len(values) // width] for i in range(width - 1)] + [values[-1]]
     low, high = min(values), max(values)

@@ -1,22 +1,27 @@
 """Callbacks: what happens between the epochs of ``fit``.
 
-A callback is any object with one or more of the methods of :class:`Callback`; it is given the training as it stands.
+A callback is any object with one or more of the methods of :class:`Callback`; it is given the training as it stands. One that
+remembers something from epoch to epoch has ``state_dict`` and ``load_state_dict`` too, so that a training can be resumed with it.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpubackprop.definitions import Array, check_count, check_flag, check_number
+from gpubackprop.definitions import Array, check_count, check_flag, check_number, plain
 
 if TYPE_CHECKING:
     from gpubackprop.training.history import Training
 
 
 METHODS = ("on_train_begin", "on_epoch_end", "on_train_end")
+State = dict[str, Any]
+"""What a callback remembers, by name: arrays, and numbers, strings, lists or None, as JSON has them."""
 
 
 class Callback:
@@ -35,6 +40,13 @@ class Callback:
     def on_train_end(self, training: Training) -> None:
         """Run after the last epoch, also after Ctrl-C."""
 
+    def state_dict(self) -> State:
+        """Return what the next epoch depends on: it becomes part of a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take over what :meth:`state_dict` returned; called after :meth:`on_train_begin` of a training that is resumed."""
+
 
 class _Monitor(Callback):
     """Watches one column of the history; accuracy and r2 are better when larger, everything else when smaller."""
@@ -48,8 +60,14 @@ class _Monitor(Callback):
         self.best = float("inf")
         self.since = 0
 
+    def state_dict(self) -> State:
+        return {"best": self.best, "since": self.since}
+
+    def load_state_dict(self, state: State) -> None:
+        self.best, self.since = float(state["best"]), int(state["since"])
+
     def improved(self, training: Training) -> bool:
-        """Return whether the watched value is better than ever, by more than ``min_delta``; NaN is never better."""
+        """Return whether the watched value has improved by more than ``min_delta``; NaN never has."""
         name = self.monitor
         if not training.history.get(name):
             have = ", ".join(k for k, v in training.history.items() if v)
@@ -86,6 +104,13 @@ class EarlyStopping(_Monitor):
         self.restore_best = check_flag("restore_best", restore_best)
         self._parameters: Array | None = None
 
+    def state_dict(self) -> State:
+        return {**super().state_dict(), "parameters": self._parameters}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self._parameters = state["parameters"]
+
     def on_train_begin(self, training: Training) -> None:
         super().on_train_begin(training)
         self._parameters = None  # those of a training that was broken off are of no use
@@ -97,7 +122,7 @@ class EarlyStopping(_Monitor):
 
     def on_train_end(self, training: Training) -> None:
         if self._parameters is not None:
-            training.model.parameters.flat[...] = self._parameters
+            training.model.parameters.flat[...] = training.model.backend.asarray(self._parameters)
             self._parameters = None
 
 
@@ -193,3 +218,83 @@ def call(callbacks: list[Any], method: str, training: Training) -> None:
                 getattr(callback, method)(training)
             except StopIteration as error:  # which would end a minimization by SciPy as if it were wanted
                 raise RuntimeError(f"{method} of {type(callback).__name__} raised StopIteration") from error
+
+
+OWN: dict[str, type[_Monitor]] = {kind.__name__: kind for kind in (EarlyStopping, ReduceOnPlateau)}
+"""Those that a description is enough for; :func:`matching` makes them anew."""
+
+
+def described(
+    callbacks: Sequence[Any], to_numpy: Callable[[Array], Array]
+) -> tuple[list[dict[str, Any]], dict[str, Array]]:
+    """Return a description of each callback with what it remembers, in words of JSON, and the arrays among that, by names.
+
+    Raises
+    ------
+    ValueError
+        One remembers what is neither an array nor a word of JSON.
+    """
+    words: list[dict[str, Any]] = []
+    arrays: dict[str, Array] = {}
+    for i, callback in enumerate(callbacks):
+        state = dict(callback.state_dict()) if hasattr(callback, "state_dict") else {}
+        held = {name: value for name, value in state.items() if getattr(value, "ndim", 0)}
+        arrays |= {f"callbacks.{i}.{name}": to_numpy(value) for name, value in held.items()}
+        rest = {name: plain(value) for name, value in state.items() if name not in held}
+        for name, value in rest.items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"state_dict of callback {type(callback).__name__} has {name!r}, a {type(value).__name__}; a checkpoint holds "
+                    "arrays, numbers, strings, lists, dictionaries and None"
+                ) from None
+        words.append(
+            {"name": type(callback).__name__, "settings": _settings(callback), "state": rest, "arrays": sorted(held)}
+        )
+    return words, arrays
+
+
+def _settings(callback: Any) -> dict[str, Any] | None:
+    """Return what makes a callback like this one, None for one that is not of this module."""
+    if type(callback) is not OWN.get(type(callback).__name__):
+        return None
+    return {name: plain(getattr(callback, name)) for name in inspect.signature(type(callback)).parameters}
+
+
+def restored(callbacks: Sequence[Any], words: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> None:
+    """Give each callback what it remembered when it was :func:`described`."""
+    for i, (callback, said) in enumerate(zip(callbacks, words, strict=True)):
+        state = {**said["state"], **{name: arrays[f"callbacks.{i}.{name}"] for name in said["arrays"]}}
+        if state and not hasattr(callback, "load_state_dict"):
+            raise ValueError(
+                f"callback {said['name']} has a state in the checkpoint, and no load_state_dict to take it"
+            )
+        if hasattr(callback, "load_state_dict"):
+            callback.load_state_dict(state)
+
+
+def matching(given: Any, words: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Return the callbacks of a training that goes on: those given, which must be like the described ones, or such ones anew.
+
+    Raises
+    ------
+    ValueError
+        They are others; or none are given, and one is not of this module.
+    """
+    names = [said["name"] for said in words]
+    if given is None:
+        unknown = [said["name"] for said in words if said["settings"] is None]
+        if unknown:
+            raise ValueError(
+                f"the run has callbacks of yours, {', '.join(unknown)}: give callbacks=[...] as in its first fit"
+            )
+        return [OWN[said["name"]](**said["settings"]) for said in words]
+    callbacks = as_callbacks(given)
+    if [type(callback).__name__ for callback in callbacks] != names:
+        have = ", ".join(type(callback).__name__ for callback in callbacks) or "none"
+        raise ValueError(f"callbacks are {have}; the run has {', '.join(names) or 'none'}, in this order")
+    for callback, said in zip(callbacks, words, strict=True):
+        if _settings(callback) != said["settings"]:
+            raise ValueError(f"{said['name']} has {_settings(callback)}; in the run it has {said['settings']}")
+    return callbacks

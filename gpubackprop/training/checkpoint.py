@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
 from gpubackprop.step.layout import flat_size
 from gpubackprop.training.history import History
-from gpubackprop.training.model_file import FORMAT, STATE, digest, read_model
+from gpubackprop.training.model_file import FORMAT, STATE, TRAINING, ModelFile, digest, read_model
 
 STATE_ARRAYS = ("states", "counters", "rate", "scalars")
 
 
-def save(model: Network, path: str | Path, history: dict[str, list[float]] | None = None) -> None:
+def save(model: Network, path: str | Path, history: Mapping[str, list[float]] | None = None) -> None:
     """Write a network, and with a history also the state of its training: all of the file or nothing.
 
     Raises
@@ -29,18 +30,44 @@ def save(model: Network, path: str | Path, history: dict[str, list[float]] | Non
     OSError
         The folder cannot be written.
     """
-    from safetensors.numpy import save as to_bytes
+    write_whole(Path(path), to_bytes(model, history))
+
+
+def to_bytes(
+    model: Network,
+    history: Mapping[str, list[float]] | None = None,
+    training: Mapping[str, Any] | None = None,
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> bytes:
+    """Return the content of a file: the same network, history and training have the same bytes.
+
+    ``training`` and ``arrays`` are those of a run, in words that JSON has and in arrays.
+    """
+    from safetensors.numpy import save as serialized
 
     metadata = {"format": FORMAT, "mlp": json.dumps(model.architecture.to_json())}
     tensors = model.state_dict()
     state = model.optimizer_state
     if history is not None and state is not None:
-        metadata["optimizer"] = json.dumps(_describe_dataclass(state.optimizer))
+        metadata["optimizer"] = json.dumps(describe(state.optimizer))
         metadata["history"] = json.dumps(history)
         for name in STATE_ARRAYS:
             tensors[STATE + name] = np.ascontiguousarray(model.backend.to_numpy(getattr(state, name)))
+    if training is not None:
+        own = {name: np.ascontiguousarray(a) for name, a in (arrays or {}).items()}
+        metadata["training"] = json.dumps({**training, "tensors": _headers(own)}, sort_keys=True)
+        tensors |= {TRAINING + name: a for name, a in own.items()}
     metadata["sha256"] = digest(tensors, metadata)
-    write_whole(Path(path), _in_order(to_bytes(tensors, metadata=metadata)))
+    return _in_order(serialized(tensors, metadata=metadata))
+
+
+def _headers(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return shape and dtype of each tensor as a safetensors file says them."""
+    from safetensors.numpy import save as serialized
+
+    content = serialized({name: a[:0] if a.ndim else a for name, a in tensors.items()})
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return {name: [list(a.shape), header[name]["dtype"]] for name, a in tensors.items()}
 
 
 def _in_order(content: bytes) -> bytes:
@@ -65,6 +92,11 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[Network, Histo
         found before a network is made: see :mod:`gpubackprop.training.model_file`.
     """
     found = read_model(Path(path))
+    return network_of(found, path, device), History(found.history)
+
+
+def network_of(found: ModelFile, path: str | Path, device: str) -> Network:
+    """Return the network of a file that was read, on a device, with the state of its optimizer where it has one."""
     a = found.architecture
     try:
         model = Network(a, device, np.zeros(flat_size(a.layer_sizes), a.real))  # not drawn: they are replaced at once
@@ -76,11 +108,12 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[Network, Histo
         with active(model.backend):
             for name, array in found.state.items():
                 getattr(state, name)[...] = model.backend.asarray(array)
-    return model, History(found.history)
+    return model
 
 
-def _describe_dataclass(item: Optimizer | Schedule) -> dict[str, Any]:
+def describe(item: Optimizer | Schedule) -> dict[str, Any]:
+    """Return the name and the values of an optimizer or a schedule."""
     values = {f.name: getattr(item, f.name) for f in fields(item)}
-    values = {k: _describe_dataclass(v) if isinstance(v, Schedule) else v for k, v in values.items()}
+    values = {k: describe(v) if isinstance(v, Schedule) else v for k, v in values.items()}
     registry: Any = OPTIMIZERS if isinstance(item, Optimizer) else SCHEDULES
     return {"name": next(name for name, kind in registry.items() if kind is type(item)), "values": values}

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.definitions import check_count, check_flag
+from gpubackprop.definitions import check_count, check_flag, shown
 from gpubackprop.intake import Samples
 from gpubackprop.network import Data, Network, optimizer_of
 from gpubackprop.optimizers import LBFGS, Adam, Optimizer
 from gpubackprop.training.callbacks import as_callbacks
+from gpubackprop.training.divergence import POLICIES
 from gpubackprop.training.history import History, Training
 from gpubackprop.training.lbfgs import minimize_loss
 from gpubackprop.training.loop import Method, descend, train
+from gpubackprop.training.run import Run
 from gpubackprop.training.sources import Resident, Streamed
 
 if TYPE_CHECKING:
@@ -39,6 +44,10 @@ def fit(
     shuffle: bool = True,
     micro_batch_size: int | str | None = None,
     stream_data: bool | None = None,
+    on_divergence: str = "stop",
+    checkpoint: str | Path | Run | None = None,
+    checkpoint_every: str | int = "30s",
+    overwrite: bool = False,
 ) -> History:
     """Train a network by mini-batches.
 
@@ -74,11 +83,23 @@ def fit(
         Keep the data set on the host and copy mini-batches to the GPU while it computes, in two buffers: the same bits as
         with the data on the GPU. By default the data stays on the host if it takes more than half of the GPU's
         free memory. On the CPU the data is used where it is.
+    on_divergence : {"stop", "raise", "skip"}
+        What to do when the loss or a parameter becomes NaN or infinite. The step is named, with epoch, layer and learning rate, and
+        taken back. "stop": a :class:`DivergenceWarning`, and the training ends with the parameters before the step; "raise": a
+        :class:`DivergenceError`; "skip": go on without that mini-batch, at most 100 times in a row.
+    checkpoint : str or Path, optional
+        A folder for this training: it can then be interrupted anywhere, by Ctrl-C, SIGTERM, kill -9 or a power cut, and resumed by
+        :func:`gpubackprop.resume` with the bits of one that was not; see :mod:`gpubackprop.training.run`.
+    checkpoint_every : str or int
+        ``"30s"``, ``"5min"``, ``"2h"``, ``"2 epochs"``, ``"500 steps"`` or 500 (steps). One is always written at the beginning, at
+        the end and when Ctrl-C or SIGTERM ends the training.
+    overwrite : bool
+        Replace the run that ``checkpoint`` holds.
 
     Returns
     -------
     History
-        After Ctrl-C it holds the finished epochs, the network keeps what it has learned, and ``interrupted`` is True.
+        It holds the finished epochs; ``stopped`` says why the training ended. After Ctrl-C the network keeps what it has learned.
 
     Raises
     ------
@@ -88,45 +109,82 @@ def fit(
         For an option that there is not.
     DeviceMemoryError
         The device has too little memory; the message says for what, and the largest batch that fits. Nothing has changed.
+    RunError
+        The folder holds another run, or another process writes to it.
+    DivergenceError
+        With ``on_divergence="raise"``.
     """
-    epochs = check_count("epochs", epochs)
-    progress, shuffle = check_flag("progress", progress), check_flag("shuffle", shuffle)
-    stream_data = None if stream_data is None else check_flag("stream_data", stream_data)
-    callbacks, network, backend, a = as_callbacks(callbacks), model.network, model.backend, model.architecture
     optimizer = optimizer_of(Adam() if optimizer is None else optimizer)
     batch_size, micro_batch_size = _batch_sizes(batch_size, micro_batch_size, optimizer)
-    given = Samples.given(X, y, sample_weight)
-    sets = [given, *_validation(validation_data)]
-    homes = [s.home(backend, a, stream_data if s is given else None) for s in sets]
-    streamed = homes[0] is not backend
-    if isinstance(optimizer, LBFGS):
-        _check_whole(network, in_parts=micro_batch_size is not None or streamed)
+    if on_divergence not in POLICIES:
+        raise ValueError(f"on_divergence is {shown(on_divergence)}; choose from {', '.join(POLICIES)}")
+    plan = Plan(
+        check_count("epochs", epochs), batch_size, micro_batch_size, optimizer, shuffle=check_flag("shuffle", shuffle),
+        stream_data=None if stream_data is None else check_flag("stream_data", stream_data), on_divergence=on_divergence,
+        progress=check_flag("progress", progress),
+    )  # fmt: skip
+    overwrite = check_flag("overwrite", overwrite)
+    run = checkpoint if isinstance(checkpoint, Run | None) else Run(
+        checkpoint, every=checkpoint_every, overwrite=overwrite
+    )  # fmt: skip
+    called = run.callbacks_of(callbacks) if run is not None and run.is_resumed else as_callbacks(callbacks)
+    sets = [Samples.given(X, y, sample_weight), *_validation(validation_data)]
+    with nullcontext() if run is None else run.locked():
+        return _fit(model, sets, plan, called, run)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fit was asked for, checked."""
+
+    epochs: int
+    batch_size: int
+    micro_batch_size: int | str | None
+    optimizer: Optimizer
+    shuffle: bool
+    stream_data: bool | None
+    on_divergence: str
+    progress: bool
+
+
+def _fit(model: MLP, sets: list[Samples], plan: Plan, callbacks: list[Any], run: Run | None) -> History:
+    """Train on the first of the sets; the second, if there is one, is evaluated after each epoch."""
+    network, backend, a = model.network, model.backend, model.architecture
+    homes = [s.home(backend, a, plan.stream_data if s is sets[0] else None) for s in sets]
+    streamed, micro_batch_size = homes[0] is not backend, plan.micro_batch_size
+    if isinstance(plan.optimizer, LBFGS):
+        _check_whole(network, plan, streamed=streamed)
     else:
         on_device = [s for s, home in zip(sets, homes, strict=True) if home is backend]
-        micro_batch_size = _micro_batch(
-            network, given, batch_size, optimizer, micro_batch_size, on_device, streamed=streamed
-        )
+        micro_batch_size = _micro_batch(network, sets[0], plan, on_device, streamed=streamed)
     samples, *validation = (s.on(home, a) for s, home in zip(sets, homes, strict=True))
-    model.target_shape = tuple(int(size) for size in given.y.shape[1:])
-    optimizer = model.state_of(optimizer).optimizer
-    order = homes[0].asarray(np.arange(len(samples), dtype=np.int64))
-    data = Data(samples.X, samples.y, samples.weight, order)
+    training = Training(model, History(), plan.epochs)
+    if run is not None:
+        digests = [s.digest(home) for s, home in zip((samples, *validation), homes, strict=True)]
+        run.begin_fit(training, _settings(plan, micro_batch_size, digests, model.device))
+    model.target_shape = tuple(int(size) for size in sets[0].y.shape[1:])
+    optimizer = model.state_of(plan.optimizer).optimizer
     method: Method
     if isinstance(optimizer, LBFGS):
-        method = partial(minimize_loss, samples=samples, optimizer=optimizer)
+        method = partial(minimize_loss, samples=samples, optimizer=optimizer, policy=plan.on_divergence, run=run)
     else:
-        open_source = partial(
-            Streamed if streamed else Resident, network, data, batch_size, optimizer, micro_batch_size
+        data = Data(samples.X, samples.y, samples.weight, homes[0].asarray(np.arange(len(samples), dtype=np.int64)))
+        kind: type[Streamed] | type[Resident] = Streamed if streamed else Resident
+        source = partial(kind, network, data, plan.batch_size, optimizer, micro_batch_size)
+        method = partial(
+            descend, data=data, open_source=source, shuffle=plan.shuffle, policy=plan.on_divergence, run=run
         )
-        method = partial(descend, data=data, open_source=open_source, shuffle=shuffle)
-    return train(
-        Training(model, History(), epochs),
-        method,
-        len(samples),
-        next(iter(validation), None),
-        callbacks,
-        progress=progress,
-    )
+    seen = validation[0] if validation else None
+    return train(training, method, len(samples), seen, callbacks, progress=plan.progress, run=run)
+
+
+def _settings(plan: Plan, micro_batch_size: int | str | None, digests: Sequence[str], device: str) -> dict[str, Any]:
+    """Return what a run that is resumed must have again."""
+    return {
+        "epochs": plan.epochs, "batch_size": plan.batch_size, "micro_batch_size": micro_batch_size, "shuffle": plan.shuffle,
+        "on_divergence": plan.on_divergence, "data": digests[0], "validation": digests[1] if digests[1:] else None,
+        "device": device,
+    }  # fmt: skip
 
 
 def _batch_sizes(
@@ -152,24 +210,17 @@ def _validation(given: Any) -> list[Samples]:
     return [Samples.given(X, y, weight, name="validation_data: ")]
 
 
-def _check_whole(network: Network, *, in_parts: bool) -> None:
+def _check_whole(network: Network, plan: Plan, *, streamed: bool) -> None:
     """Raise ValueError unless the loss of the whole data set is one fixed function, which L-BFGS needs."""
-    if in_parts:
+    if plan.micro_batch_size is not None or streamed:
         raise ValueError("LBFGS takes the whole data set at once; leave out micro_batch_size and stream_data")
     if network.dropout:
         raise ValueError(f"LBFGS minimizes one fixed function; dropout is {network.dropout}: set it to 0")
+    if plan.on_divergence == "skip":
+        raise ValueError("on_divergence is 'skip'; LBFGS has no mini-batch to skip: choose stop or raise")
 
 
-def _micro_batch(
-    network: Network,
-    given: Samples,
-    batch_size: int,
-    optimizer: Optimizer,
-    micro_batch_size: int | str | None,
-    on_device: Sequence[Samples],
-    *,
-    streamed: bool,
-) -> int:
+def _micro_batch(network: Network, given: Samples, plan: Plan, on_device: Sequence[Samples], *, streamed: bool) -> int:
     """Return how many samples go through the passes at a time, or raise DeviceMemoryError, before anything is copied."""
     backend, a = network.backend, network.architecture
     data = {s.name.removesuffix(": ") or "data": s.nbytes(backend, a) for s in on_device}
@@ -179,8 +230,8 @@ def _micro_batch(
 
     def parts(n: int, m: int) -> dict[str, int]:
         return data | network.step_parts(
-            n, m, indices=indices, weighted=weighted, optimizer=optimizer, buffers=buffers
+            n, m, indices=indices, weighted=weighted, optimizer=plan.optimizer, buffers=buffers
         )  # fmt: skip
 
-    n = min(batch_size, max(len(given), 1))
-    return network.fit_into_memory(f"fit with batch_size={n}", n, micro_batch_size, parts)
+    n = min(plan.batch_size, max(len(given), 1))
+    return network.fit_into_memory(f"fit with batch_size={n}", n, plan.micro_batch_size, parts)

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gpubackprop.backends.current import active
 from gpubackprop.definitions import check_number
+from gpubackprop.training.snapshot import Position
 
 if TYPE_CHECKING:
     from gpubackprop.mlp import MLP
+    from gpubackprop.training.divergence import Divergence
 
 
 class History(dict[str, list[float]]):
     """One list per column, one entry per epoch: loss, val_loss, val_accuracy or val_r2, learning_rate, seconds."""
 
-    interrupted: bool = False
-    """True if Ctrl-C ended the training."""
+    stopped: str = ""
+    """Why the training ended: "epochs" (all were done), "callback", "interrupted" or "diverged"; "" while it goes on."""
     compile_seconds: float = 0.0
     """Seconds spent on compiling kernels, or on loading them from disk, before the first epoch."""
+    diverged: Divergence | None = None
+    """The step that ended the training since its loss or its update was not finite."""
+
+    def __init__(self, *columns: dict[str, list[float]]) -> None:
+        super().__init__(*columns)
+        self.skipped: list[Divergence] = []
+        """With ``on_divergence="skip"``: the steps that were taken back."""
+        self.determined_by: dict[str, str] = {}
+        """What decides the bits of the result: with the same, the same bits. The number of threads is not among it."""
+
+    @property
+    def interrupted(self) -> bool:
+        """True if Ctrl-C ended the training."""
+        return self.stopped == "interrupted"
 
     def add(self, **row: float) -> None:
         """Append one epoch."""
@@ -36,6 +52,8 @@ class Training:
     epochs: int
     epoch: int = 0
     stop: bool = False
+    position: Position = field(default=Position())
+    """Where it stands; of this, ``epoch`` counts the one that runs."""
 
     @property
     def learning_rate(self) -> float:

@@ -8,43 +8,76 @@ import numpy as np
 
 from gpubackprop.intake import Samples
 from gpubackprop.optimizers import LBFGS
+from gpubackprop.training.divergence import Divergence, DivergenceError, Stop
 from gpubackprop.training.history import Training
 from gpubackprop.training.loop import EndEpoch
 from gpubackprop.training.progress import Progress
+from gpubackprop.training.run import Run
 
 
 def minimize_loss(
-    training: Training, report: Progress, end_epoch: EndEpoch, *, samples: Samples, optimizer: LBFGS
+    training: Training,
+    report: Progress,
+    end_epoch: EndEpoch,
+    *,
+    samples: Samples,
+    optimizer: LBFGS,
+    policy: str,
+    run: Run | None,
 ) -> None:
-    """Minimize the loss of the whole data set; an epoch is an iteration of SciPy's L-BFGS-B."""
+    """Minimize the loss of the whole data set; an epoch is an iteration of SciPy's L-BFGS-B.
+
+    What SciPy remembers cannot be saved, so a run that is resumed takes the iterations that are done again, from the same start,
+    and checks that it comes to the same parameters.
+    """
     from scipy.optimize import minimize
 
     network, backend = training.model.network, training.model.backend
     step = network.step(len(samples), class_indices=samples.y.ndim == 1, weighted=samples.weight is not None)
     samples.feed(step.names.array)
-    run, value, theta = step.compile(), step.names.array("loss"), network.parameters.flat
+    compiled, value, theta = step.compile(), step.names.array("loss"), network.parameters.flat
+    done, reached, start = training.position.epoch, theta.copy(), theta.copy()
+    if run is not None:
+        run.begin(training, {"start": start})
+    theta[...] = start
+    iterations = 0
 
     def loss_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
         theta[...] = backend.asarray(x.astype(network.real))
-        run()
+        compiled()
         report.batches_done(1, 0, value)
-        return float(value[0]), backend.to_numpy(network.gradients.flat).astype(np.float64)
+        loss = float(value[0])
+        if not np.isfinite(loss) and not iterations and np.array_equal(x, first):
+            raise _diverged(policy, 0, f"the loss is {loss:g} at the start")
+        return loss, backend.to_numpy(network.gradients.flat).astype(np.float64)
 
-    last = start = backend.to_numpy(theta).astype(np.float64)
+    last = first = backend.to_numpy(theta).astype(np.float64)
 
     def end_iteration(intermediate_result: Any) -> None:
-        nonlocal last
+        nonlocal last, iterations
         last = intermediate_result.x.copy()
         theta[...] = backend.asarray(last.astype(network.real))
-        go_on = end_epoch(float(intermediate_result.fun))
-        training.epoch += 1
-        report.epoch_begins()
-        if not go_on:
+        iterations += 1
+        if iterations == done and not bool((theta == reached).all()):
+            raise RuntimeError(
+                f"the first {done} iterations of this run give other parameters here than in its checkpoint; resume it on the "
+                "machine, with the versions and on the device of its beginning"
+            )
+        if iterations <= done:
+            return
+        training.epoch = iterations - 1
+        if not end_epoch(float(intermediate_result.fun)):
             raise StopIteration
+        report.epoch_begins()
 
     options = {"maxiter": training.epochs, "maxcor": optimizer.history_size, "ftol": 1e-12, "gtol": optimizer.tolerance}
     report.epoch_begins()
     try:
-        minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", callback=end_iteration, options=options)
+        minimize(loss_and_gradient, first, jac=True, method="L-BFGS-B", callback=end_iteration, options=options)
     finally:  # the line search may have been interrupted anywhere
         theta[...] = backend.asarray(last.astype(network.real))
+
+
+def _diverged(policy: str, iteration: int, what: str) -> Exception:
+    found = Divergence(step=1, epoch=iteration + 1, batch=1, learning_rate=1.0, what=what, kept=1)
+    return DivergenceError(found) if policy == "raise" else Stop(found)

@@ -1,8 +1,10 @@
-"""The loop over epochs: steps in the order of the epoch, progress, validation, callbacks, and the end by stop or Ctrl-C."""
+"""The loop over epochs: steps in the order of the epoch, progress, validation, callbacks, checkpoints, and how it ends."""
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -12,15 +14,18 @@ from gpubackprop.intake import Samples
 from gpubackprop.network import Data
 from gpubackprop.step.state import CURSOR, RATE, STEPS
 from gpubackprop.training.callbacks import call
+from gpubackprop.training.divergence import DivergenceWarning, Guard, Stop
 from gpubackprop.training.evaluation import evaluate
 from gpubackprop.training.history import History, Training
 from gpubackprop.training.progress import Progress, show_progress
+from gpubackprop.training.run import Run
+from gpubackprop.training.snapshot import Position
 from gpubackprop.training.sources import Source
 
 EndEpoch: TypeAlias = Callable[[float], bool]
 """Takes the loss of the epoch that ends and returns whether to go on."""
 Method: TypeAlias = Callable[[Training, Progress, EndEpoch], None]
-"""Trains for up to ``training.epochs`` epochs."""
+"""Trains until ``training.epochs`` epochs are done."""
 
 
 def train(
@@ -31,8 +36,9 @@ def train(
     callbacks: list[Any],
     *,
     progress: bool,
+    run: Run | None = None,
 ) -> History:
-    """Train by a method, and write the history; Ctrl-C ends it with what was learned."""
+    """Train by a method, and write the history; Ctrl-C and a divergence end it with what was learned."""
     model, history = training.model, training.history
 
     def end_epoch(loss: float) -> bool:
@@ -50,16 +56,44 @@ def train(
         )
         call(callbacks, "on_epoch_end", training)
         report.epoch_done(history)
+        training.position = Position(training.epoch + 1)
+        if run is not None and run.due(epochs=training.epoch + 1) and not training.stop:
+            run.write(training)
         return not training.stop
 
-    with show_progress(progress, training.epochs, samples) as report:
+    with show_progress(progress, training.epochs, samples, training.position.epoch) as report:
         call(callbacks, "on_train_begin", training)
+        if run is not None:
+            run.begin_callbacks(callbacks)
         try:
-            method(training, report, end_epoch)
+            if run is None or not run.ends_only:
+                history.stopped = ""
+                method(training, report, end_epoch)
+                history.stopped = "callback" if training.stop else "epochs"
         except KeyboardInterrupt:
-            history.interrupted = True
+            history.stopped = "interrupted"
+        except Stop as stop:
+            history.stopped, history.diverged = "diverged", stop.divergence
+        whole = run is not None and (history.stopped != "interrupted" or run.interrupted)
+        if run is not None and whole and not run.ends_only:
+            run.write(
+                training
+            )  # before the callbacks' end, which may go back to the best parameters: there may be more epochs
         call(callbacks, "on_train_end", training)
+    if run is not None and whole:
+        run.finish(training)
+    _warn(history)
     return history
+
+
+def _warn(history: History) -> None:
+    advice = "a smaller learning rate, clip_norm or data of unit scale help"
+    if history.diverged is not None:
+        text = f"{history.diverged}; the parameters are those before step {history.diverged.kept}: {advice}"
+        warnings.warn(text, DivergenceWarning, stacklevel=5)
+    elif history.skipped:
+        text = f"{len(history.skipped)} mini-batches were skipped: {advice}; the first: {history.skipped[0]}"
+        warnings.warn(text, DivergenceWarning, stacklevel=5)
 
 
 def descend(
@@ -70,31 +104,52 @@ def descend(
     data: Data,
     open_source: Callable[[], Source],
     shuffle: bool,
+    policy: str,
+    run: Run | None,
 ) -> None:
     """Train by mini-batches; the loss of an epoch is the (weighted) mean over its samples, as they were met."""
-    model, N = training.model, len(data.X)
-    state, terms = model.optimizer_state, _terms(training, data)
+    state, terms = training.model.optimizer_state, _terms(training, data)
     assert state is not None
     started = time.perf_counter()
     source = open_source()
     training.history.compile_seconds = time.perf_counter() - started
+    guard = Guard(training, source, data, policy)
+    if run is not None:
+        run.begin(training, {"value": source.value})
     try:
-        for epoch in range(training.epochs):
-            training.epoch = epoch
+        while training.position.epoch < training.epochs:
+            training.epoch = training.position.epoch
             report.epoch_begins()
-            source.begin(epoch_order(model.seed, int(state.counters[STEPS]), N) if shuffle else None)
-            state.counters[CURSOR] = 0
-            source.value[...] = 0
-            for n, left in source.batches:
-                while left:
-                    chunk = min(left, report.steps_at_once)
-                    source.run(n, chunk)
-                    left -= chunk
-                    report.batches_done(chunk, n, source.value)
-            if not end_epoch(float(source.value[1]) / terms):
+            _begin_epoch(training, source, shuffle=shuffle)
+            guard.mark(moved=False)
+            while training.position.row < source.rows:
+                n, steps = source.ahead(training.position.row)
+                steps = int(min(steps, report.steps_at_once, math.inf if run is None else run.steps_left()))
+                source.run(n, steps)
+                training.position = training.position._replace(row=training.position.row + n * steps)
+                report.batches_done(steps, n, source.value)
+                due = run is not None and run.due(steps=steps)
+                guard.look(closely=due)
+                if run is not None and due:
+                    run.write(training)
+            guard.look(closely=True)
+            counted = terms - training.position.skipped
+            if not end_epoch(float(source.value[1]) / counted if counted > 0 else math.nan):
                 return
     finally:
         source.close()
+
+
+def _begin_epoch(training: Training, source: Source, *, shuffle: bool) -> None:
+    """Begin an epoch, or go on where it was left, in the same order of the rows."""
+    state, position = training.model.optimizer_state, training.position
+    assert state is not None
+    if not position.row:
+        training.position = position = Position(position.epoch, int(state.counters[STEPS]))
+        state.counters[CURSOR] = 0
+        source.value[...] = 0
+    source.begin(epoch_order(training.model.seed, position.steps, source.rows) if shuffle else None)
+    source.seek(position.row)
 
 
 def _terms(training: Training, data: Data) -> float:

@@ -25,7 +25,8 @@ from gpubackprop.step import layout
 
 FORMAT = "gpubackprop-mlp-1"
 STATE = "optimizer."  # begins the names of the arrays of an optimizer's state
-METADATA = ("format", "mlp", "sha256", "optimizer", "history")
+METADATA = ("format", "mlp", "sha256", "optimizer", "history", "training")
+TRAINING = "training."  # begins the names of the arrays of a run: sums of losses, what callbacks remember
 DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64"}  # NumPy's name and that of safetensors
 
 
@@ -37,6 +38,10 @@ class ModelFile(NamedTuple):
     optimizer: Optimizer | None
     state: dict[str, np.ndarray]
     history: dict[str, list[float]]
+    training: dict[str, Any] | None
+    """Of a run; see :mod:`gpubackprop.training.run`."""
+    arrays: dict[str, np.ndarray]
+    """Of a run, too."""
 
 
 def digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
@@ -71,14 +76,15 @@ def read_model(path: Path) -> ModelFile:
             metadata = file.metadata() or {}
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is not a dict)
             found = {name: (tuple(a.get_shape()), str(a.get_dtype())) for name, a in slices.items()}
-            architecture, optimizer, history = _described(metadata)
-            _check_tensors(found, _expected(architecture, optimizer))
+            architecture, optimizer, history, training = _described(metadata)
+            _check_tensors(found, _expected(architecture, optimizer) | _expected_of_run(training))
             tensors = {name: file.get_tensor(name) for name in found}
         if "sha256" in metadata and metadata["sha256"] != digest(tensors, metadata):
             raise ValueError(
                 "its digest is not that of its content: the file was damaged or changed; take a copy of it"
             )
         state = {name.removeprefix(STATE): tensors.pop(name) for name in found if name.startswith(STATE)}
+        arrays = {name.removeprefix(TRAINING): tensors.pop(name) for name in found if name.startswith(TRAINING)}
         _check_state(state)
     except (SafetensorError, EOFError) as error:
         raise ValueError(f"{str(path)!r} is not a whole safetensors file: {_one_line(error)}") from None
@@ -87,10 +93,12 @@ def read_model(path: Path) -> ModelFile:
         raise ValueError(f"{str(path)!r} has a damaged description: {reason}") from None
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from None
-    return ModelFile(architecture, tensors, optimizer, state, history)
+    return ModelFile(architecture, tensors, optimizer, state, history, training, arrays)
 
 
-def _described(metadata: Mapping[str, str]) -> tuple[Architecture, Optimizer | None, dict[str, list[float]]]:
+def _described(
+    metadata: Mapping[str, str],
+) -> tuple[Architecture, Optimizer | None, dict[str, list[float]], dict[str, Any] | None]:
     if metadata.get("format") != FORMAT:
         raise ValueError(f"it holds format {shown(metadata.get('format'))}; this version reads {FORMAT!r}")
     for name in metadata:
@@ -104,7 +112,10 @@ def _described(metadata: Mapping[str, str]) -> tuple[Architecture, Optimizer | N
     columns = history.values() if isinstance(history, dict) else ["none"]
     if not all(isinstance(column, list) and all(type(x) in (int, float) for x in column) for column in columns):
         raise ValueError(f"its history is {shown(history)}; it must be a dictionary of lists of numbers")
-    return architecture, optimizer, history
+    training = json.loads(metadata["training"]) if "training" in metadata else None
+    if training is not None and not isinstance(training, dict):
+        raise ValueError(f"its training is {shown(training)}; it must be a dictionary")
+    return architecture, optimizer, history, training
 
 
 def _optimizer(description: Any) -> Optimizer:
@@ -127,6 +138,12 @@ def _expected(architecture: Architecture, optimizer: Optimizer | None) -> dict[s
         for buffer in (*layout.state(architecture, optimizer), fixed.counters, fixed.scalars):
             found[STATE + buffer.name] = buffer.shape, DTYPES[buffer.dtype.name]
     return found
+
+
+def _expected_of_run(training: Mapping[str, Any] | None) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and dtype of the arrays that a run says to have; none is larger than the file, which has no gaps."""
+    named = {} if training is None else training["tensors"]
+    return {TRAINING + name: (tuple(shape), dtype) for name, (shape, dtype) in named.items()}
 
 
 def _check_tensors(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

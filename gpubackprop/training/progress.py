@@ -47,9 +47,9 @@ class Progress:
 class LineProgress(Progress):
     """About ten lines, for an output that is not a terminal."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, done: int) -> None:
         super().__init__()
-        self.epoch, self.epochs = 0, epochs
+        self.epoch, self.epochs = done, epochs
 
     def epoch_done(self, history: dict[str, list[float]]) -> None:
         self.epoch += 1
@@ -60,11 +60,12 @@ class LineProgress(Progress):
 class TerminalProgress(Progress):
     """A bar over all epochs."""
 
-    def __init__(self, bar: Any, epochs: int, samples: int) -> None:
+    def __init__(self, bar: Any, epochs: int, samples: int, done: int) -> None:
         super().__init__()
         self.bar, self.epochs, self.samples = bar, epochs, samples
-        self.task = bar.add_task("", total=epochs * samples, epoch=f"1/{epochs}", line="compiling", rate="")
-        self.done = self.epoch = 0
+        self.task = bar.add_task("", total=epochs * samples, epoch=f"{done + 1}/{epochs}", line="compiling", rate="")
+        self.first = self.done = done * samples
+        self.epoch = done
         self.started = self.next_look = 0.0
 
     def epoch_begins(self) -> None:
@@ -85,7 +86,7 @@ class TerminalProgress(Progress):
         self._show(_columns(history), time.perf_counter())
 
     def _show(self, line: str, now: float) -> None:
-        rate = self.done / max(now - self.started, 1e-9)
+        rate = (self.done - self.first) / max(now - self.started, 1e-9)
         self.bar.update(
             self.task, completed=self.done, epoch=f"{min(self.epoch + 1, self.epochs)}/{self.epochs}",
             line=line, rate=f"{rate:,.0f} samples/s",
@@ -98,8 +99,8 @@ def _columns(history: dict[str, list[float]]) -> str:
 
 
 @contextmanager
-def show_progress(show: bool, epochs: int, samples: int) -> Iterator[Progress]:
-    """Yield a progress display for ``epochs`` epochs of ``samples`` samples, shown or not."""
+def show_progress(show: bool, epochs: int, samples: int, done: int = 0) -> Iterator[Progress]:
+    """Yield a progress display for ``epochs`` epochs of ``samples`` samples, of which some are done, shown or not."""
     if not show:
         yield Progress()
         return
@@ -114,7 +115,7 @@ def show_progress(show: bool, epochs: int, samples: int) -> Iterator[Progress]:
     )
     bar = progress.Progress(*columns, refresh_per_second=8)
     if not bar.console.is_terminal:
-        yield LineProgress(epochs)
+        yield LineProgress(epochs, done)
         return
     with bar:
-        yield TerminalProgress(bar, epochs, samples)
+        yield TerminalProgress(bar, epochs, samples, done)

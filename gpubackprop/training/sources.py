@@ -24,26 +24,42 @@ class Source:
 
     Attributes
     ----------
-    batches : list of (int, int)
-        The sizes of an epoch's mini-batches, and how many of each follow one another: the rest comes last.
+    rows, batch_size : int
+        Of the data set, and of every mini-batch of an epoch but perhaps the last.
+    order : array or None
+        Of the rows of this epoch; None while it is that of ``data``.
     value : array, shape (2,)
         On the device: the loss of the last mini-batch, and the sum over all since it was set to 0.
     """
 
     value: Array
+    order: np.ndarray | None = None
 
     def __init__(self, data: Data, batch_size: int) -> None:
-        self.data = data
-        full, rest = divmod(len(data.X), batch_size)
-        self.batches = [(n, times) for n, times in ((batch_size, full), (rest, 1)) if n and times]
+        self.data, self.rows = data, len(data.X)
+        self.batch_size = min(batch_size, self.rows)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes of an epoch's mini-batches, the largest first."""
+        rest = self.rows % self.batch_size
+        return [self.batch_size, rest] if rest else [self.batch_size]
+
+    def ahead(self, row: int) -> tuple[int, int]:
+        """Return the size of the mini-batch that begins at a row of the epoch, and how many of that size follow one another."""
+        full = (self.rows - row) // self.batch_size
+        return (self.batch_size, full) if full else (self.rows - row, 1)
 
     def compiled(self, network: Network, optimizer: Optimizer, **options: Any) -> dict[int, Run]:
         """Return the compiled step of each size: the largest comes first, and the others share its memory."""
-        return {n: network.step(n, optimizer, **options).compile() for n, _ in self.batches}
+        return {n: network.step(n, optimizer, **options).compile() for n in self.sizes}
 
     def begin(self, order: np.ndarray | None) -> None:
         """Begin an epoch, with the rows in this order; None keeps the order."""
         raise NotImplementedError
+
+    def seek(self, row: int) -> None:
+        """Go to a row of the epoch; the counters of the optimizer's state are the caller's."""
 
     def run(self, n: int, times: int) -> None:
         """Queue so many steps on the next mini-batches of n samples."""
@@ -82,6 +98,7 @@ class Resident(Source):
 
     def begin(self, order: np.ndarray | None) -> None:
         if order is not None:
+            self.order = order
             self.data.order[...] = self._backend.asarray(order)
 
     def run(self, n: int, times: int) -> None:
@@ -154,15 +171,18 @@ class Streamed(Source):
                 slot.read.record(self._current())
         self.value: Array = memory.arrays["loss"]
         self._next = self._cursor = 0
-        self._order: np.ndarray = data.order
 
     def begin(self, order: np.ndarray | None) -> None:
-        self._order = self._order if order is None else order
+        self.order = self.order if order is None else order
         self._cursor = 0
 
+    def seek(self, row: int) -> None:
+        self._cursor = row
+
     def run(self, n: int, times: int) -> None:
+        order = self.data.order if self.order is None else self.order
         for _ in range(times):
-            self.step(self._order[self._cursor : self._cursor + n])
+            self.step(order[self._cursor : self._cursor + n])
             self._cursor += n
 
     def step(self, rows: np.ndarray) -> None:

@@ -1,0 +1,120 @@
+"""A training that was interrupted, from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gpubackprop.mlp import MLP
+from gpubackprop.training.history import History
+from gpubackprop.training.run import Run
+
+
+class Resumed:
+    """A run as of its last checkpoint: what :func:`resume` returns.
+
+    Attributes
+    ----------
+    model : MLP
+    history : History
+        Of the epochs that are done.
+    settings : dict
+        Of its ``fit``: epochs, batch size, digests of the data, ....
+    """
+
+    def __init__(self, run: Run) -> None:
+        assert run.network is not None
+        self._run, self.model, self.history = run, MLP.of(run.network), run.history
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its ``fit`` was asked for."""
+        return dict(self._run.settings)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the caller of its ``fit`` left in it."""
+        return dict(self._run.about)
+
+    def __repr__(self) -> str:
+        done, epochs = self._run.position.epoch, self.settings.get("epochs")
+        return f"Resumed({str(self._run.folder)!r}, {done} of {epochs} epochs, {self.model})"
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        validation_data: tuple[Any, ...] | None = None,
+        sample_weight: Any = None,
+        callbacks: Any = None,
+        epochs: int | None = None,
+        progress: bool = True,
+        stream_data: bool | None = None,
+    ) -> History:
+        """Go on to the end, with the bits of a training that was never interrupted.
+
+        Parameters
+        ----------
+        X, y, sample_weight, validation_data : array
+            The same as in the first ``fit``, in the same order.
+        callbacks : Callback or iterable of them, optional
+            The run's own where it has only this package's; else such ones as in the first ``fit``, in the same order.
+        epochs : int, optional
+            As in the first ``fit``, or more: a schedule that has ended by then keeps its last rate.
+        progress : bool
+        stream_data : bool, optional
+            See :func:`gpubackprop.training.fit.fit`; the bits do not depend on it.
+
+        Returns
+        -------
+        History
+            Of all epochs.
+
+        Raises
+        ------
+        RunError
+            Data or settings are not those of the run, or it has ended.
+        """
+        settings, state = self.settings, self.model.optimizer_state
+        assert state is not None
+        return self.model.fit(  # type: ignore[no-any-return]
+            X, y, epochs=settings["epochs"] if epochs is None else epochs, batch_size=settings["batch_size"],
+            optimizer=state.optimizer, micro_batch_size=settings["micro_batch_size"], shuffle=settings["shuffle"],
+            on_divergence=settings["on_divergence"], validation_data=validation_data, sample_weight=sample_weight,
+            callbacks=callbacks, progress=progress, stream_data=stream_data, checkpoint=self._run,
+        )  # fmt: skip
+
+
+def resume(
+    folder: str | Path, device: str | None = None, *, previous: bool = False, checkpoint_every: str | int = "30s"
+) -> Resumed:
+    """Return the training in a folder that ``fit(..., checkpoint=folder)`` wrote; its ``fit(X, y)`` goes on to the end.
+
+    Parameters
+    ----------
+    folder : str or Path
+    device : str, optional
+        That of the run by default; on another one the bits are others.
+    previous : bool
+        Take the checkpoint before the last, which is there in case the last is damaged.
+    checkpoint_every : str or int
+        See :func:`gpubackprop.training.fit.fit`.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no run.
+    RunError
+        The checkpoint is damaged; the message says whether the one before it is whole.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, gpubackprop as gb
+    >>> X, y, folder = np.eye(4, dtype=np.float32), np.arange(4) % 2, tempfile.mkdtemp()
+    >>> history = gb.MLP([4, 8, 2], device="reference").fit(X, y, epochs=2, checkpoint=folder, progress=False)
+    >>> run = gb.resume(folder)
+    >>> len(run.fit(X, y, epochs=5, progress=False)["loss"])
+    5
+    """
+    return Resumed(Run.resumed(folder, device, previous=previous, every=checkpoint_every))

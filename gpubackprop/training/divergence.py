@@ -1,0 +1,211 @@
+"""What happens when a loss or a parameter becomes NaN or infinite: the step is found, named, and taken back.
+
+Nothing is asked of the device in a step. A NaN stays in the sum of the losses and in the parameters, so it is seen where the host
+looks anyway: at the end of an epoch, before a checkpoint, on the CPU after each chunk of steps. Then the steps since the last
+copy that was good are taken again, one by one, which gives the same bits, and the first bad one is known.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpubackprop.backends.memory import DeviceMemoryError
+from gpubackprop.network import Data
+from gpubackprop.step.state import CURSOR, LEAST_SCALE, RATE, SCALE, SKIP, STEPS
+from gpubackprop.training.snapshot import Snapshot, all_finite
+from gpubackprop.training.sources import Source
+
+if TYPE_CHECKING:
+    from gpubackprop.training.history import Training
+
+POLICIES = ("stop", "raise", "skip")
+MARK_EVERY = 10.0  # seconds between two copies of what is known to be good, within an epoch
+MOST_SKIPPED = 100  # mini-batches in a row, after which a training stops all the same
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A step after which the loss or the parameters are not finite."""
+
+    step: int
+    """From 1."""
+    epoch: int
+    """From 1."""
+    batch: int
+    """Of the epoch, from 1."""
+    learning_rate: float
+    what: str
+    """The first thing that is not finite, with its layer."""
+    kept: int
+    """The parameters are now those before this step: the last for which a loss was finite."""
+
+    def __str__(self) -> str:
+        return (
+            f"training diverged at step {self.step} (epoch {self.epoch}, mini-batch {self.batch}) with learning rate "
+            f"{self.learning_rate:g}: {self.what}"
+        )
+
+
+class DivergenceWarning(RuntimeWarning):
+    """A training has ended, or gone on without a mini-batch, because a loss or a parameter was not finite."""
+
+
+class DivergenceError(ArithmeticError):
+    """A loss or a parameter is not finite, with ``on_divergence="raise"``; ``divergence`` says where."""
+
+    def __init__(self, divergence: Divergence) -> None:
+        super().__init__(f"{divergence}; the parameters are those before step {divergence.kept}")
+        self.divergence = divergence
+
+
+class Stop(Exception):  # noqa: N818  (it is no error: it ends the loop over epochs)
+    """The training ends before a step, with the last good parameters."""
+
+    def __init__(self, divergence: Divergence) -> None:
+        super().__init__(str(divergence))
+        self.divergence = divergence
+
+
+class Guard:
+    """Looks whether a training is finite, and finds the step after which it was not.
+
+    Parameters
+    ----------
+    training : Training
+    source : Source
+    data : Data
+    policy : {"stop", "raise", "skip"}
+    """
+
+    def __init__(self, training: Training, source: Source, data: Data, policy: str) -> None:
+        self._training, self._source, self._data, self._policy = training, source, data, policy
+        self._network = training.model.network
+        state = self._network.optimizer_state
+        assert state is not None
+        self._state, self._xp = state, self._network.backend.xp
+        # what is finite, and what was so before that: for a step from there the loss was finite, too
+        self._good, self._older = Snapshot(self._network, source.value), Snapshot(self._network, source.value)
+        self._before: list[Snapshot] = []
+        self._row, self._skipped, self._in_a_row, self._marked = 0, 0.0, 0, 0.0
+        self._looks_often = self._xp is np  # where a look costs nothing
+
+    def mark(self, *, moved: bool = True) -> None:
+        """Note that the training is finite where it stands; unless it has ``moved``, where it stood before is not forgotten."""
+        if moved:
+            self._good, self._older = self._older, self._good
+        self._good.take()
+        self._row, self._skipped = self._training.position.row, self._training.position.skipped
+        self._marked = time.monotonic()
+
+    def look(self, *, closely: bool = False) -> None:
+        """Look whether the losses, and ``closely`` the parameters too, are finite; if not, do as the policy says."""
+        closely = closely or time.monotonic() - self._marked > MARK_EVERY
+        if not (closely or self._looks_often):
+            return
+        if not self._is_finite(closely=closely):
+            self._go_again()
+        elif closely:
+            self.mark()
+
+    def _is_finite(self, *, closely: bool) -> bool:
+        return bool(np.isfinite(float(self._source.value[1]))) and (
+            not closely or all_finite(self._network.parameters.flat, self._xp)
+        )
+
+    def _go_again(self) -> None:
+        """Take the steps since the last good place again, one by one."""
+        training, counters, end = self._training, self._state.counters, self._training.position.row
+        if not self._before:
+            self._before = [Snapshot(self._network, self._source.value) for _ in range(2)]
+        before, last = self._before
+        last_good = self._older
+        self._good.put_back()
+        row, skipped = self._row, self._skipped
+        self._source.seek(row)
+        while row < end:
+            n, _ = self._source.ahead(row)
+            before.take()
+            self._source.run(n, 1)
+            if self._is_finite(closely=True):
+                self._in_a_row = 0
+                before, last = last, before
+                last_good = last
+            else:
+                skipped += self._weight(row, n)
+                if self._scaled_down():
+                    self._source.value[1] = before.loss_sum
+                else:
+                    self._take_back(before, last_good, row, n)
+                counters[CURSOR] = row + n
+                self._source.seek(row + n)
+            row += n
+        training.position = training.position._replace(skipped=skipped)
+        self.mark()
+
+    def _scaled_down(self) -> bool:
+        """Return whether loss scaling has skipped the step, as it is meant to."""
+        scalars = self._state.scalars
+        return (
+            self._network.architecture.loss_scaling
+            and float(scalars[SKIP]) == 1
+            and float(scalars[SCALE]) > LEAST_SCALE
+            and all_finite(self._network.parameters.flat, self._xp)
+        )
+
+    def _take_back(self, before: Snapshot, last_good: Snapshot, row: int, n: int) -> None:
+        """Take the step on these rows back, and raise, stop or go on without it."""
+        training, state, source = self._training, self._state, self._source
+        rate, loss = float(state.scalars[RATE]), float(source.value[0])
+        bad = [i for i, W in enumerate(self._network.parameters.W) if not all_finite(W, self._xp)]
+        before.put_back()
+        source.seek(row)
+        step, cause = int(state.counters[STEPS]) + 1, self._cause(row, n, loss, bad)
+        self._in_a_row += 1
+        ends = self._policy != "skip" or self._in_a_row > MOST_SKIPPED
+        if ends and not np.isfinite(loss):  # nothing good is known of the parameters but that they are finite
+            last_good.put_back()
+        found = Divergence(
+            step, training.epoch + 1, row // source.batch_size + 1, rate, cause, kept=int(state.counters[STEPS]) + 1
+        )
+        training.position = training.position._replace(row=row)
+        if not ends:
+            training.history.skipped.append(found)
+        elif self._policy == "raise":
+            raise DivergenceError(found)
+        else:
+            raise Stop(found)
+
+    def _rows(self, row: int, n: int) -> Any:
+        order = self._source.order
+        return slice(row, row + n) if order is None else order[row : row + n]
+
+    def _weight(self, row: int, n: int) -> float:
+        """Return what the rows of a mini-batch weigh in the loss of the epoch."""
+        if self._network.loss.reduction == "sum":
+            return 0.0
+        weight = self._data.weight
+        return float(n if weight is None else weight[self._rows(row, n)].sum(dtype=np.float64))
+
+    def _cause(self, row: int, n: int, loss: float, bad: list[int]) -> str:
+        """Return the first thing that is not finite in the step on these rows, with the parameters before it, without dropout."""
+        names = [*(f"layer {i + 1}" for i in range(len(self._network.activations))), "the output layer"]
+        rows, data = self._rows(row, n), self._data
+        try:
+            trace = self._training.model.trace(
+                data.X[rows], data.y[rows], None if data.weight is None else data.weight[rows]
+            )
+        except DeviceMemoryError:  # to find out more is not worth an error
+            return f"the loss is {loss:g}"
+        for name, layer in zip(names, trace.layers, strict=True):
+            if not all_finite(layer.z, self._xp):
+                return f"the outputs of {name} overflow"
+        if not np.isfinite(loss):
+            return f"the loss is {loss:g}, though all outputs are finite"
+        for name, layer in reversed(list(zip(names, trace.layers, strict=True))):
+            if not (all_finite(layer.dW, self._xp) and all_finite(layer.db, self._xp)):
+                return f"the gradients of {name} overflow"
+        return f"the update makes the parameters of {names[bad[0]] if bad else 'a layer'} infinite or NaN"

@@ -1,0 +1,65 @@
+"""Where a training stands: all that a step changes, copied, and the place in the data set."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gpubackprop.definitions import Array
+from gpubackprop.network import Network
+
+
+class Position(NamedTuple):
+    """A place between two steps."""
+
+    epoch: int = 0
+    """Epochs that are done."""
+    steps: int = 0
+    """Steps of the optimizer before this epoch, which with the seed give its order."""
+    row: int = 0
+    """Rows of this epoch that are done."""
+    skipped: float = 0.0
+    """What the rows among them weigh whose loss does not count, since their step was skipped."""
+
+
+class Snapshot:
+    """A copy of the parameters, the optimizer's state and the losses of an epoch, where they lie.
+
+    Parameters
+    ----------
+    network : Network
+        With an optimizer's state.
+    value : array, shape (2,)
+        The loss of the last mini-batch, and the sum over the epoch.
+    """
+
+    def __init__(self, network: Network, value: Array) -> None:
+        state = network.optimizer_state
+        assert state is not None
+        self._network = network
+        self._arrays = [network.parameters.flat, *(a for a in state.arrays if a.size), value]
+        self._copies = [a.copy() for a in self._arrays]
+        self._value = self._copies[-1]
+
+    def take(self) -> None:
+        """Copy them anew."""
+        for copy, array in zip(self._copies, self._arrays, strict=True):
+            copy[...] = array
+
+    def put_back(self) -> None:
+        """Make them what they were."""
+        for copy, array in zip(self._copies, self._arrays, strict=True):
+            array[...] = copy
+        self._network.refresh()
+
+    @property
+    def loss_sum(self) -> float:
+        """The sum of the epoch's losses when the copy was made."""
+        return float(self._value[1])
+
+
+def all_finite(a: Array, xp: object = np) -> bool:
+    """Return whether an array has neither NaN nor infinity; a sum tells, unless it overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(float(a.sum(dtype=np.float64)))) or bool(xp.isfinite(a).all())  # type: ignore[attr-defined]
