@@ -13,7 +13,7 @@ from gpubackprop.step.operations import Dropout
 from gpubackprop.step.state import STEPS
 from gpubackprop.training.callbacks import Callback, EarlyStopping, ReduceOnPlateau
 from gpubackprop.training.history import History, Training
-from gpubackprop.training.loop import epoch_order
+from gpubackprop.training.loop import Orders
 
 
 def clusters(rng: np.random.Generator, n: int = 60, d: int = 8, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +85,7 @@ def test_an_epoch_by_hand_gives_the_same_bits(device: str, rng: np.random.Genera
     fit(trained, X, y, epochs=1, batch_size=5, optimizer=gb.SGD(0.1, momentum=0.9))
     model = gb.MLP([8, 5, 3], "tanh", device=device, seed=3)
     step = model.step(5, gb.SGD(0.1, momentum=0.9))
-    order = epoch_order(3, 0, 10)
+    order = Orders(3, 10).after(0)
     for rows in (order[:5], order[5:]):  # eagerly, operation by operation
         step.names.array("X")[...] = model.backend.asarray(X[rows])
         step.names.array("y")[...] = model.backend.asarray(y[rows])
@@ -118,17 +118,17 @@ def test_the_devices_agree_after_training(device: str, rng: np.random.Generator)
 
 
 def test_the_order_depends_on_the_seed_and_the_epoch_alone() -> None:
-    first = epoch_order(3, 0, 100)
-    assert np.array_equal(first, epoch_order(3, 0, 100))
+    first = Orders(3, 100).after(0)
+    assert np.array_equal(first, Orders(3, 100).after(0))
     assert sorted(first) == list(range(100))
-    assert not np.array_equal(first, epoch_order(3, 1, 100))
-    assert not np.array_equal(first, epoch_order(4, 0, 100))
+    assert not np.array_equal(first, Orders(3, 100).after(1))
+    assert not np.array_equal(first, Orders(4, 100).after(0))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8, 100])
 def test_the_orders_of_two_epochs_are_independent(steps: int) -> None:
     n = 1000
-    places = [np.argsort(epoch_order(0, s, n)) for s in (3, 3 + steps)]
+    places = [np.argsort(Orders(0, n).after(s)) for s in (3, 3 + steps)]
     # the correlation of two independent orders has standard deviation 1 / sqrt(n - 1) = 0.032
     assert abs(np.corrcoef(*places)[0, 1]) < 5 / np.sqrt(n - 1)
     assert np.mean(places[0] == places[1]) < 0.01  # one place is expected to agree

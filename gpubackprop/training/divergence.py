@@ -7,6 +7,7 @@ copy that was good are taken again, one by one, which gives the same bits, and t
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,26 +94,25 @@ class Guard:
         self._row, self._skipped, self._in_a_row, self._marked = 0, 0.0, 0, 0.0
         self._looks_often = self._xp is np  # where a look costs nothing
 
-    def mark(self, *, moved: bool = True) -> None:
-        """Note that the training is finite where it stands; unless it has ``moved``, where it stood before is not forgotten."""
-        if moved:
-            self._good, self._older = self._older, self._good
+    def mark(self) -> None:
+        """Note that the training is finite where it stands."""
+        self._good, self._older = self._older, self._good
         self._good.take()
         self._row, self._skipped = self._training.position.row, self._training.position.skipped
         self._marked = time.monotonic()
 
     def look(self, *, closely: bool = False) -> None:
         """Look whether the losses, and ``closely`` the parameters too, are finite; if not, do as the policy says."""
-        closely = closely or time.monotonic() - self._marked > MARK_EVERY
-        if not (closely or self._looks_often):
+        late = time.monotonic() - self._marked > MARK_EVERY
+        if not (closely or late or self._looks_often):
             return
-        if not self._is_finite(closely=closely):
+        if not self._is_finite(closely=closely or late):
             self._go_again()
-        elif closely:
+        elif late:
             self.mark()
 
     def _is_finite(self, *, closely: bool) -> bool:
-        return bool(np.isfinite(float(self._source.value[1]))) and (
+        return math.isfinite(float(self._source.value[1])) and (
             not closely or all_finite(self._network.parameters.flat, self._xp)
         )
 
@@ -166,7 +166,7 @@ class Guard:
         step, cause = int(state.counters[STEPS]) + 1, self._cause(row, n, loss, bad)
         self._in_a_row += 1
         ends = self._policy != "skip" or self._in_a_row > MOST_SKIPPED
-        if ends and not np.isfinite(loss):  # nothing good is known of the parameters but that they are finite
+        if ends and not math.isfinite(loss):  # nothing good is known of the parameters but that they are finite
             last_good.put_back()
         found = Divergence(
             step, training.epoch + 1, row // source.batch_size + 1, rate, cause, kept=int(state.counters[STEPS]) + 1
@@ -203,7 +203,7 @@ class Guard:
         for name, layer in zip(names, trace.layers, strict=True):
             if not all_finite(layer.z, self._xp):
                 return f"the outputs of {name} overflow"
-        if not np.isfinite(loss):
+        if not math.isfinite(loss):
             return f"the loss is {loss:g}, though all outputs are finite"
         for name, layer in reversed(list(zip(names, trace.layers, strict=True))):
             if not (all_finite(layer.dW, self._xp) and all_finite(layer.db, self._xp)):

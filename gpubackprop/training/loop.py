@@ -113,20 +113,22 @@ def descend(
     started = time.perf_counter()
     source = open_source()
     training.history.compile_seconds = time.perf_counter() - started
-    guard = Guard(training, source, data, policy)
+    guard, orders = Guard(training, source, data, policy), Orders(training.model.seed, source.rows) if shuffle else None
     if run is not None:
         run.begin(training, {"value": source.value})
     try:
         while training.position.epoch < training.epochs:
             training.epoch = training.position.epoch
             report.epoch_begins()
-            _begin_epoch(training, source, shuffle=shuffle)
-            guard.mark(moved=False)
-            while training.position.row < source.rows:
-                n, steps = source.ahead(training.position.row)
-                steps = int(min(steps, report.steps_at_once, math.inf if run is None else run.steps_left()))
+            _begin_epoch(training, source, orders)
+            guard.mark()
+            while (at := training.position).row < source.rows:
+                n, steps = source.ahead(at.row)
+                steps = min(steps, report.steps_at_once)
+                if run is not None:
+                    steps = int(min(steps, run.steps_left()))
                 source.run(n, steps)
-                training.position = training.position._replace(row=training.position.row + n * steps)
+                training.position = Position(at.epoch, at.steps, at.row + n * steps, at.skipped)
                 report.batches_done(steps, n, source.value)
                 due = run is not None and run.due(steps=steps)
                 guard.look(closely=due)
@@ -140,7 +142,7 @@ def descend(
         source.close()
 
 
-def _begin_epoch(training: Training, source: Source, *, shuffle: bool) -> None:
+def _begin_epoch(training: Training, source: Source, orders: Orders | None) -> None:
     """Begin an epoch, or go on where it was left, in the same order of the rows."""
     state, position = training.model.optimizer_state, training.position
     assert state is not None
@@ -148,7 +150,7 @@ def _begin_epoch(training: Training, source: Source, *, shuffle: bool) -> None:
         training.position = position = Position(position.epoch, int(state.counters[STEPS]))
         state.counters[CURSOR] = 0
         source.value[...] = 0
-    source.begin(epoch_order(training.model.seed, position.steps, source.rows) if shuffle else None)
+    source.begin(None if orders is None else orders.after(position.steps))
     source.seek(position.row)
 
 
@@ -159,9 +161,20 @@ def _terms(training: Training, data: Data) -> float:
     return float(len(data.X) if data.weight is None else data.weight.sum(dtype=np.float64))
 
 
-def epoch_order(seed: int, steps: int, n: int) -> np.ndarray:
-    """Return the order of the samples in the epoch that begins after ``steps`` steps: the same on every device."""
-    key = np.array([seed, 0x6F72646572], np.uint64)  # a stream of its own, apart from the initial weights
-    # the low word of the counter runs within an epoch: with steps there, the numbers of two epochs would overlap
-    counter = np.array([0, steps, 0, 0], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter)).permutation(n)
+class Orders:
+    """The order of n samples in each epoch, which depends on the seed and the steps before it: the same on every device.
+
+    One generator is used again and again: to make a new one takes longer than to draw an order of some hundred samples.
+    """
+
+    def __init__(self, seed: int, n: int) -> None:
+        key = np.array([seed, 0x6F72646572], np.uint64)  # a stream of its own, apart from the initial weights
+        self._bits, self._n = np.random.Philox(key=key), n
+        self._generator, self._state = np.random.Generator(self._bits), self._bits.state
+
+    def after(self, steps: int) -> np.ndarray:
+        """Return the order of the epoch that begins after so many steps."""
+        # the low word of the counter runs within an epoch: with steps there, the numbers of two epochs would overlap
+        self._state["state"]["counter"][:] = 0, steps, 0, 0
+        self._bits.state = self._state
+        return self._generator.permutation(self._n)
