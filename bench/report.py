@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from gpubackprop.bench.case import Row, Settings, is_ours, key_of
 from gpubackprop.bench.ledger import annotate
+from gpubackprop.definitions import one_line, shown
 from gpubackprop.machine.files import write_whole
 
 SCHEMA = 3
@@ -42,22 +44,60 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def read_report(path: Path) -> Report:
-    """Return a report from its file or its folder.
+    """Return a report from its file or its folder, as ``schema.json`` describes it.
 
     Raises
     ------
     ValueError
-        It is no report, or one of another schema.
+        It is no report, one of another schema, or a damaged one.
     """
     file = path / NAME if path.is_dir() else path
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is no regular file")
     try:
-        report: Report = json.loads(file.read_text(encoding="utf-8"))
+        report: Report = json.loads(
+            file.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite, parse_int=_whole
+        )
         schema = report["schema"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{file} is no report of gpubackprop bench") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{file} is no report of gpubackprop bench: {type(error).__name__} {one_line(str(error))}"
+        ) from None
     if schema != SCHEMA:
-        raise ValueError(f"{file} has schema {schema}; this version reads schema {SCHEMA}: measure again")
+        raise ValueError(f"{file} has schema {shown(schema)}; this version reads schema {SCHEMA}: measure again")
+    _check(report, str(file))
     return report
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > 25:  # the count of operations of a step has no more digits
+        raise ValueError(f"{text[:40]}... is too large")
+    return int(text)
+
+
+def _check(report: Report, name: str) -> None:
+    """Raise ValueError unless a report is as ``schema.json`` describes it, and its rows agree with themselves."""
+    from jsonschema import Draft202012Validator  # which only a reader of reports needs
+
+    schema = json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))
+    for error in Draft202012Validator(schema).iter_errors(report):
+        raise ValueError(f"{name} is damaged: {one_line(error.json_path)}: {one_line(error.message, 200)}")
+    seen = set()
+    for row in report["rows"]:
+        if key_of(row) in seen:
+            raise ValueError(f"{name} is damaged: it has {', '.join(key_of(row))} twice")
+        seen.add(key_of(row))
+        if row["candidates"] and row["base"] not in row["candidates"]:
+            raise ValueError(
+                f"{name} is damaged: {', '.join(key_of(row))} has no time of its base {shown(row['base'])}"
+            )
 
 
 def resumed(folder: Path, settings: Settings, environment: Row) -> Report:

@@ -150,13 +150,18 @@ def plain(value: Any) -> Any:
     return value
 
 
+def one_line(text: str, most: int = 80) -> str:
+    """Return a text in one line, shortened."""
+    text = " ".join(text[: 10 * most].split())
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def shown(value: Any, most: int = 80) -> str:
     """Return a value as a message shows it: in one line, shortened, whatever it is."""
     try:
-        text = " ".join(repr(value).split())
+        return one_line(repr(value), most)
     except Exception:  # a number of too many digits, or an object whose repr fails
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= most else f"{text[:most]}..."
+        return f"<{type(value).__name__}>"
 
 
 def check_number(name: str, value: Any, within: Callable[[float], bool], allowed: str) -> float:

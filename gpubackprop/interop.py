@@ -50,7 +50,17 @@ def as_array(a: Any, name: str = "a") -> Any:
     ValueError
         It is no array; the message calls it by its name.
     """
-    if type(a).__module__.partition(".")[0] not in ("numpy", "cupy", "torch", "jax", "jaxlib"):
+    try:
+        return _as_array(a, name)
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # whatever an object raises that is asked for its numbers
+        raise ValueError(f"{name} is not an array of real numbers: {type(a).__name__}") from error
+
+
+def _as_array(a: Any, name: str) -> Any:
+    known = type(a).__module__.partition(".")[0] in ("numpy", "cupy", "torch", "jax", "jaxlib")
+    if not known:
         if on_gpu(a):
             return as_cupy(a)
         if not hasattr(a, "dtype") and hasattr(a, "__dlpack__"):
@@ -59,7 +69,7 @@ def as_array(a: Any, name: str = "a") -> Any:
         if np.ma.is_masked(a):
             raise ValueError(f"{name} is a masked array with masked values; fill them in, or leave their samples out")
         return a.data
-    if hasattr(a, "dtype") and hasattr(a, "shape"):
+    if hasattr(a, "dtype") and hasattr(a, "shape") and (known or hasattr(a, "__array__")):
         return a
     if hasattr(a, "__next__"):
         raise ValueError(f"{name} is of type {type(a).__name__}, which can be read only once; give an array")

@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from gpubackprop.definitions import NUMPY, Array, Definition, Math, check_number, constant
+from gpubackprop.definitions import NUMPY, Array, Definition, Math, check_number, constant, shown
 from gpubackprop.registry import Registry
 from gpubackprop.targets import Kind, kind_of
 
@@ -52,8 +52,8 @@ class Loss(Definition):
 
     def __call__(self, *, reduction: Literal["mean", "sum"] | None = None, **parameters: Any) -> Self:
         """Return this loss with another reduction or other parameters, as in ``huber(delta=2.0, reduction="sum")``."""
-        if reduction is not None and reduction not in REDUCTIONS:
-            raise ValueError(f"unknown reduction {reduction!r}; choose from {', '.join(REDUCTIONS)}")
+        if reduction is not None and not (isinstance(reduction, str) and reduction in REDUCTIONS):
+            raise ValueError(f"unknown reduction {shown(reduction)}; choose from {', '.join(REDUCTIONS)}")
         result = super().__call__(**parameters)
         return result if reduction is None else replace(result, reduction=reduction)
 

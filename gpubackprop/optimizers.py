@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpubackprop.definitions import NUMPY, Math, check_count, check_flag, check_number, constant, plain
+from gpubackprop.definitions import NUMPY, Math, check_count, check_flag, check_number, constant, plain, shown
 from gpubackprop.fingerprint import Digest, fingerprint
 from gpubackprop.registry import Registry
 from gpubackprop.schedules import Schedule
@@ -129,9 +129,12 @@ def _check_eps(eps: float) -> None:
 
 def _check_betas(optimizer: Adam | Lion) -> None:
     """Check the two betas, and keep them as a tuple, whatever they came in."""
-    betas = tuple(plain(b) for b in optimizer.betas)
+    try:
+        betas = tuple(plain(b) for b in optimizer.betas)
+    except Exception:  # whatever iterating over it raises
+        betas = ()
     if len(betas) != 2 or not all(type(b) in (int, float) and 0 <= b < 1 for b in betas):
-        raise ValueError(f"betas is {betas!r}; it must be two numbers in [0, 1)")
+        raise ValueError(f"betas is {shown(optimizer.betas)}; it must be two numbers in [0, 1)")
     object.__setattr__(optimizer, "betas", betas)
 
 

@@ -36,4 +36,4 @@ class Registry(dict[str, T]):
             return self[name]
         near = difflib.get_close_matches(name, self, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown {self.kind} {name!r}{hint}; choose from {', '.join(self)}")
+        raise ValueError(f"unknown {self.kind} {name[:80]!r}{hint}; choose from {', '.join(self)}")

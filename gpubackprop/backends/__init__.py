@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from gpubackprop.definitions import shown
 from gpubackprop.machine import crossover
 from gpubackprop.machine.diagnosis import (
     DeviceUnavailableError,
@@ -101,7 +102,11 @@ def get_backend(device: str | Any = "cpu", **options: Any) -> Backend:
         The device cannot be used; the message names the missing piece and the command that mends it.
     """
     if not isinstance(device, str):
-        return device  # type: ignore[no-any-return]
+        from gpubackprop.backends.base import Backend  # which loads the table of operations
+
+        if not isinstance(device, Backend):
+            raise ValueError(f"device is {shown(device)}; give a name, as in 'cpu' or 'cuda:0', or a backend")
+        return device
     if device == "auto":
         device = next((d for d in available_devices() if d.startswith("cuda")), "cpu")
     name, _, index = device.partition(":")

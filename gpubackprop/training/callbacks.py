@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpubackprop.definitions import Array, check_count, check_flag, check_number, plain
+from gpubackprop.definitions import Array, check_count, check_flag, check_number, plain, shown
 
 if TYPE_CHECKING:
     from gpubackprop.training.history import Training
@@ -52,6 +52,10 @@ class _Monitor(Callback):
     """Watches one column of the history; accuracy and r2 are better when larger, everything else when smaller."""
 
     def __init__(self, monitor: str, patience: int, min_delta: float) -> None:
+        if not isinstance(monitor, str):
+            raise ValueError(
+                f"monitor is {shown(monitor)}; it must be the name of a column of the history, as in 'val_loss'"
+            )
         self.monitor = monitor
         self.patience = check_count("patience", patience, " of epochs")
         self.min_delta = check_number("min_delta", min_delta, lambda x: 0 <= x < math.inf, "a number >= 0")
@@ -72,7 +76,7 @@ class _Monitor(Callback):
         if not training.history.get(name):
             have = ", ".join(k for k, v in training.history.items() if v)
             hint = "; give fit validation_data" if name.startswith("val_") else ""
-            raise ValueError(f"monitor is {name!r}; the history has {have}{hint}")
+            raise ValueError(f"monitor is {shown(name)}; the history has {have}{hint}")
         value = training.history[name][-1]
         if name.endswith(("accuracy", "r2")):
             value = -value

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpubackprop.architecture import Architecture
-from gpubackprop.definitions import shown
+from gpubackprop.definitions import one_line, shown
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES
 from gpubackprop.step import layout
@@ -166,4 +166,4 @@ def _check_state(state: Mapping[str, np.ndarray]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return shown(error.args[0] if error.args else error, 300)
+    return one_line(str(error), 300)
