@@ -131,7 +131,7 @@ def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
 
             dtype = ml_dtypes.bfloat16
         result = np.dtype(dtype)
-    except TypeError:
+    except Exception:  # whatever an object raises that is no dtype
         result = None
     if result is None or result.name not in DTYPES:
         raise ValueError(f"unknown dtype {shown(dtype)}; choose from {', '.join(DTYPES)}")

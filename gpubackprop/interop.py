@@ -52,7 +52,9 @@ def as_array(a: Any, name: str = "a") -> Any:
     """
     try:
         return _as_array(a, name)
-    except (ValueError, MemoryError):
+    except MemoryError as error:
+        raise MemoryError(f"{name} is too large for the memory: {error or type(a).__name__}") from error
+    except ValueError:
         raise
     except Exception as error:  # whatever an object raises that is asked for its numbers
         raise ValueError(f"{name} is not an array of real numbers: {type(a).__name__}") from error

@@ -294,7 +294,7 @@ class MLP(Described, SetOnce, OnDevice):
 
     @target_shape.setter
     def target_shape(self, shape: Sequence[int] | None) -> None:
-        self._network.target_shape = None if shape is None else tuple(shape)
+        self._network.target_shape = shape  # type: ignore[assignment]  # checked there
 
     def step(
         self,

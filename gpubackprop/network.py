@@ -16,7 +16,7 @@ from gpubackprop.backends import choose_device, get_backend, takes_precision
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.current import OnDevice, active
 from gpubackprop.backends.memory import check_fixed, check_memory, choose_micro_batch, nbytes_of
-from gpubackprop.definitions import Array, check_count
+from gpubackprop.definitions import Array, check_count, check_flag, shown
 from gpubackprop.eager import EagerPasses
 from gpubackprop.intake import check_parameter
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
@@ -204,6 +204,8 @@ class Network(Described, SetOnce, OnDevice):
 
     def twin(self, device: str | None = None, **changes: Any) -> Network:
         """Return a network with the same parameters, on another device or with other fields of the architecture."""
+        if not isinstance(device, str | None):
+            raise ValueError(f"device is {shown(device)}; give a name, as in 'cpu' or 'cuda:0'")
         name = {"gpu": "cuda:0", "cuda": "cuda:0"}.get(device or "", device)
         place = self.backend if name is None or name == self.device else name
         return Network(replace(self._architecture, **changes), place, self.backend.to_numpy(self.parameters.flat))
@@ -223,7 +225,8 @@ class Network(Described, SetOnce, OnDevice):
         memory: Memory | None = None,
     ) -> Step:
         """Return one training step: see :meth:`gpubackprop.MLP.step`."""
-        n = check_count("batch_size", batch_size)
+        n, keep = check_count("batch_size", batch_size), check_flag("keep", keep)
+        class_indices, weighted = check_flag("class_indices", class_indices), check_flag("weighted", weighted)
         self.check_not_held("step")  # it writes to the gradients
         indices = self.loss.kind.takes_indices and (data.y.ndim == 1 if data else class_indices)
         weighted = weighted if data is None else data.weight is not None
@@ -296,8 +299,9 @@ class Network(Described, SetOnce, OnDevice):
             shapes[f"layers.{i}.weight"], shapes[f"layers.{i}.bias"] = W.shape[::-1], b.shape
         if not isinstance(state, Mapping) or set(state) != set(shapes):
             given = set(state) if isinstance(state, Mapping) else set()
-            missing, extra = sorted(set(shapes) - given), sorted(given - set(shapes), key=str)
-            raise ValueError(f"state_dict does not fit: missing {missing or 'none'}, not expected {extra or 'none'}")
+            missing, extra = sorted(set(shapes) - given), sorted(given - set(shapes), key=shown)
+            named = [shown(names) if names else "none" for names in (missing, extra)]
+            raise ValueError(f"state_dict does not fit: missing {named[0]}, not expected {named[1]}")
         arrays = {
             name: check_parameter(self.backend, name, state[name], shape, self.real, self.dtype)
             for name, shape in shapes.items()
@@ -344,9 +348,10 @@ class Network(Described, SetOnce, OnDevice):
         DeviceMemoryError
             They do not fit.
         """
-        m = n if micro_batch_size in (None, "auto") else min(n, check_count("micro_batch_size", micro_batch_size))
+        auto = isinstance(micro_batch_size, str) and micro_batch_size == "auto"
+        m = n if micro_batch_size is None or auto else min(n, check_count("micro_batch_size", micro_batch_size))
         self.eager.make_room(sum(parts(n, m).values()))
-        if micro_batch_size == "auto":
+        if auto:
             multiple = self._architecture.micro_batch_multiple
             return choose_micro_batch(self.backend, what, n, lambda m: parts(n, m), multiple)
         advice = ", and micro_batch_size='auto' takes the whole in parts" if micro_batch_size is None else ""
@@ -398,5 +403,5 @@ def optimizer_of(optimizer: str | Optimizer) -> Optimizer:
     if isinstance(optimizer, str):
         return OPTIMIZERS.resolve(optimizer)()
     if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"optimizer is {optimizer!r}; give a name or an optimizer, as in Adam(1e-3)")
+        raise ValueError(f"optimizer is {shown(optimizer)}; give a name or an optimizer, as in Adam(1e-3)")
     return optimizer

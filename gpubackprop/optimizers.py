@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -130,7 +131,7 @@ def _check_eps(eps: float) -> None:
 def _check_betas(optimizer: Adam | Lion) -> None:
     """Check the two betas, and keep them as a tuple, whatever they came in."""
     try:
-        betas = tuple(plain(b) for b in optimizer.betas)
+        betas = tuple(plain(b) for b in islice(optimizer.betas, 3))
     except Exception:  # whatever iterating over it raises
         betas = ()
     if len(betas) != 2 or not all(type(b) in (int, float) and 0 <= b < 1 for b in betas):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from gpubackprop.backends.base import Backend
-from gpubackprop.definitions import Array
+from gpubackprop.definitions import Array, shown
 from gpubackprop.interop import device_of
 from gpubackprop.step.layout import flat_size, offsets
 
@@ -112,5 +112,10 @@ def initial_parameters(architecture: Architecture) -> np.ndarray:
     flat = np.zeros(flat_size(a.layer_sizes), a.real)
     gains = [activation.gain for activation in a.activations] + [1.0]
     for W, gain in zip(Parameters(a.layer_sizes, flat).W, gains, strict=True):
-        W[...] = a.initializer(rng, W.shape[0], W.shape[1], gain)
+        made = np.asarray(a.initializer(rng, W.shape[0], W.shape[1], gain))
+        fits = made.shape == W.shape and made.dtype.kind in "biuf"
+        with np.errstate(over="ignore"):  # what overflows is found below
+            W[...] = made if fits else np.nan
+        if not np.isfinite(W).all():
+            raise ValueError(f"initializer returned {shown(made)}; it must return finite numbers of shape {W.shape}")
     return flat

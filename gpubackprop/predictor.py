@@ -77,7 +77,11 @@ class Predictor(OnDevice):
         except IndexError:
             prepared = self._prepare()
         place, o, run, _ = prepared
-        place[...] = X  # an error for another shape of this size
+        try:
+            place[...] = X
+        except ValueError:  # of another shape of this size
+            self._free.append(prepared)
+            return self._convert(X)
         run()
         result = o.copy()
         self._free.append(prepared)

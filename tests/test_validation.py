@@ -231,3 +231,65 @@ def test_one_sample_or_one_class_is_enough_for_a_chunk_of_a_stream(rows: int, y:
     history = model.fit(X[:rows], y, epochs=1, optimizer=gb.SGD(1e-3), progress=False)
     assert history["loss"][0] == pytest.approx(before, rel=1e-6)
     assert float(model.loss_and_gradients(X[:rows], y)[0]) < before
+
+
+class Hostile:
+    """Whatever it is asked for, it raises."""
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("mine")
+
+    def __iter__(self) -> Any:
+        raise ZeroDivisionError("mine")
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError("mine")
+
+
+TWO = np.array([[1.0, 2.0], [3.0, 4.0]])
+LONG = 10**5000  # more digits than Python shows
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: gb.MLP([3, 2], device=TWO), r"device is array\(\[\[1., 2.\], \[3., 4.\]\]\); give a name"),
+        (lambda m: m.to(["cpu"]), r"device is \['cpu'\]; give a name"),
+        (lambda m: gb.MLP([3, 4, 2], 3), "activation is 3; give a name, one of"),
+        (lambda m: gb.MLP([3, 2], loss=Hostile()), "loss is <Hostile>; give a name"),
+        (lambda m: gb.MLP([3, 2], initializer=0.1), "initializer is 0.1; give a name"),
+        (lambda m: gb.MLP([3, 2], initializer=lambda *_: None), r"initializer returned array\(None, dtype=object\)"),
+        (lambda m: gb.MLP([3, 2], initializer=lambda *_: 0.5), r"initializer returned array\(0.5\).* of shape \(3, 2\)"),
+        (lambda m: gb.MLP([3, 2], initializer=lambda *_: np.full((3, 2), 1e300)), "must return finite numbers"),
+        (lambda m: gb.MLP(3), "layer_sizes is 3; it must be a sequence of whole numbers"),
+        (lambda m: gb.MLP([3, 2**63, 2]), r"layer_sizes is \[3, 9223372036854775808, 2\]"),
+        (lambda m: gb.MLP([3, LONG]), "layer_sizes is <list>"),
+        (lambda m: gb.MLP([3, 2], dtype=LONG), "unknown dtype <int>"),
+        (lambda m: gb.MLP([3, 2], seed=LONG), "seed is <int>"),
+        (lambda m: m.step(4, keep=TWO), r"keep is array\(.*\); it must be True or False"),
+        (lambda m: m.step(4, weighted=1), "weighted is 1; it must be True or False"),
+        (lambda m: m.step(10**30), r"batch_size is 1000000000000000000000000000000; it must be a whole number below 2\^63"),
+        (lambda m: m.fit(X, Y, micro_batch_size=TWO), r"micro_batch_size is array"),
+        (lambda m: m.fit(X, Y, batch_size=np.array(["auto", "auto"])), "batch_size is array"),
+        (lambda m: m.fit(X, Y, optimizer=TWO), r"optimizer is array\(\[\[1., 2.\], \[3., 4.\]\]\); give"),
+        (lambda m: m.fit(X, Y, optimizer=Hostile()), "optimizer is <Hostile>; give"),
+        (lambda m: m.fit(X, Y, callbacks=TWO), "callback ndarray has no method that fit calls"),
+        (lambda m: m.fit(X, Y, callbacks=Hostile()), "callbacks is <Hostile>; give a callback or a list of them"),
+        (lambda m: m.forward(Hostile()), "X is not an array of real numbers: Hostile"),
+        (lambda m: (m.forward(X), m.backward(X)), r"do has shape \(4, 3\)"),
+        (lambda m: m.predictor(4)(np.zeros((4, 3, 1), np.float32)), r"X has shape \(4, 3, 1\); this predictor takes \(4, 3\)"),
+        (lambda m: m.load_state_dict({Hostile(): X}), "not expected <list>"),
+        (lambda m: setattr(m, "target_shape", 3), "target_shape is 3; it must be a sequence of whole numbers"),
+        (lambda m: gb.parity(m, X, Y, devices="cpu"), "devices is 'cpu'; give a list of names"),
+        (lambda m: gb.Adam(betas=3), "betas is 3; it must be two numbers"),
+        (lambda m: gb.Adam(betas=range(10**12)), r"betas is range\(0, 1000000000000\)"),
+        (lambda m: gb.SGD(momentum=10**400), "momentum is 1000.*, which is too large for a number of float64"),
+        (lambda m: gb.EarlyStopping(monitor=TWO), "monitor is array.*; it must be the name of a column"),
+        (lambda m: m.loss(reduction=TWO), "unknown reduction array"),
+    ],
+)  # fmt: skip
+def test_values_of_any_kind_are_named(call: Any, message: str) -> None:
+    model = gb.MLP([3, 2], device="reference")
+    before = model.parameters.flat.copy()
+    error(lambda: call(model), message)
+    assert np.array_equal(model.parameters.flat, before)

@@ -178,7 +178,10 @@ def as_callbacks(given: Any) -> list[Any]:
         One has none of the methods that ``fit`` calls, or one with a name like theirs that it does not call.
     """
     lone = given is not None and (isinstance(given, type) or not hasattr(given, "__iter__"))
-    callbacks = [given] if lone else list(given or ())
+    try:
+        callbacks = [given] if lone else list(() if given is None else given)
+    except Exception as error:  # whatever iterating over it raises
+        raise ValueError(f"callbacks is {shown(given)}; give a callback or a list of them") from error
     for callback in callbacks:
         name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
         if isinstance(callback, type):

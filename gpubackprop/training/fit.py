@@ -191,11 +191,11 @@ def _batch_sizes(
     batch_size: int | str, micro_batch_size: int | str | None, optimizer: Optimizer
 ) -> tuple[int, int | str | None]:
     """Return both, the first as a number."""
-    if batch_size == "auto":
+    if isinstance(batch_size, str) and batch_size == "auto":
         batch_size = AUTO_BATCH
         micro_batch_size = micro_batch_size or (None if isinstance(optimizer, LBFGS) else "auto")
     if isinstance(batch_size, str):
-        raise ValueError(f"batch_size is {batch_size!r}; it must be a whole number >= 1, or 'auto'")
+        raise ValueError(f"batch_size is {shown(batch_size)}; it must be a whole number >= 1, or 'auto'")
     return check_count("batch_size", batch_size), micro_batch_size
 
 
