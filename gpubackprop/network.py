@@ -208,7 +208,12 @@ class Network(Described, SetOnce, OnDevice):
             raise ValueError(f"device is {shown(device)}; give a name, as in 'cpu' or 'cuda:0'")
         name = {"gpu": "cuda:0", "cuda": "cuda:0"}.get(device or "", device)
         place = self.backend if name is None or name == self.device else name
-        return Network(replace(self._architecture, **changes), place, self.backend.to_numpy(self.parameters.flat))
+        architecture = replace(self._architecture, **changes)
+        if architecture.layer_sizes != self.layer_sizes:  # which may have as many parameters
+            raise ValueError(
+                f"layer_sizes is {shown(architecture.layer_sizes)}; a twin has the same parameters, and so {self.layer_sizes}"
+            )
+        return Network(architecture, place, self.backend.to_numpy(self.parameters.flat))
 
     # ------------------------------------------------------------------ the step as data
 

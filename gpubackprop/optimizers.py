@@ -460,6 +460,7 @@ class LBFGS(Optimizer):
 
     def check(self) -> None:
         check_count("history_size", self.history_size)
+        check_number("history_size", self.history_size, lambda x: x <= 10_000, "at most 10,000: each takes two vectors")
         _at_least_zero(tolerance=self.tolerance)
         if self.learning_rate != 1.0:
             raise ValueError(f"learning_rate is {self.learning_rate!r}; it must be 1.0: the line search sets it")

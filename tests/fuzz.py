@@ -31,7 +31,7 @@ import gpubackprop as gb
 ERRORS = (ValueError, TypeError, OSError, MemoryError, gb.DeviceUnavailableError)
 SECONDS = 60  # of a case; the slowest compile a kernel
 MEMORY = 2 << 30  # bytes that cases may take beside what is there before the first
-LONGEST = 1000  # characters of a message
+LONGEST = 1000  # characters of a message; the system's names a path as it is
 
 
 def run(kind: str, number: int) -> str:
@@ -64,7 +64,7 @@ def check_message(error: BaseException) -> None:
     text = str(error)
     assert text.strip(), f"{type(error).__name__} without a message"
     assert "\n" not in text, f"a message of more than one line: {text[:300]}"
-    assert len(text) <= LONGEST, f"a message of {len(text)} characters: {text[:300]}"
+    assert len(text) <= LONGEST or isinstance(error, OSError), f"a message of {len(text)} characters: {text[:300]}"
 
 
 def failures(kinds: str, first: int, count: int) -> tuple[list[str], Counter[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fuzz import failures
 
-FILES = "npz,csv,idx,architecture,model:reference,report"
+FILES = "npz,csv,idx,architecture,model:reference"
 LONG = {
     "npz": 1300, "csv": 1600, "idx": 1000, "architecture": 1500, "model:reference": 700, "model:cpu": 700, "report": 200,
     "api:reference": 1500, "api:cpu": 1500,

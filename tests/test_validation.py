@@ -255,6 +255,7 @@ LONG = 10**5000  # more digits than Python shows
     [
         (lambda m: gb.MLP([3, 2], device=TWO), r"device is array\(\[\[1., 2.\], \[3., 4.\]\]\); give a name"),
         (lambda m: m.to(["cpu"]), r"device is \['cpu'\]; give a name"),
+        (lambda m: m.twin(layer_sizes=[2, 3]), r"layer_sizes is \(2, 3\); a twin has the same parameters, and so \(3, 2\)"),
         (lambda m: gb.MLP([3, 4, 2], 3), "activation is 3; give a name, one of"),
         (lambda m: gb.MLP([3, 2], loss=Hostile()), "loss is <Hostile>; give a name"),
         (lambda m: gb.MLP([3, 2], initializer=0.1), "initializer is 0.1; give a name"),
@@ -283,6 +284,7 @@ LONG = 10**5000  # more digits than Python shows
         (lambda m: gb.parity(m, X, Y, devices="cpu"), "devices is 'cpu'; give a list of names"),
         (lambda m: gb.Adam(betas=3), "betas is 3; it must be two numbers"),
         (lambda m: gb.Adam(betas=range(10**12)), r"betas is range\(0, 1000000000000\)"),
+        (lambda m: gb.LBFGS(history_size=2**62), "history_size is 4611686018427387904; it must be at most 10,000"),
         (lambda m: gb.SGD(momentum=10**400), "momentum is 1000.*, which is too large for a number of float64"),
         (lambda m: gb.EarlyStopping(monitor=TWO), "monitor is array.*; it must be the name of a column"),
         (lambda m: m.loss(reduction=TWO), "unknown reduction array"),

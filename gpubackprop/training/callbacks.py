@@ -177,8 +177,8 @@ def as_callbacks(given: Any) -> list[Any]:
     ValueError
         One has none of the methods that ``fit`` calls, or one with a name like theirs that it does not call.
     """
-    lone = given is not None and (isinstance(given, type) or not hasattr(given, "__iter__"))
     try:
+        lone = given is not None and (isinstance(given, type) or not hasattr(given, "__iter__"))
         callbacks = [given] if lone else list(() if given is None else given)
     except Exception as error:  # whatever iterating over it raises
         raise ValueError(f"callbacks is {shown(given)}; give a callback or a list of them") from error
