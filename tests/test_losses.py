@@ -197,7 +197,23 @@ def test_a_loss_of_ones_own_drops_in(device: str, rng: np.random.Generator) -> N
         del LOSSES["log_cosh"]
 
 
-@pytest.mark.parametrize("d", [4, 300])
+LENGTHS = [4, 300, 8200]  # of rows, one for each of the kernels of a GPU
+
+
+@pytest.mark.parametrize("d", LENGTHS)
+def test_a_number_added_to_all_outputs_changes_nothing(d: int, backend: Any, rng: np.random.Generator) -> None:
+    o = rng.integers(-8, 9, size=(3, d)).astype(np.float32)
+    y, no_bias = backend.asarray(np.array([0, 2, 3])), backend.zeros((d,), np.float32)
+    results = []
+    for added in (0, 2**20):  # exactly, as is the difference from the largest
+        given = backend.asarray(o + np.float32(added))
+        value, do, _ = backend.bias_loss(given, no_bias, y, LOSSES["softmax_cross_entropy"])
+        results.append((backend.to_numpy(value)[0], backend.to_numpy(do)))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("d", LENGTHS)
 def test_a_logit_of_minus_infinity_leaves_the_loss_of_other_classes_finite(d: int, backend: Any, rng: Any) -> None:
     o = rng.normal(size=(3, d)).astype(np.float32)
     o[:, 1] = -np.inf

@@ -25,6 +25,7 @@ from gpubackprop.kernels.cpu.compile import Kernel, compiled, inlined, maximum, 
 from gpubackprop.kernels.cpu.math import vector_math
 from gpubackprop.kernels.cpu.threads import available_threads, is_last
 from gpubackprop.kernels.cpu.vector import define_sum
+from gpubackprop.kernels.softmax import define_log_softmax
 from gpubackprop.losses import Loss
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.philox import define_philox
@@ -180,12 +181,12 @@ def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
 
 
 def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: bool, in_place: bool) -> Any:
-    target, ell, dell = map(inlined, loss.scalars(dtype, vector_math(dtype)))
-    zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
-    exp, log, row_sum = vector_math(dtype).exp, vector_math(dtype).log, _define_row_sum(dtype)
+    chain = define_log_softmax(loss, dtype, vector_math(dtype), inlined)
+    lowest, shift, term, log_probability, one_hot, value_of, slope_of, gradient = chain
+    zero, one, log, row_sum = dtype.type(0), dtype.type(1), vector_math(dtype).log, _define_row_sum(dtype)
 
     def read_index(y_i, j):  # type: ignore[no-untyped-def]
-        return one if y_i == j else zero
+        return one_hot(j, y_i)
 
     def read_dense(y_i, j):  # type: ignore[no-untyped-def]
         return y_i[j]
@@ -214,9 +215,9 @@ def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: boo
                             z[begin + r, j] = o
                         top = maximum(top, o)
                     for j in range(d):
-                        q[j] -= top
+                        q[j] = shift(q[j], top)
                 for j in range(rows * d):
-                    flat_e[j] = exp(flat_q[j])
+                    flat_e[j] = term(flat_q[j])
                 for r in range(rows):
                     sums_e[r] = row_sum(flat_e[r * d : (r + 1) * d])
                 for r in range(rows):
@@ -227,19 +228,19 @@ def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: boo
                     if d < SHORT:
                         row, sum_g = zero, zero
                         for j in range(d):
-                            t = target(read(y_i, j), u)
-                            row += ell(q[j] - log_s, t)
-                            q[j] = dell(q[j] - log_s, t)
+                            t, q_j = read(y_i, j), log_probability(q[j], log_s)
+                            row += value_of(q_j, t, u)
+                            q[j] = slope_of(q_j, t, u)
                             sum_g += q[j]
                     else:
                         for j in range(d):
-                            t = target(read(y_i, j), u)
-                            terms[j] = ell(q[j] - log_s, t)
-                            q[j] = dell(q[j] - log_s, t)
+                            t, q_j = read(y_i, j), log_probability(q[j], log_s)
+                            terms[j] = value_of(q_j, t, u)
+                            q[j] = slope_of(q_j, t, u)
                         row, sum_g = row_sum(terms), row_sum(q)
                     slope = sum_g / sums_e[r]
                     for j in range(d):
-                        do = (q[j] - e[j] * slope) * (w * scale)
+                        do = gradient(q[j], e[j], slope) * (w * scale)
                         out[i, j] = do
                         sums_k[j] += do
                     losses[k] += row * w

@@ -1,7 +1,7 @@
 """CUDA kernel of the softmax losses for short rows: bias add, log softmax, loss and gradient, each output read once.
 
-With g_j = dell(q_j, t_j) and p = softmax(o), do_j = g_j - p_j sum_k g_k, see :mod:`gpubackprop.losses`; what the kernel
-leaves is as in :mod:`gpubackprop.kernels.cuda.loss`. An index that is no class matches no column: nothing is read through it.
+What is computed is defined in :mod:`gpubackprop.kernels.softmax`; what the kernel leaves is as in
+:mod:`gpubackprop.kernels.cuda.loss`.
 
 Up to :func:`tile_columns` columns, a block takes a tile of rows through shared memory, so that rows of any length move 16 bytes at
 a time; longer rows are the matter of :mod:`gpubackprop.kernels.cuda.softmax_rows`.
@@ -31,6 +31,7 @@ from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.kernels.cuda.parameters import I, P, R, S, Y, declared
 from gpubackprop.kernels.cuda.passes import fold_rows
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
+from gpubackprop.kernels.softmax import define_log_softmax
 from gpubackprop.losses import Loss
 from gpubackprop.step.state import SCALE
 
@@ -80,9 +81,9 @@ def _softmax_loss_tile(
     load, store, load1, store1, _ = access(storage, width)
     load_real, _, _, _, _ = access(storage_of(real_dtype), width)
     real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
-    lowest = real_dtype.type(-np.inf)
-    target, ell, dell = map(inlined, loss.scalars(real_dtype, MATH))
-    exp, log, where = MATH.exp, MATH.log, MATH.where
+    chain = define_log_softmax(loss, real_dtype, MATH, inlined)
+    lowest, shift, term, log_probability, one_hot, value_of, slope_of, gradient = chain
+    log, where = MATH.log, MATH.where
     warp_sum, warp_max = warp_reductions(lanes)
     fold, fetch = fold_rows(slots, threads, adjacent=False), read_once(storage_of(real_dtype))
     block_sum, _ = block_reductions(threads)
@@ -185,10 +186,10 @@ def _softmax_loss_tile(
                 top = warp_max(top)
                 s = zero
                 for k in static_range(slots):
-                    q[k] = q[k] - top
+                    q[k] = shift(q[k], top)
                     p[k] = zero
                     if lane + lanes * k < d:
-                        p[k] = exp(q[k])
+                        p[k] = term(q[k])
                     s = s + p[k]
                 s = warp_sum(s)
                 log_s = log(s)
@@ -198,14 +199,10 @@ def _softmax_loss_tile(
                 for k in static_range(slots):
                     g[k] = zero
                     if lane + lanes * k < d:
-                        t = (
-                            where(lane + lanes * k == own_class, one, zero)
-                            if indices
-                            else targets[place(i * d + lane + lanes * k)]
-                        )
-                        t = target(t, u)
-                        g[k] = dell(q[k] - log_s, t)
-                        value = value + ell(q[k] - log_s, t)
+                        j = lane + lanes * k
+                        t = one_hot(j, own_class) if indices else targets[place(i * d + j)]
+                        g[k] = slope_of(log_probability(q[k], log_s), t, u)
+                        value = value + value_of(log_probability(q[k], log_s), t, u)
                         slope = slope + g[k]
                 slope = warp_sum(slope) * inverse
                 if inside:
@@ -215,7 +212,7 @@ def _softmax_loss_tile(
                     total = total + value * w
                     for k in static_range(slots):
                         if lane + lanes * k < d:
-                            do = (g[k] - p[k] * slope) * w * scale
+                            do = gradient(g[k], p[k], slope) * w * scale
                             tile[place(i * d + lane + lanes * k)] = do
                             sums[k] = sums[k] + do
                 above += at_once

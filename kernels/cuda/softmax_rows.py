@@ -17,6 +17,7 @@ from gpubackprop.kernels.cuda.loss import Variant
 from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.kernels.cuda.parameters import I, P, R, S, Y, declared
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
+from gpubackprop.kernels.softmax import define_log_softmax
 from gpubackprop.losses import Loss
 from gpubackprop.step.state import SCALE
 
@@ -50,10 +51,10 @@ def softmax_loss_row(
     storage, real_dtype = storage_of(dtype), real_of(dtype)
     load, store, _, _, _ = access(storage, width)
     load_real, store_real, _, _, _ = access(storage_of(real_dtype), width)
-    real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
-    lowest = np.finfo(real_dtype).min  # finite: a row may begin with -inf, and -inf - -inf is NaN
-    target, ell, dell = map(inlined, loss.scalars(real_dtype, MATH))
-    exp, log, where = MATH.exp, MATH.log, MATH.where
+    real, zero = numba.from_dtype(real_dtype), real_dtype.type(0)
+    chain = define_log_softmax(loss, real_dtype, MATH, inlined)
+    lowest, shift, term, log_probability, one_hot, value_of, slope_of, gradient = chain
+    log, where = MATH.log, MATH.where
     block_sum, _ = block_reductions(threads)
     row_sums, row_maxima = block_reductions(threads, ROWS)
     fetch = read_once(storage_of(real_dtype))
@@ -116,8 +117,8 @@ def softmax_loss_row(
                 for slot in static_range(slots):
                     if (slot * threads + thread) * width < d:
                         for k in static_range(slot * width, slot * width + width):
-                            o[r * SIZE + k] = o[r * SIZE + k] - x[r]
-                            s = s + exp(o[r * SIZE + k])
+                            o[r * SIZE + k] = shift(o[r * SIZE + k], x[r])
+                            s = s + term(o[r * SIZE + k])
                 x[r] = s
             row_sums(x, warps)
             for r in static_range(ROWS):
@@ -129,11 +130,11 @@ def softmax_loss_row(
                     j = (slot * threads + thread) * width
                     if j < d:
                         for k in static_range(width):
-                            q = o[r * SIZE + slot * width + k] - log_s
+                            q = log_probability(o[r * SIZE + slot * width + k], log_s)
                             o[r * SIZE + slot * width + k] = q
-                            v = where(j + k == own_class, one, zero) if indices else t[r * SIZE + slot * width + k]
-                            x[r] = x[r] + dell(q, target(v, u))
-                            value = value + ell(q, target(v, u))
+                            v = one_hot(j + k, own_class) if indices else t[r * SIZE + slot * width + k]
+                            x[r] = x[r] + slope_of(q, v, u)
+                            value = value + value_of(q, v, u)
                 if i + r < n:
                     total = total + (value * own_weight[r] if weighted else value)
             row_sums(x, warps)
@@ -145,8 +146,8 @@ def softmax_loss_row(
                     if j < d and i + r < n:
                         for k in static_range(width):
                             q = o[r * SIZE + slot * width + k]
-                            v = where(j + k == own_class, one, zero) if indices else t[r * SIZE + slot * width + k]
-                            do = (dell(q, target(v, u)) - exp(q) * x[r]) * factor
+                            v = one_hot(j + k, own_class) if indices else t[r * SIZE + slot * width + k]
+                            do = gradient(slope_of(q, v, u), term(q), x[r]) * factor
                             o[r * SIZE + slot * width + k] = do
                             sums[slot * width + k] = sums[slot * width + k] + do
                         store(out, (i + r) * d + j, o, r * SIZE + slot * width)
@@ -176,9 +177,9 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
     load, store, _, _, rounded = access(storage, width)
     load_real, _, _, _, _ = access(storage_of(real_dtype), width)
     real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
-    lowest = np.finfo(real_dtype).min  # finite: a row may begin with -inf, and -inf - -inf is NaN
-    target, ell, dell = map(inlined, loss.scalars(real_dtype, MATH))
-    exp, log, where = MATH.exp, MATH.log, MATH.where
+    chain = define_log_softmax(loss, real_dtype, MATH, inlined)
+    lowest, shift, term, log_probability, one_hot, value_of, slope_of, gradient = chain
+    log, where = MATH.log, MATH.where
     block_sum, block_max = block_reductions(threads)
     fetch = read_once(storage_of(real_dtype))
     indices, weighted, keep, scaled = variant
@@ -198,7 +199,7 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
             load_real(t, 0, y, i * d + j)
         else:
             for k in static_range(width):
-                t[k] = where(j + k == own_class, one, zero)
+                t[k] = one_hot(j + k, own_class)
 
     outputs, targets = inlined(load_outputs), inlined(load_targets)
 
@@ -238,9 +239,9 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
             while j < d:
                 outputs(o, bias, z, b, i, j, d)
                 for k in static_range(width):
-                    s = s + exp(o[k] - top)
+                    s = s + term(shift(o[k], top))
                 j += threads * width
-            top = top + log(block_sum(s, warps))
+            log_s = log(block_sum(s, warps))
             w = weight[i] if weighted else one
             value = zero
             slope = zero
@@ -249,9 +250,9 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
                 outputs(o, bias, z, b, i, j, d)
                 targets(t, y, own_class, i, j, d)
                 for k in static_range(width):
-                    x = target(t[k], u)
-                    slope = slope + dell(o[k] - top, x)
-                    value = value + ell(o[k] - top, x)
+                    q = log_probability(shift(o[k], top), log_s)
+                    slope = slope + slope_of(q, t[k], u)
+                    value = value + value_of(q, t[k], u)
                 j += threads * width
             total = total + value * w
             slope = block_sum(slope, warps)
@@ -260,8 +261,8 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
                 outputs(o, bias, z, b, i, j, d)
                 targets(t, y, own_class, i, j, d)
                 for k in static_range(width):
-                    x = o[k] - top
-                    o[k] = (dell(x, target(t[k], u)) - exp(x) * slope) * w * scale
+                    q = log_probability(shift(o[k], top), log_s)
+                    o[k] = gradient(slope_of(q, t[k], u), term(q), slope) * w * scale
                 store(out, i * d + j, o, 0)
                 j += threads * width
             i += cuda.gridDim.y
