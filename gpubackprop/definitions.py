@@ -100,20 +100,20 @@ def _fma(x: Any, y: Any, z: Any) -> Any:
 
 
 NUMPY = Math(
-    np.exp,
-    np.expm1,
-    np.log,
-    np.log1p,
-    np.tanh,
-    np.sin,
-    np.cos,
-    np.sqrt,
-    np.fabs,
-    _erf,
-    _erfcx,
-    np.where,
-    power,
-    _fma,
+    exp=np.exp,
+    expm1=np.expm1,
+    log=np.log,
+    log1p=np.log1p,
+    tanh=np.tanh,
+    sin=np.sin,
+    cos=np.cos,
+    sqrt=np.sqrt,
+    fabs=np.fabs,
+    erf=_erf,
+    erfcx=_erfcx,
+    where=np.where,
+    power=power,
+    fma=_fma,
 )
 
 

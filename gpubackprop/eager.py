@@ -14,7 +14,7 @@ from gpubackprop.backends.memory import check_memory, fits, nbytes_of
 from gpubackprop.definitions import Array, version_of
 from gpubackprop.parameters import Parameters
 from gpubackprop.step import layout, passes
-from gpubackprop.step.buffers import Buffer, Memory
+from gpubackprop.step.buffers import Buffer, Memory, roots
 from gpubackprop.step.operations import Operation
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class _Prepared:
     """Operations that are prepared once, but for those on arrays that each call is given."""
 
     def __init__(self, operations: list[Operation]) -> None:
-        self._operations = [(o, {b.own.name for n in o.arrays if (b := getattr(o, n)) is not None}) for o in operations]
+        self._operations = [(o, {b.name for b in roots(getattr(o, name) for name in o.arrays)}) for o in operations]
         self.forget()
 
     def forget(self) -> None:

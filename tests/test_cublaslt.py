@@ -16,6 +16,12 @@ def products():
     return Products(0)
 
 
+def multiply(products, a, b, out):
+    import cupy
+
+    products.plan_for(a, b, out).bind(a, b, out, cupy.empty)()
+
+
 def stored(rng, cupy, rows, columns, transposed, dtype):
     """A (rows, columns) matrix of small whole numbers, so that every sum is exact in every type."""
     a = rng.integers(-2, 3, (rows, columns))
@@ -40,7 +46,7 @@ def test_products_of_every_order_are_exact_on_whole_numbers(products, dtype, m, 
         b, b_host = stored(rng, cupy, k, n, bt, dtype)
         out = cupy.zeros((m, n), np.float32 if a.dtype.itemsize == 2 else a.dtype)
         try:
-            products.matmul(a, b, out)
+            multiply(products, a, b, out)
         except UnsupportedProductError as error:
             if not few_bits or m % 8 == n % 8 == k % 8 == 0:
                 raise
@@ -58,7 +64,7 @@ def test_a_view_into_a_flat_array_is_planned_with_its_own_alignment(products):
     b[...] = cupy.asarray(b_host)
     a_host = rng.integers(-2, 3, (4, 6)).astype(np.float32)
     out = flat[100:120].reshape(4, 5)
-    products.matmul(cupy.asarray(a_host), b, out)
+    multiply(products, cupy.asarray(a_host), b, out)
     np.testing.assert_array_equal(out.get(), a_host @ b_host)
     assert not flat[120:].any()
 
@@ -68,7 +74,7 @@ def test_a_strided_matrix_is_refused_not_copied(products):
 
     a = cupy.zeros((4, 12), np.float32)[:, ::2]
     with pytest.raises(ValueError, match="neither C-contiguous nor the transpose of one"):
-        products.matmul(a, cupy.zeros((6, 3), np.float32), cupy.zeros((4, 3), np.float32))
+        multiply(products, a, cupy.zeros((6, 3), np.float32), cupy.zeros((4, 3), np.float32))
 
 
 def test_a_captured_product_is_replayed_with_the_same_bits(products):
@@ -77,10 +83,12 @@ def test_a_captured_product_is_replayed_with_the_same_bits(products):
     rng = np.random.default_rng(0)
     a, b = (cupy.asarray(rng.normal(size=s).astype(np.float32)) for s in ((33, 20), (20, 9)))
     eager, replayed = (cupy.zeros((33, 9), np.float32) for _ in range(2))
-    products.matmul(a, b, eager)
+    multiply(products, a, b, eager)
     cupy.cuda.Device().synchronize()
     stream = cupy.cuda.Stream(non_blocking=True)
-    product = products.bind(a, b, replayed, cupy.empty)  # its workspace lives as long as the graph
+    product = products.plan_for(a, b, replayed).bind(
+        a, b, replayed, cupy.empty
+    )  # its workspace lives as long as the graph
     with stream:
         stream.begin_capture()
         product()
@@ -94,14 +102,16 @@ def test_a_captured_product_is_replayed_with_the_same_bits(products):
 def test_an_address_that_is_no_multiple_of_16_is_no_claim_of_one(products, first):
     import cupy
 
+    from gpubackprop.backends.cuda import products as cublaslt
+
     rng = np.random.default_rng(0)
     rows = rng.integers(-2, 3, (6, 3)).astype(np.float32)
     a, b_host = cupy.asarray(rows)[first : first + 2], rng.integers(-2, 3, (3, 8)).astype(np.float32)
     out = cupy.zeros((2, 8), np.float32)
-    assert products.plan_for(a, cupy.asarray(b_host), out) is products.plan(
-        2, 8, 3, False, False, "float32", "float32", 16 if first == 0 else 8 if first == 2 else 4
-    )
-    products.matmul(a, cupy.asarray(b_host), out)
+    b = cupy.asarray(b_host)
+    aligned = 16 if first == 0 else 8 if first == 2 else 4
+    assert products.plan_for(a, b, out) is products.plan(cublaslt.kind_of(a, b, out), aligned)
+    multiply(products, a, cupy.asarray(b_host), out)
     np.testing.assert_array_equal(out.get(), rows[first : first + 2] @ b_host)
 
 
@@ -120,7 +130,7 @@ def test_where_no_algorithm_takes_the_alignment_one_without_is_asked_for(product
 
     monkeypatch.setattr(cublaslt.Plan, "_choose", refuse)
     a, b, out = (cupy.ones(shape, np.float32) for shape in ((4, 9), (9, 8), (4, 8)))
-    products.matmul(a, b, out)
+    multiply(products, a, b, out)
     assert asked == [16, 4]
     assert (out == 9).all()
 
@@ -133,4 +143,4 @@ def test_what_is_no_product_is_an_error(products, b, out):
     import cupy
 
     with pytest.raises(ValueError, match="no product"):
-        products.matmul(cupy.zeros((4, 9), np.float32), cupy.zeros(*b), cupy.zeros(*out))
+        multiply(products, cupy.zeros((4, 9), np.float32), cupy.zeros(*b), cupy.zeros(*out))

@@ -217,7 +217,12 @@ def layout(
             if dropout and a.dropout:
                 dropped, ddropped = Buffer(f"r_{name}", (n, d), a.dtype), dh.named(f"dr_{name}")
                 mask = Mask(a.dropout, a.seed, number, everything.counters, first * d // 4)
-        layers.append(Layer(name, activation, W, b, dW, db, h_in, z, h, dh, delta, dropped, ddropped, mask))
+        layers.append(
+            Layer(
+                name, activation, W=W, b=b, dW=dW, db=db, h_in=h_in, z=z, h=h, dh=dh, delta=delta,
+                dropped=dropped, ddropped=ddropped, mask=mask,
+            )
+        )  # fmt: skip
         h_in = dropped
     return Layout(inputs, tuple(layers), Buffer("loss", (2,), FLOAT64))
 

@@ -149,8 +149,9 @@ def vector_math(dtype: np.dtype[Any]) -> Math:
     sin, cos = _define_sin(dtype)
     erf, erfcx = _define_erf(dtype, exp)
     return Math(
-        exp, expm1, log, log1p, inlined(tanh), sin, cos, math.sqrt, math.fabs, erf, erfcx, where, inlined(power), fma
-    )
+        exp=exp, expm1=expm1, log=log, log1p=log1p, tanh=inlined(tanh), sin=sin, cos=cos, sqrt=math.sqrt, fabs=math.fabs,
+        erf=erf, erfcx=erfcx, where=where, power=inlined(power), fma=fma,
+    )  # fmt: skip
 
 
 def _define_exp(dtype: np.dtype[Any]) -> tuple[Any, Any]:

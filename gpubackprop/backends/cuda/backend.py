@@ -217,10 +217,7 @@ class CudaBackend(Backend):
         plan = self._plan(o)
         if plan is None:
             return self._cublas, (o.a, o.b, o.out)
-        from gpubackprop.backends.cuda.products import bound
-
-        product: Any = bound(plan, o.a, o.b, o.out, launches.room)
-        return product, ()
+        return plan.bind(o.a, o.b, o.out, launches.room), ()
 
     def compile(self, step: Step) -> Run:
         """Return the step as CUDA graphs, or, where a product cannot be captured, as a loop over its operations.

@@ -34,8 +34,7 @@ from gpubackprop.backends.cuda.products import (
     Room,
     UnsupportedProductError,
     alignment_of,
-    bound,
-    layout,
+    kind_of,
 )
 from gpubackprop.definitions import Array, address
 from gpubackprop.step.operations import BiasActivationBackward, BiasActivationForward, Matmul
@@ -123,12 +122,11 @@ class Epilogues:
         if not reason:
             try:
                 plan = Plan(
-                    self.products.handle, m, n, k, layout(a)[0], layout(b)[0], a.dtype.name, out.dtype.name,
-                    tf32=self.products.tf32, epilogue=epilogue, bias=address(vector),
-                    aux=0 if matrix is None else address(matrix), aux_ld=n, alignment=alignment_of(a, b, out),
-                    workspace=self.products.most_workspace,
+                    self.products.handle, kind_of(a, b, out), tf32=self.products.tf32, epilogue=epilogue,
+                    bias=address(vector), aux=0 if matrix is None else address(matrix), aux_ld=n,
+                    alignment=alignment_of(a, b, out), workspace=self.products.most_workspace,
                 )  # fmt: skip
-                product = bound(plan, a, b, out, room)
+                product = plan.bind(a, b, out, room)
                 self.products.load(product)
             except UnsupportedProductError as error:
                 reason = str(error)

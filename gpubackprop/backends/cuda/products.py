@@ -38,23 +38,19 @@ class UnsupportedProductError(RuntimeError):
     """cuBLASLt has no algorithm for this product; the message says which."""
 
 
-def layout(a: Array) -> tuple[bool, int]:
-    """Return (transposed, ld) of a two-dimensional array as a column-major operand, or raise ValueError.
-
-    ``transposed`` is True for the transpose of a C-contiguous array.
-    """
-    rows, columns = a.shape
+def is_transposed(a: Array) -> bool:
+    """Return whether a matrix is the transpose of a C-contiguous one; raise ValueError if it is neither."""
     if a.flags.c_contiguous:
-        return False, columns
+        return False
     if a.flags.f_contiguous:
-        return True, rows
+        return True
     raise ValueError(
         f"a matrix of shape {a.shape} with strides {a.strides} is neither C-contiguous nor the transpose of one"
     )
 
 
-class Plan:
-    """out = a b, with fixed shapes, types and epilogue; arrays are given by address.
+class Kind(NamedTuple):
+    """The shapes, orders and types of a product out = a b.
 
     Parameters
     ----------
@@ -64,6 +60,36 @@ class Plan:
         The operand is the transpose of a C-contiguous array.
     dtype, out_dtype : str
         Of the operands and of the result; products of 16-bit types are summed in float32.
+    """
+
+    m: int
+    n: int
+    k: int
+    a_transposed: bool
+    b_transposed: bool
+    dtype: str
+    out_dtype: str
+
+    def __str__(self) -> str:
+        a, b = "transposed " * self.a_transposed, "transposed " * self.b_transposed
+        return f"{a}({self.m}x{self.k}) {b}({self.k}x{self.n}), {self.dtype} to {self.out_dtype}"
+
+
+def kind_of(a: Array, b: Array, out: Array) -> Kind:
+    """Return what product out = a b is; raise ValueError where the arrays are none of a product."""
+    check_product(a, b, out)
+    (m, n), k = out.shape, a.shape[1]
+    return Kind(m, n, k, is_transposed(a), is_transposed(b), a.dtype.name, out.dtype.name)
+
+
+class Plan:
+    """A product of a kind, with an epilogue; arrays are given by address.
+
+    Parameters
+    ----------
+    handle : int
+        Of cuBLASLt.
+    kind : Kind
     tf32 : bool
         Round float32 operands to TF32 for the tensor cores.
     epilogue : Epilogue
@@ -89,13 +115,7 @@ class Plan:
     def __init__(
         self,
         handle: int,
-        m: int,
-        n: int,
-        k: int,
-        a_transposed: bool,
-        b_transposed: bool,
-        dtype: str,
-        out_dtype: str,
+        kind: Kind,
         *,
         tf32: bool = False,
         epilogue: Any = Epilogue.DEFAULT,
@@ -105,12 +125,12 @@ class Plan:
         alignment: int = 16,
         workspace: int = 0,
     ) -> None:
+        m, n, k, a_transposed, b_transposed, dtype, out_dtype = kind
         scale = "float64" if dtype == "float64" else "float32"
         compute = COMPUTE_F64 if dtype == "float64" else COMPUTE_TF32 if tf32 and dtype == "float32" else COMPUTE_F32
         self.handle = handle
         self.description = (
-            f"{'transposed ' * a_transposed}({m}x{k}) {'transposed ' * b_transposed}({k}x{n}), {dtype} to {out_dtype}"
-            f"{' in tf32' * (compute == COMPUTE_TF32)}, {Epilogue(epilogue).name}, aligned to {alignment} bytes"
+            f"{kind}{' in tf32' * (compute == COMPUTE_TF32)}, {Epilogue(epilogue).name}, aligned to {alignment} bytes"
         )
         self.desc = lt.matmul_desc_create(compute, CUDA_TYPE[scale])
         attribute = lt.MatmulDescAttribute
@@ -128,11 +148,11 @@ class Plan:
         for name, value, integer in settings:
             buffer = np.array([value], integer)
             lt.matmul_desc_set_attribute(self.desc, name, buffer.ctypes.data, buffer.nbytes)
-        kind, out_kind = CUDA_TYPE[dtype], CUDA_TYPE[out_dtype]
+        type_, out_type = CUDA_TYPE[dtype], CUDA_TYPE[out_dtype]
         # first operand b, second a, each as it lies in memory, by columns
-        self.b_layout = lt.matrix_layout_create(kind, *((k, n, k) if b_transposed else (n, k, n)))
-        self.a_layout = lt.matrix_layout_create(kind, *((m, k, m) if a_transposed else (k, m, k)))
-        self.out_layout = lt.matrix_layout_create(out_kind, n, m, n)
+        self.b_layout = lt.matrix_layout_create(type_, *((k, n, k) if b_transposed else (n, k, n)))
+        self.a_layout = lt.matrix_layout_create(type_, *((m, k, m) if a_transposed else (k, m, k)))
+        self.out_layout = lt.matrix_layout_create(out_type, n, m, n)
         weakref.finalize(self, _destroy, self.desc, self.a_layout, self.b_layout, self.out_layout)
         self._one_and_zero = np.array([1, 0], scale)
         self.alpha = self._one_and_zero.ctypes.data
@@ -172,6 +192,11 @@ class Plan:
             out, self.out_layout, self.algorithm, workspace, workspace_bytes, stream,
         )  # fmt: skip
 
+    def bind(self, a: Array, b: Array, out: Array, room: Room) -> Product:
+        """Return the product of these arrays, with a workspace of the size that the algorithm uses from ``room``."""
+        workspace = room(self.workspace, np.dtype(np.uint8)) if self.workspace else None
+        return Product(self, a.data.ptr, b.data.ptr, out.data.ptr, workspace)
+
 
 def _destroy(desc: int, *layouts: int) -> None:
     lt.matmul_desc_destroy(desc)
@@ -206,14 +231,12 @@ class Products:
         self.plan = lru_cache(maxsize=PLANS)(self._plan)
         self._loaded: set[str] = set()
 
-    def _plan(self, m: int, n: int, k: int, at: bool, bt: bool, dtype: str, out_dtype: str, alignment: int) -> Plan:
+    def _plan(self, kind: Kind, alignment: int) -> Plan:
         def plan(alignment: int) -> Plan:
-            return Plan(
-                self.handle, m, n, k, at, bt, dtype, out_dtype,
-                tf32=self.tf32, alignment=alignment, workspace=self.most_workspace,
-            )  # fmt: skip
+            return Plan(self.handle, kind, tf32=self.tf32, alignment=alignment, workspace=self.most_workspace)
 
-        least = min(np.dtype(np.float16 if name == "bfloat16" else name).itemsize for name in (dtype, out_dtype))
+        names = (kind.dtype, kind.out_dtype)
+        least = min(np.dtype(np.float16 if name == "bfloat16" else name).itemsize for name in names)
         with cupy.cuda.Device(self.index):
             try:
                 return plan(alignment)
@@ -232,20 +255,8 @@ class Products:
         UnsupportedProductError
             cuBLASLt has no algorithm for it.
         """
-        check_product(a, b, out)
-        (m, k), n = a.shape, b.shape[1]
-        plan: Plan = self.plan(
-            m, n, k, layout(a)[0], layout(b)[0], a.dtype.name, out.dtype.name, alignment_of(a, b, out)
-        )
+        plan: Plan = self.plan(kind_of(a, b, out), alignment_of(a, b, out))
         return plan
-
-    def bind(self, a: Array, b: Array, out: Array, room: Room) -> Product:
-        """Return the product out = a b, with a workspace from ``room``."""
-        return bound(self.plan_for(a, b, out), a, b, out, room)
-
-    def matmul(self, a: Array, b: Array, out: Array) -> None:
-        """out = a b on CuPy's current stream; the workspace is the pool's, for what comes next on this stream."""
-        bound(self.plan_for(a, b, out), a, b, out, cupy.empty)()
 
     def load(self, product: Product) -> None:
         """Run a product once, if none of its kind has run: that loads its code, for which a capture is no place."""
@@ -254,12 +265,6 @@ class Products:
             workspace = cupy.empty(plan.workspace, np.uint8) if plan.workspace else None  # the step's is for its stream
             product._replace(workspace=workspace)()
             self._loaded.add(plan.description)
-
-
-def bound(plan: Plan, a: Array, b: Array, out: Array, room: Room) -> Product:
-    """Return a plan with its arrays and a workspace of the size that its algorithm uses."""
-    workspace = room(plan.workspace, np.dtype(np.uint8)) if plan.workspace else None
-    return Product(plan, a.data.ptr, b.data.ptr, out.data.ptr, workspace)
 
 
 def alignment_of(*arrays: Array) -> int:
