@@ -1,7 +1,6 @@
 """What people write with NumPy or CuPy alone: the mathematics of each fused kernel, one array expression after another.
 
-Each function takes an array module and the arrays of an operation by name, and does what the operation does, in place. Only
-the loss of ``bias_loss`` and the clipping are written for the defaults (mean over samples, no weights, no loss scaling).
+Each function takes an array module and the arrays of a case by name, and does what its operation does, in place.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.cases import CASES, Arrays
 from gpubackprop.bench.peers.arrays import softmax_cross_entropy
 from gpubackprop.step.state import C1, C2, FACTOR, NORM, RATE
 
-Arrays = dict[str, Any]
 Unfused = Callable[[Any, Arrays], None]
 
 _GENERATOR = np.random.default_rng(0)
@@ -71,7 +70,7 @@ def backward(name: str) -> Unfused:
     """Return out = dh phi'; db = sum over rows of out."""
 
     def run(xp: Any, a: Arrays) -> None:
-        xp.multiply(a["dh"], DPHI[name](xp, a["z"], a["h"]), out=a["out"])
+        xp.multiply(a["dh"], DPHI[name](xp, a.get("z"), a.get("h")), out=a["out"])
         xp.sum(a["out"], axis=0, dtype=a["db"].dtype, out=a["db"])
 
     return run
@@ -173,11 +172,25 @@ def _random(xp: Any, shape: tuple[int, ...]) -> Any:
     return _GENERATOR.random(shape, xp.float32)
 
 
-def gather(first: int) -> Unfused:
-    """Return the rows of the source that the order names, from ``first`` on."""
+def gather(xp: Any, a: Arrays) -> None:
+    """Copy the rows of the source that the order names, from the place on that the case's counters say."""
+    first = len(a["source"]) // 4
+    options = {"mode": "clip"} if xp is np else {}  # else NumPy copies once more
+    xp.take(a["source"], a["order"][first : first + len(a["out"])], axis=0, out=a["out"], **options)
 
-    def run(xp: Any, a: Arrays) -> None:
-        options = {"mode": "clip"} if xp is np else {}  # else NumPy copies once more
-        xp.take(a["source"], a["order"][first : first + len(a["out"])], axis=0, out=a["out"], **options)
 
-    return run
+def _unfused() -> dict[str, Unfused]:
+    table: dict[str, Unfused] = {}
+    for name in PHI:
+        table |= {f"bias_activation_forward {name}": forward(name), f"bias_activation_backward {name}": backward(name)}
+    table |= {f"bias_loss {name}": bias_loss(name) for name in LOSSES}
+    for name in ("Adam", "AdamW"):
+        o = CASES[f"update {name}"].numbers["optimizer"]
+        table[f"update {name}"] = adam(o.betas, o.eps, o.weight_decay if o.decoupled else 0.0)
+    table["update SGD momentum"] = sgd_momentum(CASES["update SGD momentum"].numbers["optimizer"].momentum)
+    limit, rate = CASES["clip"].numbers["max_norm"], CASES["dropout"].numbers["rate"]
+    return {**table, "clip": clip(limit), "dropout": dropout(rate), "gather": gather}
+
+
+UNFUSED = _unfused()
+"""By the name of the case."""

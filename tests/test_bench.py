@@ -166,7 +166,7 @@ def test_a_wrong_kernel_gets_no_time(monkeypatch):
     row = cases.run_case(case, SETTINGS)
     assert "differs by" in row["wrong"]["gpubackprop"]
     assert row["candidates"] == {}
-    assert any("WRONG: gpubackprop: z differs" in line for line in render.Terminal().lines(row))
+    assert any("WRONG: gpubackprop: out differs" in line for line in render.Terminal().lines(row))
 
 
 def test_a_step_that_trains_otherwise_gets_no_time(monkeypatch):

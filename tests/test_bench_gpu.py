@@ -128,11 +128,12 @@ def test_arrays_of_16_bits_are_compared_in_float64(device):
     import cupy
     import ml_dtypes
 
-    from gpubackprop.bench.kernels import copied
+    from gpubackprop.bench.kernels import kernels_of
 
+    kernel = next(kernels_of(device.backend, "bfloat16", (2, 2)))
     for dtype in (np.float16, ml_dtypes.bfloat16):
         a = cupy.asarray(np.array([1.5, -2.0], dtype))
-        wide = copied(device.backend, {"a": a, "b": a, "y": cupy.arange(2)}, np.dtype(np.float64))
+        wide = kernel.wide({"a": a, "b": a, "y": cupy.arange(2)})
         assert wide["a"] is wide["b"]
         assert wide["a"].dtype == np.float64
         assert wide["y"].dtype == np.int64

@@ -10,11 +10,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from gpubackprop.bench.case import Case, Cases, Prepared, Settings
 from gpubackprop.bench.devices import Device, copies_beyond_cache, copy_pair, in_turn
-from gpubackprop.bench.kernels import Kernel, copied, disagreement, kernels_of
+from gpubackprop.bench.kernels import Kernel, disagreement, kernels_of
 from gpubackprop.bench.peers import reason_of
 from gpubackprop.bench.sizes import parse_shape
 from gpubackprop.bench.suites import NothingToMeasureError
@@ -47,7 +45,7 @@ def _prepare(device: Device, kernel: Kernel, settings: Settings) -> Prepared:
             return prepared
         copies = 2 if settings.dry else copies_beyond_cache(device, operation.nbytes, MOST_COPIES)
         prepared.facts["sets_of_arrays"] = copies
-        sets = [kernel.make() for _ in range(copies)]
+        sets = [kernel.again(a) for _ in range(copies)]
         for each in sets:
             if "b" in each:
                 each["b"].fill(0)  # z += b in every run would carry z away
@@ -65,24 +63,22 @@ def _prepare(device: Device, kernel: Kernel, settings: Settings) -> Prepared:
 
 def check(device: Device, kernel: Kernel, a: dict[str, Any]) -> tuple[str | None, str | None]:
     """Return what is wrong with our kernel, and with the plain arithmetic, against the expression in float64."""
-    backend: Any = device.backend
-    wide = np.dtype(np.float64)
-    expected = copied(backend, a, wide)
+    given = kernel.wide(a)
+    expected = kernel.again(given)
     if kernel.expected is None:
         kernel.unfused(expected)
     else:
-        expected = copied(backend, a)
+        expected = kernel.again(a)
         kernel.expected(expected)
-        expected = copied(backend, expected, wide)
-    fused = copied(backend, a)
-    function, arguments = backend.bind(kernel.operation(fused))
-    function(*arguments)
-    wrong = disagreement(backend, kernel, fused, expected)
+        expected = kernel.wide(expected)
+    fused = kernel.again(a)
+    device.backend.execute(kernel.operation(fused))
+    wrong = disagreement(kernel, given, fused, expected, times=2)
     try:
-        plain = copied(backend, a)
+        plain = kernel.again(a)
         kernel.unfused(plain)
         # random numbers of its own cannot agree; it is enough that it runs
-        plain_wrong = None if kernel.expected else disagreement(backend, kernel, plain, expected)
+        plain_wrong = None if kernel.expected else disagreement(kernel, given, plain, expected, times=100)
     except Exception as error:  # the array module may lack a function for a dtype: the reason belongs in the report
         plain_wrong = reason_of(error)
     device.synchronize()
