@@ -36,7 +36,7 @@ def follow(path: str, module: Any) -> SimpleNamespace:
 
 
 def test_every_block_of_code_names_its_file() -> None:
-    assert len(BLOCKS) == README.count("```python") == 10
+    assert len(BLOCKS) == README.count("```python") == 9
 
 
 @pytest.mark.parametrize("path", BLOCKS)
@@ -123,14 +123,14 @@ def test_the_cuda_kernel_is_launched_by_the_names_of_its_parameters(rng: np.rand
 
 
 def simulate() -> None:
-    """Run the README's check of its kernel, in a process in which Numba simulates."""
+    """Run the cases of the README's operation with its kernel, in a process in which Numba simulates."""
     sys.path.insert(0, str(Path(__file__).parent))
     import cuda_simulator
 
     from gpubackprop.kernels.cuda import training
 
     training.accumulate = follow("kernels/cuda/training.py", training).accumulate
-    follow("tests/cuda_simulator.py", cuda_simulator).check_accumulate()
+    cuda_simulator.check_operation("accumulate")
 
 
 if __name__ == "__main__":
