@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 import gpubackprop as gb
-from gpubackprop.bench.threads import usable
 from gpubackprop.bench.timing import Candidate, Clock, Run, Sample, Timer, WallTimer, seconds_now
+from gpubackprop.machine.host import usable
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gpubackprop.bench.devices import Device, Gpu, cache_sizes, read
-from gpubackprop.bench.threads import usable
 from gpubackprop.machine.diagnosis import cuda_version, cupy_wheels, installed
+from gpubackprop.machine.host import blas, processor, usable
 
 PACKAGES = (
     "gpubackprop", "numpy", "scipy", "numba", "llvmlite", "numba-cuda", "cuda-core", "nvmath-python", "nvidia-cublas-cu12",
@@ -40,26 +40,6 @@ def environment(devices: list[Device], threads: int) -> dict[str, Any]:
         "tf32": {"gpubackprop": "where the dtype is tf32", "cupy": os.environ.get("CUPY_TF32") == "1"},
         "commit": commit(),
     }  # fmt: skip
-
-
-def processor() -> str:
-    """Return the name of the processor."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def blas() -> list[dict[str, Any]]:
-    """Return the libraries of products and of threads that are loaded, and their threads."""
-    from threadpoolctl import threadpool_info
-
-    return [
-        {name: entry.get(name) for name in ("user_api", "internal_api", "version", "num_threads", "architecture")}
-        | {"file": Path(entry["filepath"]).name}
-        for entry in threadpool_info()
-    ]
 
 
 def gpu(device: Gpu) -> dict[str, Any]:

@@ -5,16 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-VARIABLES = (
-    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS", "NPROC",
-)  # fmt: skip
+from gpubackprop.machine.host import VARIABLES
 
 _limits: list[Any] = []
-
-
-def usable() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def limit(threads: int) -> None:
@@ -25,7 +18,7 @@ def limit(threads: int) -> None:
     """
     from threadpoolctl import threadpool_limits
 
-    for name in VARIABLES:
+    for name in (*VARIABLES, "NPROC"):
         os.environ[name] = str(threads)
     if threads == 1:
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"

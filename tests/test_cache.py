@@ -148,7 +148,8 @@ print(cache.cache_folder(), cache.read("entry"), cache.cache_problem(), os.listd
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout == "None None there is no home folder; set GPUBACKPROP_CACHE_DIR to keep compiled kernels []\n"
+    problem = "there is no home folder; set GPUBACKPROP_CACHE_DIR to keep compiled kernels"
+    assert done.stdout == f"None None {problem}; run: export GPUBACKPROP_CACHE_DIR=$(mktemp -d) []\n"
 
 
 # ---------------------------------------------------------------------- many processes

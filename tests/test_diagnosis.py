@@ -7,56 +7,13 @@ import os
 import shlex
 import subprocess
 import sys
-import tomllib
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+from fake_machine import GOOD, Fake
 
 import gpubackprop as gb
-from gpubackprop.machine import diagnosis, probe
-
-PYPROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
-GOOD = diagnosis.Machine(0, 12090, ((8, 0), (9, 0)), (), (75, 80, 90, 100, 120))
-
-
-class Fake:
-    """A machine with two good CUDA devices and everything installed; a test takes something away."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.machine = GOOD
-        self.versions = {
-            "cupy-cuda12x": "14.2.0", "numba-cuda": "0.30.4", "cuda-core": "1.0.0", "numba": "0.68.1", "numpy": "2.5.0",
-            "cuda-bindings": "12.9.4", "nvidia-cublas-cu12": "12.9.1",
-        }  # fmt: skip
-        extras = PYPROJECT["project"]["optional-dependencies"]
-        self.needs = {
-            "gpubackprop": [f'{text}; extra == "{extra}"' for extra in ("cuda12", "cuda13") for text in extras[extra]],
-            "numba-cuda": [
-                "numba>=0.60",
-                'cuda-bindings<13,>=12.9; extra == "cu12"',
-                'cuda-bindings==13.*; extra == "cu13"',
-            ],
-            "numba": ["numpy<2.6"],
-        }
-        monkeypatch.setattr(diagnosis, "_driver", object)
-        monkeypatch.setattr(diagnosis, "machine", lambda: self.machine)
-        monkeypatch.setattr(diagnosis, "installed", lambda name: self.versions.get(name))
-        monkeypatch.setattr(
-            diagnosis, "cupy_wheels", lambda: [name for name in self.versions if name.startswith("cupy")]
-        )
-        monkeypatch.setattr(diagnosis, "requires", self.requires)
-        monkeypatch.delenv("NUMBA_DISABLE_CUDA", raising=False)
-        monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
-
-    def requires(self, name: str) -> list[str]:
-        if name not in self.needs:
-            raise PackageNotFoundError(name)
-        return self.needs[name]
-
-    def swap(self, gone: str, **new: str) -> None:
-        del self.versions[gone]
-        self.versions |= {name.replace("_", "-"): number for name, number in new.items()}
+from gpubackprop.machine import cuinit, diagnosis, probe
 
 
 @pytest.fixture
@@ -77,6 +34,48 @@ def test_a_good_machine_has_no_problem(fake: Fake) -> None:
     assert diagnosis.cuda_problem(1) is None
     assert gb.available_devices() == ["cpu", "cuda:0", "cuda:1"]
     assert diagnosis.compute_capability(1) == (9, 0)
+
+
+def test_every_fault_of_a_machine_is_found(fake: Fake) -> None:
+    fake.machine = GOOD._replace(missing=("nvvm",), found=(("nvrtc", "/lib/libnvrtc.so"),))
+    fake.versions |= {"cupy-cuda12x": "14.1.0", "numba-cuda": "0.4.0"}
+    found = {each.name: each for each in diagnosis.cuda_findings(1)}
+    assert {name: each.state for name, each in found.items()} == {
+        "driver": "ok", "CuPy": "wrong", "packages": "wrong", "nvvm": "missing", "nvrtc": "ok", "nvmath-python": "warning",
+        "cuda:1": "ok",
+    }  # fmt: skip
+    assert all(bool(each.command) == (each.state != "ok") for each in found.values())
+    assert found["CuPy"].message == diagnosis.cuda_problem(1)  # the first is the one that an error tells
+    assert found["nvrtc"].text == "/lib/libnvrtc.so"
+
+
+def test_after_a_driver_that_fails_nothing_else_is_asked(fake: Fake) -> None:
+    fake.machine = diagnosis.Machine(803, 12090)
+    assert [(each.name, each.command) for each in diagnosis.cuda_findings()] == [("driver", "sudo reboot")]
+
+
+def test_a_folder_that_hides_the_driver_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/my lib:/usr/local/cuda/lib64/stubs")
+    assert cuinit.answer(34).command == "export LD_LIBRARY_PATH='/opt/my lib'"
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/usr/local/cuda/compat")
+    assert cuinit.answer(804).command == "unset LD_LIBRARY_PATH"
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt")
+    assert cuinit.answer(34).command == cuinit.answer(804).command == ""
+
+
+def test_a_variable_that_hides_the_device_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert cuinit.answer(101).command == cuinit.answer(100).command == "unset CUDA_VISIBLE_DEVICES"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert cuinit.answer(101).command == ""
+
+
+def test_a_card_without_a_driver_gets_the_command_of_its_system(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "_driver", lambda: None)
+    monkeypatch.setattr(cuinit.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert str(diagnosis.cuda_problem()).endswith("; run: sudo ubuntu-drivers install")
+    monkeypatch.setattr(cuinit, "in_container", lambda: True)
+    assert "start the container with 'docker run --gpus all'" in str(diagnosis.cuda_problem())
 
 
 def test_without_a_driver_it_is_the_driver(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

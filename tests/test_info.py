@@ -1,10 +1,9 @@
-"""What ``gpubackprop info`` says of a machine."""
+"""What ``gpubackprop info`` says of a machine, and the dtypes of its devices."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from fake_machine import Fake
 
 import gpubackprop as gb
 from gpubackprop.inspect import info
@@ -12,40 +11,28 @@ from gpubackprop.machine import diagnosis
 from gpubackprop.machine.diagnosis import compute_capability, missing_dtypes
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let the machine have a GPU and packages that a test may take away."""
+def test_a_machine_with_cards_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    Fake(monkeypatch)
+    facts = info.info()
+    assert facts["devices"] == "cpu, cuda:0, cuda:1"
+    assert facts["device='auto'"].startswith("cuda:0")
+    assert facts["CUDA"] == "driver for CUDA 12.9"
+
+
+def test_what_is_wrong_with_cuda_is_said_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    Fake(monkeypatch).swap("numba-cuda")
+    facts = info.info()
+    assert facts["devices"] == "cpu"
+    assert facts["CUDA"].startswith("numba-cuda is not installed; run: ")
+
+
+def test_dtypes_that_a_device_lacks_have_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"nvmath-python": "1.0.0"}
-    monkeypatch.setattr(info, "available_devices", lambda: ["cpu", "cuda:0"])
-    monkeypatch.setattr(info, "compute_capability", lambda index: (8, 0))
-    monkeypatch.setattr(info, "cuda_problem", lambda: None)
-    monkeypatch.setattr(info, "installed", versions.get)
     monkeypatch.setattr(diagnosis, "installed", versions.get)
-    return versions
-
-
-def test_a_whole_machine_has_every_dtype(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GPUBACKPROP_NVTX", raising=False)
-    facts = info.info()
-    assert facts["dtypes, cuda:0"] == "float32, float64, bfloat16, float16"
-    assert facts["dtypes, cpu"].startswith(", ".join(gb.get_backend("cpu").dtypes))
-    assert facts["CUDA graphs"] == "yes"
-    assert "not set" in facts["NVTX ranges"]
-
-
-def test_what_is_lost_without_nvmath_is_said(gpu: Any) -> None:
-    gpu.clear()
-    facts = info.info()
-    why = "nvmath-python is missing"
-    assert facts["dtypes, cuda:0"] == f"float32, float64, no bfloat16 ({why}), no float16 ({why})"
-    for lost in ("nvmath-python is missing", "one call per operation", "TF32", "16 bits", "epilogue"):
-        assert lost in facts["CUDA graphs"]
-
-
-def test_an_old_device_lacks_bfloat16_and_the_reason_is_said(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(info, "compute_capability", lambda index: (7, 5))
-    said = info.info()["dtypes, cuda:0"]
-    assert said == "float32, float64, no bfloat16 (it needs compute capability 8.0, this is 7.5), float16"
+    assert missing_dtypes((8, 0)) == {}
+    assert missing_dtypes((7, 5)) == {"bfloat16": "it needs compute capability 8.0, this is 7.5"}
+    versions.clear()
+    assert missing_dtypes((8, 0)) == dict.fromkeys(("bfloat16", "float16"), "nvmath-python is missing")
 
 
 def test_without_a_driver_there_is_no_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``gpubackprop train | explain | check | info | bench``. A heavy import is inside the command that needs it."""
+"""The command line, a module for each command. A heavy import is inside the command that needs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType
 import typer
 
 from gpubackprop.bench.cli import app as bench
-from gpubackprop.cli import check, explain, info, train
+from gpubackprop.cli import check, doctor, explain, info, train
 
 app = typer.Typer(
     help="Backpropagation through multilayer perceptrons, on the CPU and on CUDA GPUs.",
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (train.train, explain.explain, check.check, info.info):
+for command in (train.train, explain.explain, check.check, doctor.doctor, info.info):
     app.command()(command)
 app.add_typer(bench, name="bench")
 

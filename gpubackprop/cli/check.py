@@ -18,21 +18,11 @@ def check(
     seed: Seed = 0,
 ) -> None:
     """Check that a device computes what it should: gradients by finite differences, and each array against the reference."""
-    import numpy as np
-
-    from gpubackprop.inspect.explain import random_batch
-    from gpubackprop.inspect.gradcheck import check_gradients
-    from gpubackprop.inspect.parity import parity
+    from gpubackprop.inspect.check import check_device
     from gpubackprop.mlp import MLP
 
-    model = MLP(parse_layers(layers), activation, loss, device, dtype, seed)
-    X, y = random_batch(model, 37, np.random.default_rng(seed))
-    gradients, devices = check_gradients(model, X, y), parity(model, X, y, [model.device])
-    # an element is a sum of at most (fan-in + 1) or n products, through 2 passes over all layers
-    bound = 8.0 * (max(*model.layer_sizes, 37) + 1) * len(model.layer_sizes)
-    print(gradients)
-    print(devices)
-    ok = gradients.ok and devices.worst <= bound
-    print(f"{model.device}: {'ok' if ok else 'WRONG'}: worst {devices.worst:.1f} ulps, bound {bound:.0f}")
-    if not ok:
+    per_layer = activation.split(",") if "," in activation else activation
+    found = check_device(MLP(parse_layers(layers), per_layer, loss, device, dtype, seed), seed)
+    print(found)
+    if not found.ok:
         raise typer.Exit(1)

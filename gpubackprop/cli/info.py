@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def info() -> None:
-    """Print devices and versions, and which pieces are missing."""
+    """Print version and devices, and why there is no CUDA device; 'gpubackprop doctor' checks everything."""
     from gpubackprop.inspect.info import info as facts
 
     for name, value in facts().items():

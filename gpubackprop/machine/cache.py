@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
+import shutil
 import stat
 import tempfile
 import warnings
@@ -17,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 
 import platformdirs
+
+from gpubackprop.machine.finding import Finding
 
 _MAGIC = b"gpubackprop cache entry 1\n"
 
@@ -34,9 +38,46 @@ def cache_folder() -> Path | None:
 
 def cache_problem(part: str = "") -> str | None:
     """Return why the cache, or a folder in it, is not used and what to do, or None if nobody else can write in it."""
+    found = _unsafe(part)
+    return found.message if found else None
+
+
+def cache_finding() -> Finding:
+    """Return where compiled kernels are kept, or why they are not and what to do; then they are compiled anew in each process."""
+    folder = cache_folder()
+    if (unsafe := _unsafe()) or folder is None:
+        return unsafe or NO_FOLDER
+    there = next(place for place in _and_parents(folder) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "cannot be written to" if there.is_dir() else "is a file"
+        return _not_used(f"{there} {what}", OTHER_FOLDER, OTHER_COMMAND)
+    free, mode = shutil.disk_usage(there).free, stat.S_IMODE(there.stat().st_mode)
+    if free < LEAST_FREE:
+        return _not_used(f"{folder}: only {free >> 20} MiB are free", OTHER_FOLDER, OTHER_COMMAND)
+    entries = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    state = f"mode {mode:o}, {len(entries)} entries of {sum(entries) >> 10:,} KiB" if there == folder else "empty"
+    return Finding("cache", "ok", f"{folder}: {state}, {free >> 20:,} MiB free")
+
+
+OTHER_FOLDER = "set GPUBACKPROP_CACHE_DIR to a folder of your own"
+OTHER_COMMAND = 'export GPUBACKPROP_CACHE_DIR="$HOME/.gpubackprop"'
+LEAST_FREE = 64 << 20  # bytes, several times what all kernels of a few networks take
+
+
+def _not_used(text: str, advice: str = "", command: str = "") -> Finding:
+    return Finding("cache", "warning", text, advice, command)
+
+
+NO_FOLDER = _not_used(
+    "there is no home folder", "set GPUBACKPROP_CACHE_DIR to keep compiled kernels", "export GPUBACKPROP_CACHE_DIR=$(mktemp -d)"
+)  # fmt: skip
+
+
+def _unsafe(part: str = "") -> Finding | None:
+    """Return who else could write entries, which are run, or None."""
     folder = cache_folder()
     if folder is None:
-        return "there is no home folder; set GPUBACKPROP_CACHE_DIR to keep compiled kernels"
+        return NO_FOLDER
     if not hasattr(os, "geteuid"):  # Windows: the user's profile is closed to others
         return None
     with suppress(OSError, RuntimeError):
@@ -47,10 +88,11 @@ def cache_problem(part: str = "") -> str | None:
             except FileNotFoundError:
                 continue  # it will be made, for us alone
             if place in ours and status.st_uid != os.geteuid():
-                return f"{place} belongs to another user; set GPUBACKPROP_CACHE_DIR to a folder of your own"
+                return _not_used(f"{place} belongs to another user", OTHER_FOLDER, OTHER_COMMAND)
             # in a sticky folder such as /tmp nobody can replace what is another's
             if _writable_by_others(status.st_mode) and (place in ours or not status.st_mode & stat.S_ISVTX):
-                return f"{place} can be written by other users; run: chmod go-w {place}"
+                command = f"chmod go-w {shlex.quote(str(place))}"
+                return _not_used(f"{place} can be written by other users", command=command)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Why a CUDA device cannot be used, found without importing CuPy or Numba: the missing piece and the command that mends it."""
+"""What a CUDA device needs, checked without importing CuPy or Numba: each missing piece, and the command that mends it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from gpubackprop.machine import probe
+from gpubackprop.machine import cuinit, probe
+from gpubackprop.machine.finding import Finding, State
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -27,31 +29,6 @@ class DeviceUnavailableError(RuntimeError):
 
 
 BROKEN_CUPY = ("14.0.0", "14.1.0")
-NOT_AFTER_A_FORK = (
-    "a process that is forked after CUDA was used cannot use it: start processes with multiprocessing.get_context('spawn'), "
-    "or fork before CUDA is used"
-)
-CUINIT = {
-    1: ("INVALID_VALUE", "restart the machine, or install the driver anew"),
-    2: ("OUT_OF_MEMORY", "the device's memory is full; see nvidia-smi"),
-    3: ("NOT_INITIALIZED", NOT_AFTER_A_FORK),
-    34: ("STUB_LIBRARY", "the libcuda found is the toolkit's, for linking only; take its folder 'stubs' out of LD_LIBRARY_PATH"),
-    46: ("DEVICE_UNAVAILABLE", "the device is taken, or set so that none may use it; see 'nvidia-smi -q -d COMPUTE'"),
-    100: ("NO_DEVICE", "the driver shows no device; see nvidia-smi and CUDA_VISIBLE_DEVICES"),
-    101: ("INVALID_DEVICE", "CUDA_VISIBLE_DEVICES or a MIG setting names a device that does not exist"),
-    102: ("DEVICE_NOT_LICENSED", "the virtual GPU has no licence"),
-    214: ("ECC_UNCORRECTABLE", "the device's memory is damaged; see 'nvidia-smi -q -d ECC', and restart the machine"),
-    304: ("OPERATING_SYSTEM", "the files /dev/nvidia* may not be opened; a container needs them, as 'docker run --gpus all' gives"),
-    800: ("NOT_PERMITTED", "this user may not use the device"),
-    801: ("NOT_SUPPORTED", "this system does not support it"),
-    802: ("SYSTEM_NOT_READY", "the fabric manager of machines with NVSwitch does not run; 'systemctl start nvidia-fabricmanager'"),
-    803: ("SYSTEM_DRIVER_MISMATCH", "the driver was updated, and its kernel module is the old one: restart the machine"),
-    804: ("COMPAT_NOT_SUPPORTED_ON_DEVICE", "the libcuda of a package 'cuda-compat' does not serve this device: take it out of "
-          "LD_LIBRARY_PATH, or uninstall it"),
-    805: ("MPS_CONNECTION_FAILED", "the MPS server does not answer; 'nvidia-cuda-mps-control -d' starts it"),
-    999: ("UNKNOWN", "often the module nvidia_uvm is missing, or the machine has slept: 'modprobe nvidia_uvm', or restart it"),
-}  # fmt: skip
-"""Names of what cuInit answers (CUresult, CUDA driver API), and what to do."""
 LIBRARY_WHEELS = {
     "nvvm": {12: "nvidia-cuda-nvcc-cu12", 13: "nvidia-nvvm"},
     "libdevice": {12: "nvidia-cuda-nvcc-cu12", 13: "nvidia-nvvm"},
@@ -80,6 +57,8 @@ class Machine(NamedTuple):
     """That the CUDA compiler knows, as in 80; empty where it was not asked."""
     failure: str = ""
     """Of the process that asked."""
+    found: tuple[tuple[str, str], ...] = ()
+    """Libraries that were found, and their files."""
 
 
 def _driver() -> ctypes.CDLL | None:
@@ -114,10 +93,9 @@ def _ask(*environment: str | None) -> Machine:
         failure = f"status {done.returncode}: {done.stderr.strip()[-200:]}" if done.returncode else ""
     said = {key: value for part in facts for key, value in part.items()}
     said["capabilities"] = tuple((major, minor) for major, minor in said.get("capabilities", ()))
-    return Machine(
-        **{**said, "missing": tuple(said.get("missing", ())), "architectures": tuple(said.get("architectures", ()))},
-        failure=failure,
-    )
+    said["found"] = tuple((name, file) for name, file in said.get("found", {}).items())
+    lists = {name: tuple(said.get(name, ())) for name in ("missing", "architectures")}
+    return Machine(**{**said, **lists}, failure=failure)
 
 
 def cuda_device_count() -> int:
@@ -178,15 +156,18 @@ def _installer(verb: str) -> str:
 
 
 def _requirements(extra: str) -> list[Requirement]:
-    """Return what an extra of this package asks for, as it was installed; so a command needs no package index that has it."""
+    """Return what an extra of this package, or "" itself, asks for, as it was installed: a command needs no index that has it."""
     from packaging.requirements import Requirement
 
     try:
         every = [Requirement(text) for text in requires("gpubackprop") or ()]
     except PackageNotFoundError:
-        return [Requirement(f"gpubackprop[{extra}]")]
+        return [Requirement(f"gpubackprop[{extra}]" if extra else "gpubackprop")]
     found = [
-        r for r in every if r.marker and r.marker.evaluate({"extra": extra}) and not r.marker.evaluate({"extra": ""})
+        r
+        for r in every
+        if (r.marker is None or r.marker.evaluate({"extra": extra}))
+        and not (extra and (r.marker is None or r.marker.evaluate({"extra": ""})))
     ]
     for requirement in found:
         requirement.marker = None
@@ -210,8 +191,8 @@ def _replace_cupy(wheels: list[str], extra: str) -> str:
     return f"{_installer('uninstall')} {' '.join(wheels)} && {_install(extra, cupy=True)}"
 
 
-def _unmet(extra: str) -> str | None:
-    """Return which package of an extra is missing or has a version that another cannot work with.
+def unmet(extra: str = "") -> Finding | None:
+    """Return which package of an extra, or of this package itself, is missing or has a version that another cannot work with.
 
     CUDA's own libraries are looked for as files, since they may come from elsewhere, and nvmath-python can be done without.
     """
@@ -227,9 +208,10 @@ def _unmet(extra: str) -> str | None:
             continue
         number = installed(name)
         if number is None:
-            return f"{name} is not installed"
+            return Finding("packages", "missing", f"{name} is not installed", command=_install(extra, cupy=False))
         if not requirement.specifier.contains(number, prereleases=True):
-            return f"{name} {number} is installed, and {asking} works with {name} {requirement.specifier}"
+            text = f"{name} {number} is installed, and {asking} works with {name} {requirement.specifier}"
+            return Finding("packages", "wrong", text, command=_install(extra, cupy=False))
         if (key := (name, *sorted(requirement.extras))) in seen:
             continue
         seen.add(key)
@@ -249,80 +231,146 @@ def _unmet(extra: str) -> str | None:
 
 def cuda_problem(index: int = 0) -> str | None:
     """Return what keeps CUDA device ``index`` from being used, with the command that mends it, or None."""
-    if _driver() is None:
-        return "no NVIDIA driver (libcuda) on this machine; install the driver, or use device='cpu'"
+    return next((found.message for found in cuda_findings(index) if found.fails), None)
+
+
+def cuda_findings(index: int = 0) -> Iterator[Finding]:
+    """Yield what each check of CUDA device ``index`` finds: the driver, and if that shows the device, what the packages need."""
     here = machine()
+    driver = _driver_finding(here, index)
+    yield driver
+    if driver.fails:
+        return
+    for name in ("NUMBA_ENABLE_CUDASIM", "NUMBA_DISABLE_CUDA"):
+        if os.environ.get(name, "0") not in ("", "0"):
+            text = f"{name} is set to {os.environ[name]!r}, so Numba does not use the device"
+            yield Finding(name, "wrong", text, "unset it", f"unset {name}")
+    capability = here.capabilities[index]
+    wanted = "cuda13" if here.version >= 13000 and capability >= (7, 5) else "cuda12"
+    wheels = cupy_wheels()
+    matching = {"cupy-cuda12x": "cuda12", "cupy-cuda13x": "cuda13"}  # "cupy" was built here
+    extra = matching.get(wheels[0], wanted) if len(wheels) == 1 else wanted
+    yield _cupy_finding(here, capability, wheels, wanted)
+    numbers = ", ".join(f"{name} {installed(name)}" for name in ("numba-cuda", "cuda-core", "cuda-bindings"))
+    yield unmet(extra) or Finding("packages", "ok", numbers)
+    yield from _library_findings(here, extra)
+    yield _nvmath_finding(extra)
+    yield _capability_finding(here, index, wheels, wanted, extra)
+
+
+def _driver_finding(here: Machine, index: int) -> Finding:
+    """Return whether the driver shows the device; "missing" where there is no driver, or no device at all."""
+
+    def found(state: State, text: str, advice: str, command: str = "") -> Finding:
+        return Finding("driver", state, text, advice, command)
+
+    if _driver() is None:
+        text, cards = "no NVIDIA driver (libcuda) on this machine", cuinit.cards()
+        if cards and cuinit.in_container():
+            return found("missing", text, "start the container with 'docker run --gpus all', or use device='cpu'")
+        advice = "install the driver, or use device='cpu'"
+        return found("missing", text, advice, cuinit.driver_command() if cards else "")
     if here.failure and not here.version:
-        return f"the NVIDIA driver could not be asked, {here.failure}; see 'nvidia-smi', or use device='cpu'"
+        return found(
+            "wrong", f"the NVIDIA driver could not be asked, {here.failure}", "see 'nvidia-smi', or use device='cpu'"
+        )
     if here.status:
-        name, advice = CUINIT.get(here.status, ("?", "see CUresult in the documentation of the CUDA driver API"))
-        return f"the NVIDIA driver cannot be used: cuInit answers {here.status}, CUDA_ERROR_{name}: {advice}"
+        name, advice, command = cuinit.answer(here.status)
+        text = f"the NVIDIA driver cannot be used: cuInit answers {here.status}, CUDA_ERROR_{name}"
+        absent = here.status in (cuinit.NO_DRIVER, cuinit.NO_DEVICE)
+        return found("missing" if absent else "wrong", text, advice, command)
     if not here.capabilities:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         hidden = "CUDA_VISIBLE_DEVICES" if visible is None else f"CUDA_VISIBLE_DEVICES, which is {visible!r}"
-        return f"the NVIDIA driver shows no device; see 'nvidia-smi' and {hidden}, or use device='cpu'"
+        advice = f"see 'nvidia-smi' and {hidden}, or use device='cpu'"
+        return found("missing", "the NVIDIA driver shows no device", advice, cuinit.answer(cuinit.NO_DEVICE).command)
+    names = ", ".join(f"cuda:{i}" for i in range(len(here.capabilities)))
     if index >= len(here.capabilities):
-        names = ", ".join(f"cuda:{i}" for i in range(len(here.capabilities)))
-        return f"device 'cuda:{index}' does not exist; there is {names}"
+        return found("wrong", f"device 'cuda:{index}' does not exist", f"there is {names}")
     if here.version < 12000:
-        return f"the NVIDIA driver is one for CUDA {cuda_version()}; update it to 525 (CUDA 12.0) or later"
-    for name in ("NUMBA_ENABLE_CUDASIM", "NUMBA_DISABLE_CUDA"):
-        if os.environ.get(name, "0") not in ("", "0"):
-            return f"{name} is set to {os.environ[name]!r}, so Numba does not use the device; unset it"
-    return _package_problem(here, here.capabilities[index])
+        text = f"the NVIDIA driver is one for CUDA {cuda_version()}"
+        return found("wrong", text, "update it to 525 (CUDA 12.0) or later", cuinit.driver_command())
+    return found("ok", f"for CUDA {cuda_version()}, cuInit answers 0, shows {names}", "")
 
 
-def _package_problem(here: Machine, capability: tuple[int, int]) -> str | None:
-    """Return what is wrong with the packages that a device needs, or None."""
-    mine = "{}.{}".format(*capability)
-    wanted = "cuda13" if here.version >= 13000 and capability >= (7, 5) else "cuda12"
-    wheels = cupy_wheels()
+def _cupy_finding(here: Machine, capability: tuple[int, int], wheels: list[str], wanted: str) -> Finding:
+    """Return whether there is one CuPy, whole, for this driver and device."""
+
+    def wrong(text: str, command: str) -> Finding:
+        return Finding("CuPy", "wrong", text, command=command)
+
+    mine, new_driver = "{}.{}".format(*capability), here.version >= 13000
     if not wheels:
-        old = here.version >= 13000 and capability < (7, 5)
-        why = f" (CUDA 12, since CUDA 13 begins with compute capability 7.5 and this is {mine})" if old else ""
-        return f"CuPy is not installed; run: {_install(wanted, cupy=True)}{why}"
+        old = new_driver and capability < (7, 5)
+        why = (
+            f" (the one for CUDA 12, since CUDA 13 begins with compute capability 7.5 and this is {mine})"
+            if old
+            else ""
+        )
+        return Finding("CuPy", "missing", f"CuPy is not installed{why}", command=_install(wanted, cupy=True))
     if len(wheels) > 1:
-        names = ", ".join(wheels)
-        return f"{len(wheels)} CuPy wheels are installed ({names}) and break each other; run: {_replace_cupy(wheels, wanted)}"
+        text = f"{len(wheels)} CuPy wheels are installed ({', '.join(wheels)}) and break each other"
+        return wrong(text, _replace_cupy(wheels, wanted))
     [wheel] = wheels
     if wheel not in ("cupy", "cupy-cuda12x", "cupy-cuda13x"):
-        return f"{wheel} is not one for CUDA 12 or 13; run: {_replace_cupy(wheels, wanted)}"
+        return wrong(f"{wheel} is not one for CUDA 12 or 13", _replace_cupy(wheels, wanted))
     if wheel == "cupy-cuda13x" and wanted == "cuda12":
-        needs = (
-            f"compute capability 7.5, this is {mine}"
-            if here.version >= 13000
-            else f"a driver for CUDA 13 (580 or later), this is one for CUDA {cuda_version()}"
-        )
-        return f"{wheel} needs {needs}; run: {_replace_cupy(wheels, wanted)}"
-    extra = {"cupy-cuda12x": "cuda12", "cupy-cuda13x": "cuda13"}.get(wheel, wanted)  # "cupy" was built here
-    for requirement in _requirements(extra):
-        number = installed(wheel)
-        if requirement.name == wheel and number and not requirement.specifier.contains(number, prereleases=True):
+        driver = f"a driver for CUDA 13 (580 or later), this is one for CUDA {cuda_version()}"
+        needs = f"compute capability 7.5, this is {mine}" if new_driver else driver
+        return wrong(f"{wheel} needs {needs}", _replace_cupy(wheels, wanted))
+    number = installed(wheel)
+    for requirement in [r for e in ("cuda12", "cuda13") for r in _requirements(e) if r.name == wheel]:
+        if number and not requirement.specifier.contains(number, prereleases=True):
             what = (
                 "is a broken release" if number in BROKEN_CUPY else f"is installed, {requirement.specifier} is needed"
             )
-            return f"CuPy {number} {what}; run: {_installer('install')} --upgrade {shlex.quote(str(requirement))}"
-    if unmet := _unmet(extra):
-        return f"{unmet}; run: {_install(extra, cupy=False)}"
-    major = int(extra[4:])
+            return wrong(f"CuPy {number} {what}", f"{_installer('install')} --upgrade {shlex.quote(str(requirement))}")
+    return Finding("CuPy", "ok", f"{wheel} {number}")
+
+
+def _library_findings(here: Machine, extra: str) -> Iterator[Finding]:
+    """Yield for each CUDA library whether it was found, and where."""
     if here.failure:
-        return f"the CUDA libraries could not be loaded, {here.failure}; run: {_install(extra, cupy=False)}"
+        text = f"the CUDA libraries could not be loaded, {here.failure}"
+        yield Finding("CUDA libraries", "wrong", text, command=_install(extra, cupy=False))
     for library in here.missing:
-        package = LIBRARY_WHEELS[library][major]
+        package = LIBRARY_WHEELS[library][int(extra[4:])]
         number = installed(package)
         again = f"{_installer('install')} --force-reinstall --no-deps {package}=={number}" if number else ""
-        return (
-            f"the CUDA library {library} was not found (wheel {package}); run: {again or _install(extra, cupy=False)}"
-        )
-    known, this = here.architectures, capability[0] * 10 + capability[1]
-    if known and this not in known:
-        if this < min(known):
-            return (
-                f"the CUDA compiler begins with compute capability {min(known) / 10}, this is {mine}; use device='cpu'"
-            )
-        newer = _install(extra, cupy=False, upgrade=True) if extra == wanted else _replace_cupy(wheels, wanted)
-        return f"the CUDA compiler does not know compute capability {mine}, only up to {max(known) / 10}; run: {newer}"
-    return None
+        text = f"the CUDA library {library} was not found (wheel {package})"
+        yield Finding(library, "missing", text, command=again or _install(extra, cupy=False))
+    for library, file in here.found:
+        yield Finding(library, "ok", file)
+
+
+def _nvmath_finding(extra: str) -> Finding:
+    """Return whether there is nvmath-python, and what is lost without it."""
+    if number := installed("nvmath-python"):
+        return Finding("nvmath-python", "ok", f"{number}: CUDA graphs, epilogues, TF32 and 16 bits")
+    text = "nvmath-python is missing: a step is one call per operation, and there is no TF32, 16 bits or epilogue"
+    wanted = [shlex.quote(str(r)) for r in _requirements(extra) if r.name == "nvmath-python"] or ["nvmath-python"]
+    return Finding("nvmath-python", "warning", text, command=f"{_installer('install')} {wanted[0]}")
+
+
+def _capability_finding(here: Machine, index: int, wheels: list[str], wanted: str, extra: str) -> Finding:
+    """Return whether the CUDA compiler knows the device."""
+    capability = here.capabilities[index]
+    name, mine, known, this = (
+        f"cuda:{index}",
+        "{}.{}".format(*capability),
+        here.architectures,
+        capability[0] * 10 + capability[1],
+    )
+    if not known:
+        return Finding(name, "ok", f"compute capability {mine}")
+    if this in known:
+        return Finding(name, "ok", f"compute capability {mine}; the CUDA compiler knows up to {max(known) / 10}")
+    if this < min(known):
+        text = f"the CUDA compiler begins with compute capability {min(known) / 10}, this is {mine}"
+        return Finding(name, "wrong", text, "use device='cpu'")
+    newer = _install(extra, cupy=False, upgrade=True) if extra == wanted else _replace_cupy(wheels, wanted)
+    text = f"the CUDA compiler does not know compute capability {mine}, only up to {max(known) / 10}"
+    return Finding(name, "wrong", text, command=newer)
 
 
 _forked = False
@@ -343,10 +391,10 @@ def start_problem() -> str | None:
     status = driver.cuInit(0) if driver else 0
     if not status:
         return None
-    name, advice = CUINIT.get(status, ("?", "it does in another process"))
-    return f"CUDA does not start in this process: cuInit answers {status}, CUDA_ERROR_{name}: {advice}"
+    name, advice, _ = cuinit.answer(status)
+    return f"CUDA does not start in this process: cuInit answers {status}, CUDA_ERROR_{name}; {advice}"
 
 
 def fork_advice() -> str:
     """Return what to say beside an error in a forked process, "" in others."""
-    return f" (this process was forked; {NOT_AFTER_A_FORK})" if _forked else ""
+    return f" (this process was forked; {cuinit.NOT_AFTER_A_FORK})" if _forked else ""

@@ -34,31 +34,31 @@ def ask_driver() -> dict[str, Any]:
 
 
 def ask_libraries() -> dict[str, Any]:
-    """Return the CUDA libraries that are missing, and the architectures NVRTC knows; nothing where there is no pathfinder."""
+    """Return the CUDA libraries that are missing, those found, and the architectures NVRTC knows; {} without pathfinder."""
     try:
         from cuda import pathfinder
     except ImportError:
-        return {"missing": [], "architectures": []}
-    missing, architectures = [], []
+        return {}
+    missing, found, architectures = [], {}, []
     for name in LIBRARIES:
         try:
-            found = pathfinder.load_nvidia_dynamic_lib(name)
+            found[name] = pathfinder.load_nvidia_dynamic_lib(name).abs_path
         except Exception:  # pathfinder raises its own and RuntimeError, by version
             missing.append(name)
             continue
         if name == "nvrtc":
-            nvrtc, count = ctypes.CDLL(found.abs_path), ctypes.c_int(0)
+            nvrtc, count = ctypes.CDLL(found[name]), ctypes.c_int(0)
             if not nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count)):
                 numbers = (ctypes.c_int * count.value)()
                 nvrtc.nvrtcGetSupportedArchs(numbers)
                 architectures = list(numbers)
     try:
-        pathfinder.find_bitcode_lib("device")
+        found["libdevice"] = str(pathfinder.find_bitcode_lib("device"))
     except AttributeError:  # an older pathfinder cannot tell
         pass
     except Exception:
         missing.append("libdevice")
-    return {"missing": missing, "architectures": architectures}
+    return {"missing": missing, "found": found, "architectures": architectures}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""``gpubackprop doctor``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gpubackprop.machine.finding import Finding
+
+
+def doctor(
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:1; the CPU, and CUDA where there is a card, by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings in JSON.")] = False,
+) -> None:
+    """Check that this machine computes what it should, and print the command that mends what is wrong.
+
+    The exit status is 0 if everything works, 1 if something is missing or wrong, and 2 for a mistake on the command line.
+    A warning is not wrong, and neither is a machine without a GPU, unless --device cuda asks for one.
+    """
+    import json
+    from dataclasses import asdict
+
+    from gpubackprop.inspect.doctor import diagnose
+
+    findings = []
+    for found in diagnose(device):
+        findings.append(found)
+        if not as_json:
+            print("\n".join(lines_of(found)), flush=True)
+    wrong = [found.name for found in findings if found.fails]
+    if as_json:
+        print(json.dumps({"ok": not wrong, "findings": [asdict(found) for found in findings]}, indent=1))
+    else:
+        print(f"something is wrong: {', '.join(wrong)}" if wrong else "all right")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def lines_of(found: Finding) -> list[str]:
+    """Return a finding as lines for a terminal, the command on a line of its own."""
+    import shutil
+    import textwrap
+
+    said = "; ".join(part for part in (found.text, found.advice) if part)
+    width = max(80, min(160, shutil.get_terminal_size((120, 24)).columns))
+    lines = textwrap.wrap(
+        f"{found.state:8s} {found.name}: {said}", width, subsequent_indent=" " * 11, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+    return [*lines, *([f"{'':11s}run: {found.command}"] if found.command else [])]
