@@ -20,8 +20,8 @@ def test_explain_checks_every_gradient_of_every_loss(loss: str) -> None:
     assert checked == ["do", "db_o", "dW_o", "dh_1", "delta_1", "db_1", "dW_1"]
 
 
-def test_explain_is_the_lecture() -> None:
-    text = str(gb.explain([4, 5, 3], batch_size=6))
+def test_the_fused_step_is_listed_operation_by_operation() -> None:
+    text = gb.explain([4, 5, 3], batch_size=6).fused()
     for line in ("MLP 4-5-3 (relu; softmax_cross_entropy), 6 samples",
                  "FORWARD PHASE", "BACKWARD PHASE", "1. z_1 = X W_1",
                  "X 6×4,  W_1 4×5,  z_1 6×5", "dW_1 agrees with finite differences", "needs nothing computed before"):  # fmt: skip

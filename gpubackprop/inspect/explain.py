@@ -1,4 +1,4 @@
-"""Backpropagation in a given network, step by step: equations, shapes, FLOP, what needs what, checked gradients."""
+"""Backpropagation in a given network: the text with its numbers, and the step that is run, operation by operation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import numpy as np
 
 from gpubackprop.architecture import Architecture
 from gpubackprop.definitions import check_count, check_seed
-from gpubackprop.inspect.gradcheck import GradientCheck, check_gradient, gradient_step, gradients_of
+from gpubackprop.inspect.gradcheck import GradientCheck, gradients_of
+from gpubackprop.inspect.notation import times
+from gpubackprop.inspect.page import Page
+from gpubackprop.inspect.text import speak
+from gpubackprop.inspect.walk import Walk, walk
 from gpubackprop.losses import Loss
 from gpubackprop.network import Network
 from gpubackprop.step import Step
@@ -21,9 +25,9 @@ if TYPE_CHECKING:
 
 PHASES = {
     "input": "INPUT",
-    "forward": "FORWARD PHASE: from the input to the output",
-    "loss": "LOSS, and its gradient with respect to the output",
-    "backward": "BACKWARD PHASE: from the output to the input; each gradient needs the one above it",
+    "forward": "FORWARD PHASE: from the input to the output; b_o is added with the loss, in one pass over the outputs",
+    "loss": "LOSS, its gradient with respect to the output, and that of b_o",
+    "backward": "BACKWARD PHASE: from the output to the input",
     "update": "UPDATE",
 }
 
@@ -41,19 +45,37 @@ class ExplainedOperation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What :func:`explain` returns; ``print`` it, or read ``operations``."""
+    """What :func:`explain` returns: ``print`` it, or ``print(explanation.fused())``.
+
+    Attributes
+    ----------
+    title : str
+    page : Page
+        The text on backpropagation, with the equations and numbers of the network.
+    operations : list of ExplainedOperation
+        Of the step as it is run, fused.
+    step : Step
+    tolerance : float
+    ok : bool
+        Every derivative agrees with finite differences.
+    """
 
     title: str
+    page: Page
     operations: list[ExplainedOperation]
     step: Step
     tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        """True if every gradient agrees with finite differences."""
-        return all(check.error <= self.tolerance for e in self.operations for check in e.checks)
+    ok: bool
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, values: bool = False) -> str:
+        """Return the page as plain text, with the numbers in the arrays if asked for."""
+        return self.page.plain(values=values)
+
+    def fused(self) -> str:
+        """Return the operations of the step as it is run: what is fused, its shapes, FLOP, what it needs, and the checks."""
         lines = [self.title]
         phase = ""
         for e in self.operations:
@@ -88,7 +110,7 @@ def explain(
     seed: int = 0,
     tolerance: float = 1e-6,
 ) -> Explanation:
-    """Go through one forward and one backward phase, operation by operation, and check each gradient on the way.
+    """Follow the text on backpropagation through a network: one forward and one backward phase, each derivative checked on the way.
 
     Parameters
     ----------
@@ -113,33 +135,32 @@ def explain(
             b[...] = rng.normal(size=b.shape) / 10  # zero biases would sit on the kink of relu
     else:
         model = network.network
+    remarks = "dropout left out" if model.architecture.dropout else ""
     if X is None or y is None:
         X, y = random_batch(model.architecture, batch_size, rng)
-    step, run = gradient_step(model, X, y)
-    for operation in step.operations:
-        run(operation)
-    computed = {name: step.names.array(name).copy() for name in step.gradients}
-    explained = []
+        remarks = ", ".join(filter(None, (f"seed {seed}", remarks)))
+    walked = walk(model, X, y, rng, tolerance)
+    page, ok = speak(walked, remarks)
+    sizes = "-".join(map(str, model.layer_sizes))
+    hidden = ", ".join(dict.fromkeys(a.label for a in model.architecture.activations)) or "no hidden layer"
+    title = f"MLP {sizes} ({hidden}; {model.loss.label}), {walked.n} samples: rows are samples"
+    return Explanation(title, page, _operations(walked), walked.step, tolerance, ok)
+
+
+def _operations(walked: Walk) -> list[ExplainedOperation]:
+    step, explained = walked.step, []
     for number, operation in enumerate(step.operations, 1):
         arrays = {
             str(buffer): buffer.shape for buffer in (*operation.read, *operation.written) if buffer.name != "loss"
         }
-        shapes = tuple(f"{symbol} {_shape(shape)}" for symbol, shape in arrays.items())
-        names = gradients_of(step, operation)
-        checks = tuple(check_gradient(step, run, name, computed[name], rng) for name in names)
+        shapes = tuple(f"{symbol} {times(shape)}" for symbol, shape in arrays.items())
+        checks = tuple(walked.checks[name] for name in gradients_of(step, operation))
         needs = tuple(str(step.buffers[name]) for name in step.needs(operation))
         explained.append(ExplainedOperation(number, operation, shapes, needs, checks))
-    sizes = "-".join(map(str, model.layer_sizes))
-    hidden = ", ".join(dict.fromkeys(a.label for a in model.architecture.activations)) or "no hidden layer"
-    title = f"MLP {sizes} ({hidden}; {model.loss.label}), {len(step.names.array('X'))} samples: rows are samples"
-    return Explanation(title, explained, step, tolerance)
+    return explained
 
 
 def random_batch(model: MLP | Architecture, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return random inputs and targets that fit a network and its loss."""
     X = rng.normal(size=(n, model.layer_sizes[0]))
     return X, model.loss.kind.random(rng, n, model.layer_sizes[-1])
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))

@@ -125,7 +125,7 @@ def check_gradient(step: Step, run: Any, name: str, gradient: Array, rng: np.ran
     best = GradientCheck(name, computed, np.nan, np.inf)
     for e in STEPS:
         e *= scale
-        values = [_loss_at(step, run, source, k * e * v) for k in (-2, -1, 1, 2)]
+        values = [forward_with(step, run, source, k * e * v) for k in (-2, -1, 1, 2)]
         expected = (8 * (values[2] - values[1]) - (values[3] - values[0])) / (12 * e)
         floor = 64 * np.finfo(np.float64).eps * max(map(abs, values)) / e  # rounding of the loss, as a slope
         error = abs(computed - expected) / max(abs(computed), abs(expected), floor, 1e-300)
@@ -134,8 +134,8 @@ def check_gradient(step: Step, run: Any, name: str, gradient: Array, rng: np.ran
     return best
 
 
-def _loss_at(step: Step, run: Any, source: str, change: Array) -> float:
-    """Return the loss with ``change`` added to a parameter, or to an intermediate right after it is computed."""
+def forward_with(step: Step, run: Any, source: str, change: Array) -> float:
+    """Run the forward phase with ``change`` added to a parameter, or to an intermediate once it is computed; return the loss."""
     array = step.names.array(source)
     parameter = not any(source in _written(operation) for operation in step.operations)
     if parameter:
