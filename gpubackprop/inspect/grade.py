@@ -1,0 +1,251 @@
+"""Grade somebody's own backpropagation against a golden file: the first wrong array, and the likely cause.
+
+A mistake is put into the step of the golden file, and the whole run with it is compared with what was handed in. So any subset of
+the arrays will do, and that a mistake explains all wrong arrays is seen, not guessed. Mistakes add up: the next one is looked for
+on top of those found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.definitions import Array
+from gpubackprop.inspect.golden import EQUATIONS, Problem, kind_of
+from gpubackprop.inspect.mistakes import MISTAKES
+from gpubackprop.inspect.rehearsal import Made, Rehearsal
+
+RTOL, RTOL_SINGLE, ATOL = 1e-9, 1e-4, 1e-13
+"""Relative to the largest number of an array. The gradients of a softmax add up to 0, so rounding may leave 1e-17."""
+MOST_MISTAKES = 6
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What :func:`grade` returns; ``print`` it.
+
+    Attributes
+    ----------
+    first : str or None
+        The first wrong array, in the order in which they are computed.
+    causes : list of str
+        One for each mistake found; "a; or: b" where several explain the same arrays.
+    names : list of list of str
+        Of these mistakes: the alternatives for each.
+    given, wrong, unexplained : int
+        Arrays.
+    notes : list of str
+        What was done with the arrays before they were compared.
+    single : bool
+        They were computed or saved in single precision.
+    """
+
+    first: str | None
+    causes: list[str]
+    names: list[list[str]]
+    given: int
+    wrong: int
+    unexplained: int
+    notes: list[str]
+    single: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing is wrong, and in double precision."""
+        return self.first is None and not self.single
+
+    def __str__(self) -> str:
+        lines = [f"{self.given} arrays given, {self.given - self.wrong} right, {self.wrong} wrong", *self.notes]
+        if self.first:
+            lines.append(f"first wrong: {self.first:15s} {EQUATIONS.get(kind_of(self.first), EQUATIONS['update'])}")
+            lines += [f"likely cause: {cause}" for cause in self.causes]
+            if self.names:
+                lines.append(f"explains {self.wrong - self.unexplained} of {self.wrong} wrong arrays")
+        return "\n".join(lines)
+
+
+def fits(a: Array, g: Array, rtol: float = RTOL) -> bool:
+    """Return whether a is g, relative to the largest number of g; rows with NaN or infinity need only be the same rows."""
+    if a.shape != g.shape or a.dtype.kind not in "fiu":
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = np.abs(a - g).max(initial=0)
+    if np.isfinite(difference):
+        return bool(difference <= rtol * np.abs(g).max(initial=0) + ATOL)
+    finite, expected = (np.isfinite(x).reshape(len(x) if x.ndim else 1, -1).all(axis=1) for x in (a, g))
+    if not np.array_equal(finite, expected):
+        return False
+    a, g = np.atleast_1d(a)[finite], np.atleast_1d(g)[finite]
+    return bool(np.abs(a - g).max(initial=0) <= rtol * np.abs(g).max(initial=0) + ATOL)
+
+
+def grade(mine: Mapping[str, Any], problem: Problem, given: Mapping[str, Array] | None = None) -> Grade:
+    """Compare arrays with those of a golden file, and look for the mistakes that explain the difference.
+
+    Parameters
+    ----------
+    mine : mapping of str to array
+        Any of the file's arrays, by its keys; ``.1`` may be left out.
+    problem : Problem
+    given : mapping of str to array, optional
+        Inputs, targets and parameters of the file; by default those that the problem makes.
+
+    Raises
+    ------
+    ValueError
+        None of the keys is known, or no array has the shape that it has in the file.
+    """
+    rehearsal = Rehearsal(problem, problem.given() if given is None else given)
+    golden = {key: array.copy() for key, array in rehearsal.run().items()}
+    arrays, notes = _read(mine, golden)
+    keys = [key for key in golden if key in arrays]
+    single = [key for key in keys if _is_single(arrays[key], golden[key])]
+    if single:
+        notes.append(
+            f"single precision: {single[0]}{' and others' * bool(single[1:])}: compute and save in double precision"
+        )
+    rtol = RTOL_SINGLE if single else RTOL
+    wrong = [key for key in keys if not fits(arrays[key], golden[key], rtol)]
+    if not wrong:
+        return Grade(None, [], [], len(keys), 0, 0, notes, bool(single))
+    search = _Search(rehearsal, golden, arrays, rtol, strict=True)
+    if search.left:
+        other = _Search(rehearsal, golden, arrays, rtol, strict=False)
+        search = search if other.left else other
+    return _explained(search, wrong, notes, bool(single))
+
+
+@dataclass
+class _Search:
+    """A search for the mistakes in given arrays, one after another."""
+
+    rehearsal: Rehearsal
+    golden: Mapping[str, Array]
+    arrays: Mapping[str, Array]
+    rtol: float
+    strict: bool
+    """A mistake may not spoil arrays that are right without it; two may, where the second makes up for the first."""
+
+    def __post_init__(self) -> None:
+        self.keys = [key for key in self.golden if key in self.arrays]
+        self.best, self.left = self.golden, self._left(self.golden)
+        self.found: list[Made] = []
+        self.alternatives: list[list[tuple[Made, ...]]] = []
+        while self.left and len(self.alternatives) < MOST_MISTAKES:
+            candidates = self._candidates(self.left[0])
+            if not candidates:
+                break
+            self.alternatives.append(candidates)
+            self.found += candidates[0]
+            self.best = self.rehearsal.run(self.found)
+            self.left = self._left(self.best)
+
+    def _fits(self, key: str, run: Mapping[str, Array]) -> bool:
+        return key in run and fits(self.arrays[key], run[key], self.rtol)
+
+    def _left(self, run: Mapping[str, Array]) -> list[str]:
+        return [key for key in self.keys if not self._fits(key, run)]
+
+    def _candidates(self, first: str) -> list[tuple[Made, ...]]:
+        """Return the mistakes after which the array ``first`` is the one given, of those that explain most."""
+        mistakes = [(m, layer) for m in MISTAKES for layer in (None, *(self.rehearsal.names if m.per_layer else ()))]
+        best = self._best([(made,) for made in mistakes], first)
+        if not best:  # two mistakes in one array
+            everywhere = [made for made in mistakes if made[1] is None]
+            pairs: list[tuple[Made, ...]] = [
+                (a, b) for a, b in combinations(everywhere, 2) if a[0].wrong.keys() == b[0].wrong.keys()
+            ]
+            best = self._best(pairs, first)
+        return [made for made in best if made[0][1] is None] or best
+
+    def _best(self, candidates: list[tuple[Made, ...]], first: str) -> list[tuple[Made, ...]]:
+        scored = [(self._score(made, first), made) for made in candidates]
+        top = max(points for points, _ in scored)
+        return [made for points, made in scored if points == top > 0]
+
+    def _score(self, made: tuple[Made, ...], first: str) -> int:
+        """Return how many arrays are explained, or 0."""
+        upto = frozenset(self.keys[: self.keys.index(first) + 1]) if self.strict else {first}
+        run = self.rehearsal.run(
+            [*self.found, *made], lambda key, value: key not in upto or fits(self.arrays[key], value, self.rtol)
+        )
+        right = len(self.keys) - len(self._left(run))
+        before = 0 if self.strict else len(self.keys) - len(self.left)
+        return right if all(self._fits(key, run) for key in upto) and right >= before else 0
+
+
+def _explained(search: _Search, wrong: list[str], notes: list[str], single: bool) -> Grade:
+    left, golden, arrays = search.left, search.golden, search.arrays
+    causes = ["; or: ".join(list(dict.fromkeys(map(_cause, each)))[:3]) for each in search.alternatives]
+    names = [list(dict.fromkeys(" + ".join(m.name for m, _ in made) for made in each)) for each in search.alternatives]
+    if left:
+        expected = search.best.get(left[0], golden[left[0]])
+        what = f"a further mistake in {left[0]}" if search.found else "no known one"
+        causes.append(f"{what}: {_difference(arrays[left[0]], expected)}")
+    return Grade(wrong[0], causes, names, len(arrays), len(wrong), len(left), notes, single)
+
+
+def _cause(made: tuple[Made, ...]) -> str:
+    return "; and ".join(mistake.cause + (f" (in layer {layer})" if layer else "") for mistake, layer in made)
+
+
+def _read(mine: Mapping[str, Any], golden: Mapping[str, Array]) -> tuple[dict[str, Array], list[str]]:
+    """Return the arrays under the keys of the golden file, samples as rows, and what was done to them."""
+    full = {(key if key in golden else f"{key}.1"): np.asarray(array) for key, array in mine.items()}
+    unknown = [key.removesuffix(".1") for key in full if key not in golden]
+    arrays = {key: array for key, array in full.items() if key in golden}
+    if not arrays:
+        have = ", ".join(list(golden)[:12])
+        raise ValueError(
+            f"none of the arrays has a name that the golden file has ({have}, ...); given: {', '.join(unknown) or 'none'}"
+        )
+    if not any(sorted(array.shape) == sorted(golden[key].shape) for key, array in arrays.items()):
+        key = next(iter(arrays))
+        raise ValueError(f"no array has the shape of the golden file's: {key} has {arrays[key].shape}, there {golden[key].shape}; "
+                         "give the golden file that your network was made from")  # fmt: skip
+    notes = [f"left out, since the golden file has none of that name: {', '.join(unknown)}"] if unknown else []
+    samples = [key for key in arrays if golden[key].ndim == 2 and key[0] != "W" and kind_of(key) != "dW"]
+    if samples and all(arrays[key].shape == golden[key].shape[::-1] != golden[key].shape for key in samples):
+        notes.append("samples are columns in your arrays, as in the text: read transposed")
+        arrays |= {key: arrays[key].T for key in samples}
+    return arrays, notes
+
+
+def _is_single(a: Array, g: Array) -> bool:
+    """Return whether numbers that should have 53 bits have 24."""
+
+    def short(x: Array) -> bool:
+        with np.errstate(over="ignore"):
+            return np.array_equal(x, x.astype(np.float32), equal_nan=True)
+
+    return a.shape == g.shape and a.dtype.kind == "f" and a.size > 1 and short(a) and not short(g)
+
+
+def _difference(a: Array, g: Array) -> str:
+    """Say how two arrays differ, where no known mistake explains it."""
+    if a.dtype.kind not in "fiu":
+        return "it holds no real numbers"
+    if a.shape != g.shape:
+        return f"its shape is {a.shape}, not {g.shape}" + (": transposed" if a.shape == g.shape[::-1] else "")
+    if not np.isfinite(a).all():
+        return "it holds NaN or infinity"
+    if a.ndim == 2 and a.shape[0] == a.shape[1] and fits(a.T, g):
+        return "it is the transpose"
+    size = float((g * g).sum())
+    ratio = float((a * g).sum() / size) if size else 0.0
+    if ratio and fits(a, ratio * g):
+        return f"it is {ratio:.6g} times the right one" + (": the wrong sign" if ratio < 0 else "")
+    for axis in range(a.ndim):
+        bad = [i + 1 for i in range(g.shape[axis]) if not fits(a.take(i, axis), g.take(i, axis))]
+        if len(bad) < g.shape[axis]:
+            word = "rows" if axis == 0 and a.ndim == 2 else "entries" if a.ndim == 1 else "columns"
+            return f"{word} {', '.join(map(str, bad))} are wrong, the others right"
+    if fits(np.sort(a, axis=None), np.sort(g, axis=None)):
+        return "the right numbers in another order"
+    if fits(a, g, RTOL_SINGLE):
+        return "right to about four digits: finite differences, or constants that were rounded?"
+    return f"the largest difference is {np.abs(a - g).max():.3g}, of numbers up to {np.abs(g).max():.3g}"
