@@ -220,3 +220,60 @@ def test_the_exit_status_is_ours_wherever_an_interruption_came(tmp_path: Path) -
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-m", "gpubackprop"], env=environment, check=False)
     assert done.returncode == 130
+
+
+def test_explain_writes_a_page_and_shows_values_and_the_fused_step(run, tmp_path):
+    page, document = tmp_path / "page.html", tmp_path / "page.tex"
+    status, out, _ = run(
+        "explain", "--layers", "2-2-1", "--loss", "mean_squared_error", "--activation", "tanh", "--batch-size", "3",
+        "--values", "--fused", "--html", str(page), "--latex", str(document),
+    )  # fmt: skip
+    assert status == 0
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert document.read_text(encoding="utf-8").endswith("\\end{document}\n")
+    assert out.index("Phew!") < out.index("THE STEP AS IT IS RUN") < out.index("dW_1 agrees with finite differences")
+    assert "         X " in out
+    assert max(map(len, out.splitlines())) <= max(100, len(f"wrote {document}"))
+
+
+def test_golden_writes_a_file_and_grade_names_the_first_wrong_array_and_the_cause(run, tmp_path):
+    golden, mine = tmp_path / "t.npz", tmp_path / "mine.json"
+    status, out, _ = run(
+        "golden", "--out", str(golden), "--layers", "4-4-3", "--activation", "relu", "--optimizer", "momentum"
+    )
+    assert status == 0
+    assert f"into {golden} and {tmp_path / 't.json'}" in out
+    assert run("grade", str(golden), str(golden))[:2] == (0, "43 arrays given, 43 right, 0 wrong\n")
+    arrays = {key: array.tolist() for key, array in np.load(golden).items() if key.startswith("dW_")}
+    arrays["dW_1.1"] = np.transpose(arrays["dW_1.1"]).tolist()
+    mine.write_text(json.dumps(arrays))
+    for reference in (golden, golden.with_suffix(".json")):
+        status, out, _ = run("grade", str(mine), str(reference))
+        assert status == 1
+        assert "first wrong: dW_1.1" in out
+        assert "likely cause: dW is transposed" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["golden"], "Missing option '--out'"),
+        (["golden", "--out", "t.json"], "ends in .npz"),
+        (["golden", "--out", "t.npz", "--layers", "4"], "give at least two whole numbers"),
+        (["golden", "--out", "t.npz", "--activation", "rleu"], "did you mean 'relu'?"),
+        (["golden", "--out", "t.npz", "--loss", "mse"], "unknown loss 'mse'"),
+        (["golden", "--out", "t.npz", "--optimizer", "lion"], "choose from sgd, momentum, adam"),
+        (["golden", "--out", "t.npz", "--samples", "0"], "samples is 0"),
+        (["golden", "--out", "/proc/t.npz"], "/proc"),
+        (["grade", "nowhere.npz"], "no file 'nowhere.npz'"),
+        (["grade", "/dev/null"], "holds no arrays by name"),
+        (["explain", "--html", "/proc/p.html"], "/proc"),
+    ],
+)
+def test_mistakes_with_golden_files_are_named(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []

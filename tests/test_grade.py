@@ -16,7 +16,7 @@ import pytest
 from by_hand import ByHand
 
 import gpubackprop as gb
-from gpubackprop.inspect.golden import EQUATIONS, Problem, read_arrays, read_golden, write_golden
+from gpubackprop.inspect.golden import Problem, equations, read_arrays, read_golden, write_golden
 from gpubackprop.inspect.grade import Grade, grade
 from gpubackprop.inspect.mistakes import MISTAKES
 from gpubackprop.inspect.rehearsal import Rehearsal
@@ -266,6 +266,11 @@ def test_names_that_are_not_known_are_named() -> None:
         grade({"weights": arrays["dW_1.1"]}, Problem())
     with pytest.raises(ValueError, match="give the golden file that your network was made from"):
         grade({"dW_1": np.zeros((9, 2))}, Problem())
+    other = Problem(seed=8)
+    result = grade(broken(other, {}) | other.given(), Problem())
+    assert "X, W_1.1, b_1.1, W_2.1, b_2.1, W_o.1, b_o.1, probe_o: begin with the arrays of the golden file" in str(
+        result
+    )
     assert "it holds no real numbers" in str(grade({"dW_1": np.full((4, 4), "x")}, Problem()))
 
 
@@ -293,12 +298,13 @@ def test_a_golden_file_is_read_back_whole_from_npz_and_from_json(tmp_path: Path)
         assert read == problem
         assert list(found) == list(arrays)
         assert all(np.array_equal(a, arrays[key]) for key, a in found.items())
-    about = json.loads((tmp_path / "t.json").read_text())
+    about = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     assert about["format"] == 1
     for key, a in about["arrays"].items():
-        assert a["equation"] in EQUATIONS.values()
+        assert a["equation"] in equations(problem).values()
         assert a["shape"] == list(arrays[key].shape)
-    assert about["arrays"]["W_1.2"]["equation"] == EQUATIONS["update"]
+    assert about["arrays"]["W_1.2"]["equation"] == "W <- W - learning_rate dW, and so b"
+    assert about["arrays"]["do.1"]["equation"] == "do = d loss / d o = 2 (o − y) / (n d_o)"
     assert about["arrays"]["W_1.1"]["equation"] == "given"
 
 
@@ -320,7 +326,7 @@ def test_a_file_that_holds_no_arrays_is_named(tmp_path: Path, content: str, mess
 def test_a_file_of_another_format_or_none_is_refused(tmp_path: Path) -> None:
     problem = Problem((3, 2))
     _, beside = write_golden(tmp_path / "t.npz", problem, Rehearsal(problem, problem.given()).run())
-    about = json.loads(beside.read_text())
+    about = json.loads(beside.read_text(encoding="utf-8"))
     beside.write_text(json.dumps(about | {"format": 2}))
     with pytest.raises(ValueError, match="has format 2; this version reads format 1"):
         read_golden(beside)

@@ -9,7 +9,7 @@ from types import FrameType
 import typer
 
 from gpubackprop.bench.cli import app as bench
-from gpubackprop.cli import check, doctor, explain, info, train
+from gpubackprop.cli import check, doctor, explain, golden, grade, info, train
 
 app = typer.Typer(
     help="Backpropagation through multilayer perceptrons, on the CPU and on CUDA GPUs.",
@@ -18,7 +18,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (train.train, explain.explain, check.check, doctor.doctor, info.info):
+for command in (
+    train.train,
+    explain.explain,
+    golden.golden,
+    grade.grade,
+    check.check,
+    doctor.doctor,
+    info.info,
+):
     app.command()(command)
 app.add_typer(bench, name="bench")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,14 +16,25 @@ def explain(
     loss: LossName = "softmax_cross_entropy",
     batch_size: Annotated[int, typer.Option(help="Samples in the mini-batch.")] = 5,
     seed: Seed = 0,
+    values: Annotated[bool, typer.Option("--values", help="Show the numbers in the arrays.")] = False,
+    fused: Annotated[bool, typer.Option("--fused", help="Add the step as it is run, operation by operation.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the page into this file, as HTML without scripts.")] = None,
+    latex: Annotated[Path | None, typer.Option(help="Write the page into this file, as LaTeX.")] = None,
 ) -> None:
-    """Print the forward and the backward phase of a network, operation by operation, and check each gradient."""
+    """Follow the text on backpropagation, part by part, with the equations and numbers of a network, each derivative checked."""
     from gpubackprop.inspect.explain import explain as explain_network
+    from gpubackprop.machine.files import write_whole
 
     per_layer: Any = activation.split(",") if "," in activation else activation
     explanation = explain_network(
         parse_layers(layers), activation=per_layer, loss=loss, batch_size=batch_size, seed=seed
     )
-    print(explanation)
+    print(explanation.text(values=values))
+    if fused:
+        print(f"\nTHE STEP AS IT IS RUN\n\n{explanation.fused()}")
+    for path, write in ((html, explanation.html), (latex, explanation.latex)):
+        if path is not None:
+            write_whole(path, write(values=values).encode())
+            print(f"wrote {path}")
     if not explanation.ok:
         raise typer.Exit(1)

@@ -11,6 +11,8 @@ import numpy as np
 from gpubackprop.architecture import Architecture
 from gpubackprop.definitions import check_count, check_seed
 from gpubackprop.inspect.gradcheck import GradientCheck, gradients_of
+from gpubackprop.inspect.html import html
+from gpubackprop.inspect.latex import document
 from gpubackprop.inspect.notation import times
 from gpubackprop.inspect.page import Page
 from gpubackprop.inspect.text import speak
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 PHASES = {
     "input": "INPUT",
-    "forward": "FORWARD PHASE: from the input to the output; b_o is added with the loss, in one pass over the outputs",
+    "forward": "FORWARD PHASE: from the input to the output; b_o is added where o is next read",
     "loss": "LOSS, its gradient with respect to the output, and that of b_o",
     "backward": "BACKWARD PHASE: from the output to the input",
     "update": "UPDATE",
@@ -73,6 +75,14 @@ class Explanation:
     def text(self, *, values: bool = False) -> str:
         """Return the page as plain text, with the numbers in the arrays if asked for."""
         return self.page.plain(values=values)
+
+    def html(self, *, values: bool = False) -> str:
+        """Return the page as one HTML file without scripts; the arrays can be unfolded."""
+        return html(self.page, values=values)
+
+    def latex(self, *, values: bool = False) -> str:
+        """Return the page as a LaTeX document."""
+        return document(self.page, values=values)
 
     def fused(self) -> str:
         """Return the operations of the step as it is run: what is fused, its shapes, FLOP, what it needs, and the checks."""

@@ -23,6 +23,7 @@ from gpubackprop._version import __version__
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.architecture import check_layer_sizes
 from gpubackprop.definitions import Array, check_count, check_seed
+from gpubackprop.inspect.notation import loss_in_words
 from gpubackprop.losses import LOSSES
 from gpubackprop.machine.files import write_whole
 from gpubackprop.optimizers import SGD, Adam, Optimizer
@@ -43,12 +44,12 @@ READ_ME = [
     "Hand in a JSON object or an .npz file of any of these arrays under these names; '.1' may be left out.",
     "In JSON an array is a list of its rows; NaN and Infinity are allowed. Compute and write in double precision.",
 ]
-EQUATIONS = {
-    "z": "z_l = h_{l-1} W_l + b_l", "h": "h_l = phi(z_l)", "o": "o = h_L W_o + b_o", "loss": "loss = mean of ell(o, y)",
-    "do": "do = d loss / d o", "dW": "dW_l = h_{l-1}^T delta_l, where delta_o is do", "db": "db_l = sum over rows of delta_l",
-    "dh": "dh_l = delta_{l+1} W_{l+1}^T", "delta": "delta_l = dh_l * phi'(z_l)", "update": "W <- W - update of dW, and so b",
-    "probe": "phi, phi', loss and do at extreme arguments", "given": "given",
-}  # fmt: skip
+UPDATES = {
+    "sgd": "W <- W - learning_rate dW, and so b",
+    "momentum": "v <- momentum v + dW, v = 0 at first;  W <- W - learning_rate v, and so b",
+    "adam": "m <- beta1 m + (1 - beta1) dW;  v <- beta2 v + (1 - beta2) dW^2, both 0 at first;  "
+    "W <- W - learning_rate (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps), t = 1, 2;  and so b",
+}
 
 
 @dataclass(frozen=True)
@@ -93,20 +94,45 @@ class Problem:
         return a
 
 
+def equations(problem: Problem) -> dict[str, str]:
+    """Return what each kind of array is computed by, and "given" for what a run begins with."""
+    loss, do = loss_in_words(LOSSES[problem.loss], problem.given()["y"])
+    return {
+        "z": "z_l = h_{l-1} W_l + b_l, where h_0 is X", "h": f"h_l = phi(z_l), phi = {problem.activation}",
+        "o": "o = h_L W_o + b_o", "loss": f"loss = {loss}", "do": f"do = d loss / d o = {do}",
+        "dW": "dW_l = h_{l-1}^T delta_l, where delta_o is do", "db": "db_l = sum over rows of delta_l",
+        "dh": "dh_l = delta_{l+1} W_{l+1}^T", "delta": "delta_l = dh_l * phi'(z_l)", "update": UPDATES[problem.optimizer],
+        "probe": "phi, phi', loss and do at extreme arguments", "given": "given",
+    }  # fmt: skip
+
+
+def equation_of(key: str, problem: Problem) -> str:
+    """Return the equation that an array is computed by."""
+    found = equations(problem)
+    return found["given"] if key in problem.given() else found.get(kind_of(key), found["update"])
+
+
 def write_golden(path: Path, problem: Problem, arrays: Mapping[str, Array]) -> list[Path]:
     """Write arrays into an .npz file and, with their equations, into a .json file beside it; returns both paths."""
     if path.suffix != ".npz":
         raise ValueError(f"--out is {str(path)!r}; give a name that ends in .npz, and the .json file comes beside it")
-    about, given = _about(problem), problem.given()
+    about, beside = _about(problem), path.with_suffix(".json")
     described = {
-        key: {"equation": _equation(key, given), "shape": a.shape, "values": a.tolist()} for key, a in arrays.items()
+        key: {"equation": equation_of(key, problem), "shape": a.shape, "values": a.tolist()}
+        for key, a in arrays.items()
     }
-    beside = path.with_suffix(".json")
-    write_whole(beside, json.dumps(about | {"arrays": described}, indent=1).encode())
+    write_whole(beside, _json(about, described).encode())
     buffer = io.BytesIO()
     np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
     write_whole(path, buffer.getvalue())
     return [path, beside]
+
+
+def _json(about: dict[str, Any], arrays: dict[str, Any]) -> str:
+    """Return all of it as JSON, an array a line."""
+    head = "".join(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)},\n" for key, value in about.items())
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(a, ensure_ascii=False)}" for key, a in arrays.items())
+    return f'{{\n{head} "arrays": {{\n{lines}\n }}\n}}\n'
 
 
 def read_golden(path: Path) -> tuple[Problem, dict[str, Array]]:
@@ -136,7 +162,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
             return {key: file[key] for key in file}
     except FileNotFoundError:
         raise ValueError(f"no file {str(path)!r}") from None
-    except (ValueError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{str(path)!r} holds no arrays by name, as .npz or .json: {error}") from None
 
 
@@ -156,13 +182,6 @@ def _from_json(found: Any) -> dict[str, Array]:
     return arrays
 
 
-def _equation(key: str, given: Mapping[str, Array]) -> str:
-    """Return the equation that an array is computed by."""
-    if key in given:
-        return EQUATIONS["given"]
-    return EQUATIONS.get(kind_of(key), EQUATIONS["update"])
-
-
 def kind_of(key: str) -> str:
     """Return the kind of array that a key names: "dW" of "dW_1.2"."""
     return key.partition(".")[0].partition("_")[0]
@@ -170,6 +189,7 @@ def kind_of(key: str) -> str:
 
 def _about(problem: Problem) -> dict[str, Any]:
     return {
-        "format": FORMAT, "written_by": f"gpubackprop {__version__}", "read_me": READ_ME, "problem": asdict(problem),
-        "learning_rate": RATE, "momentum": MOMENTUM, "betas": [BETA1, BETA2], "eps": EPS, "iterations": ITERATIONS,
+        "format": FORMAT, "written_by": f"gpubackprop {__version__}", "read_me": READ_ME, "equations": equations(problem),
+        "problem": asdict(problem), "learning_rate": RATE, "momentum": MOMENTUM, "betas": [BETA1, BETA2], "eps": EPS,
+        "iterations": ITERATIONS,
     }  # fmt: skip
