@@ -24,7 +24,7 @@ from gpubackprop.inspect.explain import explain
 from gpubackprop.inspect.gradcheck import check_gradients
 from gpubackprop.inspect.parity import parity
 from gpubackprop.losses import Loss
-from gpubackprop.mlp import MLP, load
+from gpubackprop.mlp import MLP, fingerprint, load
 from gpubackprop.optimizers import LBFGS, SGD, Adagrad, Adam, AdamW, Lion, Optimizer, RMSprop
 from gpubackprop.resume import Resumed, resume
 from gpubackprop.schedules import Cosine, Exponential, LinearWarmup, OneCycle, Schedule, StepDecay
@@ -38,7 +38,7 @@ __all__ = [
     "LBFGS", "MLP", "SGD", "Activation", "Adagrad", "Adam", "AdamW", "Callback", "Cosine", "DeviceMemoryError",
     "DeviceUnavailableError", "DivergenceError", "DivergenceWarning", "EarlyStopping", "Exponential", "History",
     "LinearWarmup", "Lion", "Loss", "OneCycle", "Optimizer", "RMSprop", "ReduceOnPlateau", "Resumed", "RunError",
-    "Schedule", "Step", "StepDecay", "__version__", "activations", "available_devices", "check_gradients", "explain",
+    "Schedule", "Step", "StepDecay", "__version__", "activations", "available_devices", "check_gradients", "explain", "fingerprint",
     "get_backend", "initializers", "load", "losses", "optimizers", "parity", "register_backend", "resume",
     "schedules",
 ]  # fmt: skip

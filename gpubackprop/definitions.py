@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gpubackprop.fingerprint import Digest, Watch, fingerprint
+from gpubackprop.code_digest import Digest, Watch, fingerprint
 
 Array: TypeAlias = Any
 """A NumPy or CuPy array; the docstring gives its shape."""

@@ -28,6 +28,7 @@ from gpubackprop.parameters import Parameters, SetOnce
 from gpubackprop.predictor import Predictor
 from gpubackprop.step import Step
 from gpubackprop.step.buffers import Memory
+from gpubackprop.training.checkpoint import fingerprint as fingerprint_of
 from gpubackprop.training.checkpoint import load_training, save
 from gpubackprop.training.evaluation import evaluate
 from gpubackprop.training.fit import fit
@@ -527,6 +528,15 @@ class _OfThread(threading.local):
     """What each thread has of a network for itself."""
 
     last: _Last | None = None
+
+
+def fingerprint(model: MLP) -> str:
+    """Return the SHA-256 of a network's architecture and parameters, in hexadecimal digits.
+
+    Two trainings with the same seed, data, settings and ``history.determined_by`` end with the same fingerprint, whatever the
+    number of threads, and however often they were interrupted.
+    """
+    return fingerprint_of(model.network)
 
 
 def load(path: Any, device: str = "cpu") -> MLP:

@@ -33,8 +33,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gpubackprop.code_digest import Digest, fingerprint
 from gpubackprop.definitions import NUMPY, Math, check_count, check_flag, check_number, constant, plain, shown
-from gpubackprop.fingerprint import Digest, fingerprint
 from gpubackprop.registry import Registry
 from gpubackprop.schedules import Schedule
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from gpubackprop._version import __version__
-from gpubackprop.fingerprint import fingerprint
+from gpubackprop.code_digest import fingerprint
 
 
 @cache

@@ -14,7 +14,7 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS, Activation
-from gpubackprop.fingerprint import fingerprint
+from gpubackprop.code_digest import fingerprint
 from gpubackprop.kernels.cpu import passes as cpu
 from gpubackprop.losses import LOSSES
 from gpubackprop.machine import cache
@@ -72,7 +72,7 @@ def test_fingerprints_tell_all_definitions_apart() -> None:
 
 FINGERPRINTS = """
 from gpubackprop.activations import ACTIVATIONS
-from gpubackprop.fingerprint import fingerprint
+from gpubackprop.code_digest import fingerprint
 from gpubackprop.losses import LOSSES
 import gpubackprop as gb
 def choose(x):

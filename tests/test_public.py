@@ -17,7 +17,7 @@ NAMES = {
     "DeviceUnavailableError", "EarlyStopping", "Exponential", "History", "LinearWarmup", "Lion", "Loss", "OneCycle", "Optimizer",
     "RMSprop", "ReduceOnPlateau", "Schedule", "Step", "StepDecay", "activations", "available_devices", "check_gradients",
     "explain", "get_backend", "initializers", "load", "losses", "optimizers", "parity", "register_backend", "schedules",
-    "DivergenceError", "DivergenceWarning", "Resumed", "RunError", "resume",
+    "DivergenceError", "DivergenceWarning", "Resumed", "RunError", "fingerprint", "resume",
 }  # fmt: skip
 
 PARAMETERS = {
@@ -39,6 +39,7 @@ PARAMETERS = {
     gb.MLP.load_state_dict: ["state"],
     gb.MLP.save: ["path"],
     gb.load: ["path", "device"],
+    gb.fingerprint: ["model"],
     gb.resume: ["folder", "device", "previous", "checkpoint_every"],
     gb.Resumed.fit: [
         "X", "y", "validation_data", "sample_weight", "callbacks", "epochs", "progress", "stream_data",

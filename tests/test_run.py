@@ -393,3 +393,30 @@ def test_file_and_folder_are_on_the_disk_before_and_after_the_name(tmp_path: Pat
         line.split("(")[0].split()[-1] for line in done.stderr.splitlines() if "sync(" in line or "rename(" in line
     ]
     assert calls[-3:] == ["fsync", "rename", "fsync"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_random_instants_of_interruption() -> None:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "interruptions.py"), "36"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "36 of 36 trainings ended with the same bytes" in done.stdout
+
+
+def test_a_fingerprint_is_that_of_the_bits() -> None:
+    trained = Trained("dropout", "cpu")
+    models = [gb.MLP([6, 8, 3], dropout=0.25, seed=s) for s in (3, 3, 4)]
+    histories = [m.fit(trained.X, trained.y, epochs=2, progress=False) for m in models]
+    first, same, other = map(gb.fingerprint, models)
+    assert first == same != other
+    assert len(first) == 64
+    models[1].parameters.W[0][0, 0] += 1
+    assert gb.fingerprint(models[1]) != first
+    assert histories[0].determined_by == histories[1].determined_by
+    assert {"gpubackprop", "seed", "device", "dtype", "processor"} <= histories[0].determined_by.keys()
+    assert not any("thread" in name for name in histories[0].determined_by)

@@ -79,6 +79,10 @@ class Backend(ABC):
     remake: tuple[Any, ...] = ()
     """What pickle calls to get it again, in a process that has its own: set by ``get_backend``."""
 
+    def decides_bits(self) -> dict[str, str]:
+        """Return what the bits of a result depend on here, besides data, seed and architecture: hardware and versions."""
+        return {}
+
     @abstractmethod
     def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
         """Return ``a`` as a C-contiguous array on this device, copied only if it must be."""

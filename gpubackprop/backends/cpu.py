@@ -59,6 +59,11 @@ class CpuBackend(HostBackend):
             calls: list[Any] = [self._call(operation) for operation in operations]
         return [kernel.prepare(arguments) for kernel, arguments in calls]
 
+    def decides_bits(self) -> dict[str, str]:
+        from llvmlite import binding
+
+        return {"processor": binding.get_host_cpu_name(), "LLVM": ".".join(map(str, binding.llvm_version_info))}
+
     def compile(self, step: Step) -> Run:
         from gpubackprop.kernels.cpu.threads import available_threads
 

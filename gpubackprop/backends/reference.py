@@ -55,6 +55,12 @@ class ReferenceBackend(HostBackend):
 
     device = "reference"
 
+    def decides_bits(self) -> dict[str, str]:
+        from threadpoolctl import threadpool_info
+
+        found = {i["internal_api"]: f"{i['version']} {i.get('architecture', '')}".strip() for i in threadpool_info()}
+        return {"NumPy": np.__version__} | {f"NumPy's {name}": text for name, text in found.items() if name != "openmp"}
+
     def bind(self, operation: Operation) -> Call:
         check_arrays(self, operation, bound=True)
         return self.execute, (operation,)

@@ -198,6 +198,7 @@ def _check_data(data: str, d: DataSet, model: MLP) -> None:
 def _print_results(model: MLP, history: History, before: int, result: dict[str, float]) -> None:
     """Print how a training ended; some epochs were there before it."""
     from gpubackprop.inspect.pictures import sparkline
+    from gpubackprop.mlp import fingerprint
 
     epochs = len(history.get("loss", []))
     if history.interrupted:
@@ -213,3 +214,5 @@ def _print_results(model: MLP, history: History, before: int, result: dict[str, 
     for name, value in result.items():
         if name != "loss":
             print(f"test {name}: {value:.4f}")
+    facts = ", ".join(f"{name} {value}" for name, value in history.determined_by.items())
+    print(f"fingerprint {fingerprint(model)[:16]} ({facts})")

@@ -5,9 +5,14 @@ from __future__ import annotations
 import platform
 
 from gpubackprop._version import __version__
-from gpubackprop.backends import available_devices, meaning_of_auto
+from gpubackprop.backends import available_devices, get_backend, meaning_of_auto
 from gpubackprop.machine.cache import cache_folder, cache_problem
 from gpubackprop.machine.diagnosis import cuda_problem, cuda_version
+
+
+def _decides_bits(device: str) -> str:
+    """Return what the bits of a result depend on, besides data, seed and settings."""
+    return ", ".join(f"{name} {value}" for name, value in get_backend(device).decides_bits().items())
 
 
 def info() -> dict[str, str]:
@@ -18,5 +23,6 @@ def info() -> dict[str, str]:
         "devices": ", ".join(available_devices()),
         "device='auto'": meaning_of_auto(),
         "CUDA": cuda_problem() or f"driver for CUDA {cuda_version()}",
+        **{f"bits on {device}": _decides_bits(device) for device in available_devices()},
         "kernel cache": f"not used: {problem}" if problem else str(cache_folder()),
     }

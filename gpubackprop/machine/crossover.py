@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Sequence
 
-from gpubackprop.fingerprint import fingerprint
+from gpubackprop.code_digest import fingerprint
 from gpubackprop.machine.diagnosis import cuda_version
 
 BATCH = 128  # samples in a mini-batch where it is not known: the default of ``fit``

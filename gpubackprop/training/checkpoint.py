@@ -70,6 +70,11 @@ def _headers(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {name: [list(a.shape), header[name]["dtype"]] for name, a in tensors.items()}
 
 
+def fingerprint(model: Network) -> str:
+    """Return the SHA-256 of architecture and parameters, in hexadecimal digits: two networks with the same have the same bits."""
+    return digest(model.state_dict(), {"mlp": json.dumps(model.architecture.to_json())})
+
+
 def _in_order(content: bytes) -> bytes:
     """Return a safetensors file with its metadata sorted: the library writes them in another order each time."""
     end = 8 + int.from_bytes(content[:8], "little")

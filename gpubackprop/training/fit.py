@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpubackprop._version import __version__
 from gpubackprop.definitions import check_count, check_flag, shown
 from gpubackprop.intake import Samples
 from gpubackprop.network import Data, Network, optimizer_of
@@ -159,6 +160,7 @@ def _fit(model: MLP, sets: list[Samples], plan: Plan, callbacks: list[Any], run:
         micro_batch_size = _micro_batch(network, sets[0], plan, on_device, streamed=streamed)
     samples, *validation = (s.on(home, a) for s, home in zip(sets, homes, strict=True))
     training = Training(model, History(), plan.epochs)
+    training.history.determined_by = _determined_by(network)
     if run is not None:
         digests = [s.digest(home) for s, home in zip((samples, *validation), homes, strict=True)]
         run.begin_fit(training, _settings(plan, micro_batch_size, digests, model.device))
@@ -176,6 +178,13 @@ def _fit(model: MLP, sets: list[Samples], plan: Plan, callbacks: list[Any], run:
         )
     seen = validation[0] if validation else None
     return train(training, method, len(samples), seen, callbacks, progress=plan.progress, run=run)
+
+
+def _determined_by(network: Network) -> dict[str, str]:
+    """Return what decides the bits, besides data and options."""
+    backend, a = network.backend, network.architecture
+    own = {"gpubackprop": __version__, "seed": str(a.seed), "device": network.device, "dtype": a.dtype.name}
+    return own | {"matmul_precision": backend.matmul_precision} | backend.decides_bits()
 
 
 def _settings(plan: Plan, micro_batch_size: int | str | None, digests: Sequence[str], device: str) -> dict[str, Any]:

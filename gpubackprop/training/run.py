@@ -262,6 +262,7 @@ class Run:
         if self._found is not None:
             self.check_same(settings)
             self.ends_only = settings["epochs"] == self.settings["epochs"] and self._lacks_its_end()
+            self.history.determined_by = training.history.determined_by
             training.history, training.position, training.epoch = self.history, self.position, self.position.epoch
         self.settings = self.settings | settings
 

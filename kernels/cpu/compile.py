@@ -26,7 +26,7 @@ from numba.core.lowering import Environment
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from gpubackprop.fingerprint import Digest, fingerprint, thaw
+from gpubackprop.code_digest import Digest, fingerprint, thaw
 from gpubackprop.kernels.source import source_digest
 from gpubackprop.machine import cache
 

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from gpubackprop.fingerprint import fingerprint
+from gpubackprop.code_digest import fingerprint
 from gpubackprop.kernels.cpu.compile import Kernel, on_disk, pointer
 from gpubackprop.kernels.cpu.threads import barrier_wait, thread_team
 

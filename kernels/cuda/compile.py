@@ -20,7 +20,7 @@ import numba
 import numpy as np
 from numba import config
 
-from gpubackprop.fingerprint import Digest, fingerprint, thaw
+from gpubackprop.code_digest import Digest, fingerprint, thaw
 from gpubackprop.kernels.cuda.access import STORAGE
 from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.kernels.source import source_digest

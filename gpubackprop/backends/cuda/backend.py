@@ -125,6 +125,16 @@ class CudaBackend(Backend):
         missing = missing_dtypes(self._launches.capability)
         self.dtypes = tuple(name for name in DTYPES if name not in missing)
 
+    def decides_bits(self) -> dict[str, str]:
+        properties = cupy.cuda.runtime.getDeviceProperties(self._device.id)
+        named = {"nvmath-python": installed("nvmath-python"), "numba-cuda": installed("numba-cuda")}
+        cublas = cupy.cuda.cublas.getVersion(cupy.cuda.device.get_cublas_handle())
+        return {
+            "GPU": properties["name"].decode(), "compute capability": f"{properties['major']}.{properties['minor']}",
+            "CuPy": cupy.__version__, "cuBLAS": str(cublas), "epilogues": self._epilogues.mode if self._products else "none",
+            "CUDA driver": str(cupy.cuda.runtime.driverGetVersion()), **{name: number or "none" for name, number in named.items()},
+        }  # fmt: skip
+
     def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
         with self._device:
             a = as_cupy(a) if on_gpu(a) else a

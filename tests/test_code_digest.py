@@ -18,8 +18,8 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.activations import Activation
+from gpubackprop.code_digest import Watch, fingerprint
 from gpubackprop.definitions import NUMPY, Definition, per_definition
-from gpubackprop.fingerprint import Watch, fingerprint
 from gpubackprop.kernels.cpu import passes as cpu
 
 F32 = np.dtype(np.float32)
