@@ -273,6 +273,7 @@ LONG = 10**5000  # more digits than Python shows
         (lambda m: m.fit(X, Y, micro_batch_size=TWO), r"micro_batch_size is array"),
         (lambda m: m.fit(X, Y, batch_size=np.array(["auto", "auto"])), "batch_size is array"),
         (lambda m: m.fit(X, Y, optimizer=TWO), r"optimizer is array\(\[\[1., 2.\], \[3., 4.\]\]\); give"),
+        (lambda m: m.fit(X, Y, on_divergence=TWO), "on_divergence is array.*; choose from"),
         (lambda m: m.fit(X, Y, optimizer=Hostile()), "optimizer is <Hostile>; give"),
         (lambda m: m.fit(X, Y, callbacks=TWO), "callback ndarray has no method that fit calls"),
         (lambda m: m.fit(X, Y, callbacks=Hostile()), "callbacks is <Hostile>; give a callback or a list of them"),

@@ -117,7 +117,7 @@ def fit(
     """
     optimizer = optimizer_of(Adam() if optimizer is None else optimizer)
     batch_size, micro_batch_size = _batch_sizes(batch_size, micro_batch_size, optimizer)
-    if on_divergence not in POLICIES:
+    if not isinstance(on_divergence, str) or on_divergence not in POLICIES:
         raise ValueError(f"on_divergence is {shown(on_divergence)}; choose from {', '.join(POLICIES)}")
     plan = Plan(
         check_count("epochs", epochs), batch_size, micro_batch_size, optimizer, shuffle=check_flag("shuffle", shuffle),

@@ -68,7 +68,7 @@ class Every(NamedTuple):
         number = float(found[1]) if found else 0.0
         if found is None or not number or (found[2][0] in "se" and found[2] != "s" and not number.is_integer()):
             raise ValueError(
-                f"checkpoint_every is {given!r}; give a time as in '30s', '5min' or '2h', or '500 steps', or '2 epochs'"
+                f"checkpoint_every is {shown(given)}; give a time as in '30s', '5min' or '2h', or '500 steps', or '2 epochs'"
             )
         if found[2] in UNITS:
             return cls(seconds=number * UNITS[found[2]])
