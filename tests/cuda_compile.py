@@ -29,8 +29,9 @@ import numpy as np
 from gpubackprop import SGD, Adam, schedules
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.definitions import check_dtype, real_of
+from gpubackprop.kernels.cuda import column_sums, minibatch, passes
+from gpubackprop.kernels.cuda import dropout as cuda_dropout
 from gpubackprop.kernels.cuda import loss as cuda_loss
-from gpubackprop.kernels.cuda import passes
 from gpubackprop.kernels.cuda import softmax as cuda_softmax
 from gpubackprop.kernels.cuda import softmax_rows as cuda_softmax_rows
 from gpubackprop.kernels.cuda import training as cuda_training
@@ -52,13 +53,13 @@ def sources(complete: bool) -> Iterator[tuple[Source, int]]:
         vector = 16 // dtype.itemsize
         yield from pass_sources(dtype, vector, complete and dtype != F2)
         yield from loss_sources(dtype, vector, complete and dtype != F2)
-        yield passes.column_sum(dtype), 0
-        yield cuda_training.dropout(dtype, vector), 16
-        yield cuda_training.dropout(dtype, 1), 0
+        yield column_sums.column_sum(dtype), 0
+        yield cuda_dropout.dropout(dtype, vector), 16
+        yield cuda_dropout.dropout(dtype, 1), 0
     for dtype in (F4, F8):
         vector = 16 // dtype.itemsize
         yield cuda_loss.finish_loss(dtype), 0
-        yield cuda_training.normalize_weights(dtype), 0
+        yield minibatch.normalize_weights(dtype), 0
         yield cuda_training.accumulate(dtype, vector, False), 16
         yield cuda_training.sum_of_squares(dtype), 16
         yield cuda_training.clip(dtype, dtype == F4), 0
@@ -72,7 +73,7 @@ def sources(complete: bool) -> Iterator[tuple[Source, int]]:
     for dtype in (BF16, F2):
         yield cuda_training.update(Adam(), F4, 4, dtype), 16
     for storage, width in (("f4", 4), ("f8", 1), ("f4", 1), ("u2", 1)):
-        yield cuda_training.gather(storage, width), 16 if width > 1 else 0
+        yield minibatch.gather(storage, width), 16 if width > 1 else 0
 
 
 def pass_sources(dtype: np.dtype[Any], vector: int, complete: bool) -> Iterator[tuple[Source, int]]:

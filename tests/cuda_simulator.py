@@ -31,10 +31,12 @@ PACKAGE = ModuleType("gpubackprop.backends.cuda")
 PACKAGE.__path__ = [str(Path(backends.__file__).parent / "cuda")]  # without its __init__, which needs all of CuPy
 sys.modules |= {"cupy": ModuleType("cupy"), PACKAGE.__name__: PACKAGE}
 
-from gpubackprop.backends.cuda.launches import Launches, fuse_dropout  # noqa: E402
+from gpubackprop.backends.cuda.fusion import fuse_dropout  # noqa: E402
+from gpubackprop.backends.cuda.launches import Launches  # noqa: E402
 from gpubackprop.kernels.cuda import softmax_rows as cuda_softmax_rows  # noqa: E402
-from gpubackprop.kernels.cuda.access import STORAGE, access, compute_type  # noqa: E402
+from gpubackprop.kernels.cuda.access import access  # noqa: E402
 from gpubackprop.kernels.cuda.numba import cuda  # noqa: E402
+from gpubackprop.kernels.cuda.storage import STORAGE, compute_type  # noqa: E402
 from gpubackprop.step.operations import OPERATIONS, BiasActivationForward, Clip, Dropout, Operation  # noqa: E402
 from gpubackprop.step.state import FACTOR, NORM, SKIP  # noqa: E402
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -20,7 +21,10 @@ import gpubackprop as gb
 from gpubackprop.activations import Activation
 from gpubackprop.code_digest import Watch, fingerprint
 from gpubackprop.definitions import NUMPY, Definition, per_definition
+from gpubackprop.kernels import source
+from gpubackprop.kernels.cpu import loss as cpu_loss
 from gpubackprop.kernels.cpu import passes as cpu
+from gpubackprop.kernels.softmax import define_log_softmax
 
 F32 = np.dtype(np.float32)
 
@@ -215,6 +219,33 @@ def test_a_global_of_a_compiled_helper_is_not_frozen(monkeypatch: pytest.MonkeyP
 def test_the_same_kernel_is_kept_for_what_is_the_same() -> None:
     one, two = (cpu.compile_bias_activation_forward(_definition(), F32, True) for _ in range(2))
     assert one is two
+
+
+def test_every_file_of_the_kernels_is_in_the_name_of_a_compiled_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kernels"
+    shutil.copytree(Path(source.__file__).parent, folder)
+    monkeypatch.setattr(source, "__file__", str(folder / "source.py"))
+    digests = {source.source_digest.__wrapped__()}
+    files = sorted(folder.rglob("*.py"))
+    assert {"softmax.py", "cpu/loss.py", "cuda/storage.py"} <= {path.relative_to(folder).as_posix() for path in files}
+    for number, path in enumerate(files):
+        path.write_text(path.read_text(encoding="utf-8") + "# an edit\n", encoding="utf-8")
+        digests.add(source.source_digest.__wrapped__())
+        assert len(digests) == number + 2
+
+
+def test_the_log_softmax_is_in_the_name_of_a_kernel_that_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    make, entry = cpu_loss.compile_bias_loss.__wrapped__, gb.losses.LOSSES["softmax_cross_entropy"]  # type: ignore[attr-defined]
+    before, again = (make(entry, F32, True, False, False).digest for _ in range(2))
+    assert before == again
+
+    def other(loss: Any, dtype: Any, m: Any, inlined: Any) -> Any:
+        return define_log_softmax(loss, dtype, m, inlined)._replace(gradient=inlined(lambda g, p, total: g))
+
+    monkeypatch.setattr(cpu_loss, "define_log_softmax", other)
+    assert make(entry, F32, True, False, False).digest != before
 
 
 class Halving(gb.SGD):

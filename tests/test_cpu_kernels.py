@@ -15,7 +15,9 @@ import pytest
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS, Activation
 from gpubackprop.code_digest import fingerprint
+from gpubackprop.kernels.cpu import loss as cpu_loss
 from gpubackprop.kernels.cpu import passes as cpu
+from gpubackprop.kernels.cpu import training as cpu_training
 from gpubackprop.losses import LOSSES
 from gpubackprop.machine import cache
 from gpubackprop.optimizers import OPTIMIZERS
@@ -37,12 +39,12 @@ def test_no_two_variants_of_a_kernel_share_an_entry() -> None:
             kernels["forward", name, dtype, in_place] = cpu.compile_bias_activation_forward(entry, dtype, in_place)
             kernels["backward", name, dtype, in_place] = cpu.compile_bias_activation_backward(entry, dtype, in_place)
         for name, weighted in product(("huber", "poisson"), booleans):
-            kernels["loss", name, dtype, weighted, in_place] = cpu.compile_bias_loss(
+            kernels["loss", name, dtype, weighted, in_place] = cpu_loss.compile_bias_loss(
                 LOSSES[name], dtype, False, weighted, in_place
             )
         for indices, weighted in product(booleans, booleans):
             loss = LOSSES["softmax_cross_entropy"]
-            kernels["softmax", dtype, indices, weighted, in_place] = cpu.compile_bias_loss(
+            kernels["softmax", dtype, indices, weighted, in_place] = cpu_loss.compile_bias_loss(
                 loss, dtype, indices, weighted, in_place
             )
     for optimizer in (
@@ -52,7 +54,7 @@ def test_no_two_variants_of_a_kernel_share_an_entry() -> None:
         gb.AdamW(),
         gb.Adam(clip_value=1.0),
     ):
-        kernels["update", optimizer] = cpu.compile_update(optimizer, F32)
+        kernels["update", optimizer] = cpu_training.compile_update(optimizer, F32)
     digests = [digest(kernel) for kernel in kernels.values()]
     assert len(set(digests)) == len(kernels)
 

@@ -61,15 +61,15 @@ def test_the_operation_is_bound_and_computes_what_the_formula_says(
     n: int, dtype: np.dtype[Any], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gpubackprop.backends import cpu, reference
-    from gpubackprop.kernels.cpu import passes
+    from gpubackprop.kernels.cpu import training
     from gpubackprop.step import operations
 
     monkeypatch.setattr(operations, "OPERATIONS", dict(operations.OPERATIONS))  # which the README's class enters
     Accumulate = follow("gpubackprop/step/operations.py", operations).Accumulate
     assert operations.OPERATIONS["accumulate"] is Accumulate
     formula = follow("gpubackprop/backends/reference.py", reference).do_accumulate
-    compile_accumulate = follow("kernels/cpu/passes.py", passes).compile_accumulate
-    monkeypatch.setattr(passes, "compile_accumulate", compile_accumulate)
+    compile_accumulate = follow("kernels/cpu/training.py", training).compile_accumulate
+    monkeypatch.setattr(training, "compile_accumulate", compile_accumulate)
     bind = follow("gpubackprop/backends/cpu.py", cpu).bind_accumulate
 
     total, term = rng.standard_normal((2, n)).astype(dtype)
@@ -77,7 +77,7 @@ def test_the_operation_is_bound_and_computes_what_the_formula_says(
         one = Accumulate(None if first else total, term, np.zeros_like(term))
         assert one.flops == (0 if first else n)
         kernel, arguments = bind(gb.get_backend("cpu"), one)
-        assert kernel.function.__code__.co_filename == "<README: kernels/cpu/passes.py>"
+        assert kernel.function.__code__.co_filename == "<README: kernels/cpu/training.py>"
         kernel(*arguments)
         expected = Accumulate(one.total, term, np.zeros_like(term))
         formula(gb.get_backend("reference"), expected)
@@ -117,7 +117,7 @@ def test_the_cuda_kernel_is_launched_by_the_names_of_its_parameters(rng: np.rand
     launches = import_module("gpubackprop.backends.cuda.launches")
     backend: Any = gb.get_backend("cuda")
     total, term = rng.standard_normal((2, 1000)).astype(F4)
-    o = launches.Accumulate(*map(backend.asarray, (total, term, np.zeros_like(term))))
+    o = launches.table.Accumulate(*map(backend.asarray, (total, term, np.zeros_like(term))))
     backend._run(follow("gpubackprop/backends/cuda/launches.py", launches).accumulate(backend._launches, o))
     np.testing.assert_array_equal(backend.to_numpy(o.out), total + term)
 

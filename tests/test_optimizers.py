@@ -11,7 +11,7 @@ from tolerances import assert_within
 
 import gpubackprop as gb
 from gpubackprop.definitions import NUMPY
-from gpubackprop.kernels.cpu import passes as cpu
+from gpubackprop.kernels.cpu import training as cpu
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES
 from gpubackprop.step.state import FACTOR

@@ -138,18 +138,18 @@ def test_the_first_launch_of_a_thread_has_a_context(monkeypatch: pytest.MonkeyPa
 @planned
 def test_what_a_capture_launches_has_been_loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:
     from gpubackprop.backends.cuda import backend as cuda
-    from gpubackprop.backends.cuda import launches as cuda_launches
+    from gpubackprop.backends.cuda import launcher
     from gpubackprop.backends.cuda import products as cublaslt
 
     backend = cuda.CudaBackend(0)
     loaded: set[Any] = set()
-    get_function = cuda_launches.driver.cuKernelGetFunction
+    get_function = launcher.driver.cuKernelGetFunction
 
     def note(kernel: Any) -> Any:
         loaded.add(int(kernel))
         return get_function(kernel)
 
-    monkeypatch.setattr(cuda_launches.driver, "cuKernelGetFunction", note)
+    monkeypatch.setattr(launcher.driver, "cuKernelGetFunction", note)
     ran: list[str] = []
     call = cublaslt.Product.__call__
     monkeypatch.setattr(cublaslt.Product, "__call__", lambda self: (ran.append(self.plan.description), call(self))[1])

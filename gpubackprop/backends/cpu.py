@@ -17,20 +17,7 @@ from gpubackprop.backends.host import HostBackend
 from gpubackprop.definitions import Array, address
 from gpubackprop.philox import keep_threshold, split_seed
 from gpubackprop.step import Step
-from gpubackprop.step.operations import (
-    Accumulate,
-    Advance,
-    BiasActivationBackward,
-    BiasActivationForward,
-    BiasLoss,
-    Clip,
-    Dropout,
-    Gather,
-    Matmul,
-    NormalizeWeights,
-    Operation,
-    Update,
-)
+from gpubackprop.step import operations as table
 
 
 class CpuBackend(HostBackend):
@@ -46,15 +33,15 @@ class CpuBackend(HostBackend):
     def __init__(self) -> None:
         self._scratch = _Scratch()
 
-    def bind(self, operation: Operation) -> Call:
+    def bind(self, operation: table.Operation) -> Call:
         check_arrays(self, operation, bound=True)
         return self._call(operation)
 
-    def execute(self, operation: Operation) -> None:
+    def execute(self, operation: table.Operation) -> None:
         kernel, arguments = self._call(operation)
         kernel(*arguments)
 
-    def prepare(self, operations: Sequence[Operation]) -> list[Callable[[], None]]:
+    def prepare(self, operations: Sequence[table.Operation]) -> list[Callable[[], None]]:
         with self._own_scratch(threads=1):
             calls: list[Any] = [self._call(operation) for operation in operations]
         return [kernel.prepare(arguments) for kernel, arguments in calls]
@@ -78,11 +65,11 @@ class CpuBackend(HostBackend):
         yield
         self._scratch.begin(1)
 
-    def _call(self, operation: Operation) -> Call:
+    def _call(self, operation: table.Operation) -> Call:
         call: Call = getattr(self, f"bind_{operation.name}")(operation)
         return call
 
-    def bind_matmul(self, o: Matmul) -> Call:
+    def bind_matmul(self, o: table.Matmul) -> Call:
         from gpubackprop.kernels.cpu.gemm import compile_product, total_for
 
         a, b, out = o.a, o.b, o.out
@@ -92,21 +79,22 @@ class CpuBackend(HostBackend):
         scratch = self._scratch.of(a.dtype)
         return compile_product(a.dtype), (a, b, out, int(a_transposed), int(b_transposed), scratch, total)
 
-    def bind_bias_activation_forward(self, o: BiasActivationForward) -> Call:
+    def bind_bias_activation_forward(self, o: table.BiasActivationForward) -> Call:
         from gpubackprop.kernels.cpu.passes import compile_bias_activation_forward
 
         in_place = address(o.z) == address(o.out)
         return compile_bias_activation_forward(o.activation, o.z.dtype, in_place), (o.z, o.b, o.out)
 
-    def bind_bias_activation_backward(self, o: BiasActivationBackward) -> Call:
+    def bind_bias_activation_backward(self, o: table.BiasActivationBackward) -> Call:
         from gpubackprop.kernels.cpu.passes import compile_bias_activation_backward, shares_of
 
         kernel = compile_bias_activation_backward(o.activation, o.dh.dtype, address(o.dh) == address(o.out))
         sums, arrived = np.empty((shares_of(len(o.dh)), o.dh.shape[1]), o.dh.dtype), np.zeros(1, np.int64)
         return kernel, (o.dh, o.at, o.out, o.db, sums, arrived)
 
-    def bind_bias_loss(self, o: BiasLoss) -> Call:
-        from gpubackprop.kernels.cpu.passes import compile_bias_loss, loss_scratch, shares_of
+    def bind_bias_loss(self, o: table.BiasLoss) -> Call:
+        from gpubackprop.kernels.cpu.loss import compile_bias_loss, loss_scratch
+        from gpubackprop.kernels.cpu.passes import shares_of
 
         z, y, loss, weighted = o.z, o.y, o.loss, o.weight is not None
         n, d, shares = o.samples or len(z), z.shape[1], shares_of(len(z))
@@ -118,44 +106,44 @@ class CpuBackend(HostBackend):
         w = o.weight if weighted else o.b
         return kernel, (z, o.b, y, w, scale, count, o.out, o.db, o.value, sums, scratch, losses, arrived)
 
-    def bind_normalize_weights(self, o: NormalizeWeights) -> Call:
-        from gpubackprop.kernels.cpu.passes import compile_normalize_weights
+    def bind_normalize_weights(self, o: table.NormalizeWeights) -> Call:
+        from gpubackprop.kernels.cpu.minibatch import compile_normalize_weights
 
         total = np.empty(1) if o.total is None else o.total
         return compile_normalize_weights(o.weight.dtype), (o.weight, o.out, total)
 
-    def bind_dropout(self, o: Dropout) -> Call:
-        from gpubackprop.kernels.cpu.passes import compile_dropout
+    def bind_dropout(self, o: table.Dropout) -> Call:
+        from gpubackprop.kernels.cpu.minibatch import compile_dropout
 
         scale, (low, high) = o.x.dtype.type(1 / (1 - o.rate)), split_seed(o.seed)
         numbers = keep_threshold(o.rate), scale, low, high, o.layer
         return compile_dropout(o.x.dtype), (o.x.reshape(-1), *numbers, o.counters, o.out.reshape(-1), o.first_block)
 
-    def bind_gather(self, o: Gather) -> Call:
-        from gpubackprop.kernels.cpu.passes import compile_gather
+    def bind_gather(self, o: table.Gather) -> Call:
+        from gpubackprop.kernels.cpu.minibatch import compile_gather
 
         return compile_gather(o.out.dtype, o.out.ndim), (o.source, o.order, o.counters, o.out)
 
-    def bind_accumulate(self, o: Accumulate) -> Call:
-        from gpubackprop.kernels.cpu.passes import compile_accumulate
+    def bind_accumulate(self, o: table.Accumulate) -> Call:
+        from gpubackprop.kernels.cpu.training import compile_accumulate
 
         arguments = (o.term, o.out) if o.total is None else (o.total, o.term, o.out)
         return compile_accumulate(o.term.dtype, o.total is None), arguments
 
-    def bind_clip(self, o: Clip) -> Call:
-        from gpubackprop.kernels.cpu.passes import compile_clip
+    def bind_clip(self, o: table.Clip) -> Call:
+        from gpubackprop.kernels.cpu.training import compile_clip
 
         return compile_clip(o.gradients.dtype), (o.gradients, float(o.max_norm), o.scalars)
 
-    def bind_advance(self, o: Advance) -> Call:
-        from gpubackprop.kernels.cpu.passes import compile_advance
+    def bind_advance(self, o: table.Advance) -> Call:
+        from gpubackprop.kernels.cpu.training import compile_advance
 
         numbers, of_schedule = np.array(o.optimizer.numbers, float), np.array(o.optimizer.schedule.numbers, float)
         kernel = compile_advance(o.optimizer, o.scalars.dtype)
         return kernel, (o.rate, o.batch, o.counters, o.scalars, numbers, of_schedule)
 
-    def bind_update(self, o: Update) -> Call:
-        from gpubackprop.kernels.cpu.passes import compile_update
+    def bind_update(self, o: table.Update) -> Call:
+        from gpubackprop.kernels.cpu.training import compile_update
 
         dtype, limit = o.parameters.dtype, o.optimizer.clipping[1]
         real = dtype.type

@@ -12,20 +12,7 @@ from gpubackprop.backends.host import HostBackend
 from gpubackprop.definitions import NUMPY, Array, real_of
 from gpubackprop.philox import keep_threshold, random_uint32
 from gpubackprop.step import Step
-from gpubackprop.step.operations import (
-    Accumulate,
-    Advance,
-    BiasActivationBackward,
-    BiasActivationForward,
-    BiasLoss,
-    Clip,
-    Dropout,
-    Gather,
-    Matmul,
-    NormalizeWeights,
-    Operation,
-    Update,
-)
+from gpubackprop.step import operations as table
 from gpubackprop.step.state import (
     C1,
     C2,
@@ -61,7 +48,7 @@ class ReferenceBackend(HostBackend):
         found = {i["internal_api"]: f"{i['version']} {i.get('architecture', '')}".strip() for i in threadpool_info()}
         return {"NumPy": np.__version__} | {f"NumPy's {name}": text for name, text in found.items() if name != "openmp"}
 
-    def bind(self, operation: Operation) -> Call:
+    def bind(self, operation: table.Operation) -> Call:
         check_arrays(self, operation, bound=True)
         return self.execute, (operation,)
 
@@ -69,10 +56,10 @@ class ReferenceBackend(HostBackend):
         return loop([self.bind(operation) for operation in step.bound()])
 
     @quiet
-    def execute(self, operation: Operation) -> None:
+    def execute(self, operation: table.Operation) -> None:
         getattr(self, f"do_{operation.name}")(operation)
 
-    def do_matmul(self, o: Matmul) -> None:
+    def do_matmul(self, o: table.Matmul) -> None:
         a, b, depth = _wide(o.a), _wide(o.b), o.a.shape[1]
         if depth <= DEPTH and a is o.a and o.out.dtype == a.dtype:
             np.matmul(a, b, out=o.out)
@@ -82,18 +69,18 @@ class ReferenceBackend(HostBackend):
             total = total + np.matmul(a[:, k : k + DEPTH], b[k : k + DEPTH])
         o.out[...] = total
 
-    def do_bias_activation_forward(self, o: BiasActivationForward) -> None:
+    def do_bias_activation_forward(self, o: table.BiasActivationForward) -> None:
         wide = _wide(o.z) + _wide(o.b)
         o.z[...] = wide
         o.out[...] = o.activation.phi(wide)
 
-    def do_bias_activation_backward(self, o: BiasActivationBackward) -> None:
+    def do_bias_activation_backward(self, o: table.BiasActivationBackward) -> None:
         at = _wide(o.at)
         delta = _wide(o.dh) * o.activation.dphi(at, at)
         o.db[...] = delta.sum(axis=0, dtype=np.float64)
         o.out[...] = delta
 
-    def do_bias_loss(self, o: BiasLoss) -> None:
+    def do_bias_loss(self, o: table.BiasLoss) -> None:
         n, d = o.samples or len(o.z), o.z.shape[1]
         outputs = _wide(o.z) + _wide(o.b)
         o.z[...] = outputs
@@ -108,7 +95,7 @@ class ReferenceBackend(HostBackend):
         o.db[...] = do.sum(axis=0, dtype=np.float64)
         o.out[...] = do
 
-    def do_normalize_weights(self, o: NormalizeWeights) -> None:
+    def do_normalize_weights(self, o: table.NormalizeWeights) -> None:
         top = np.float64(o.weight.max()) or 1.0  # relative to the largest, no sum is too large or too small
         share = o.weight / top
         shares = share.sum()
@@ -116,21 +103,21 @@ class ReferenceBackend(HostBackend):
             o.total[0] = shares * top
         o.out[...] = share / (shares or 1.0)
 
-    def do_dropout(self, o: Dropout) -> None:
+    def do_dropout(self, o: table.Dropout) -> None:
         random = random_uint32(o.x.size, o.seed, int(o.counters[STEPS]), o.layer, o.first_block).reshape(o.x.shape)
         keep = random < keep_threshold(o.rate)
         scale = real_of(o.x.dtype).type(1 / (1 - o.rate))
         o.out[...] = np.where(keep, _wide(o.x) * scale, scale * 0)
 
-    def do_gather(self, o: Gather) -> None:
+    def do_gather(self, o: table.Gather) -> None:
         last = len(o.order) - 1
         places = np.arange(len(o.out)) + min(max(int(o.counters[CURSOR]), 0), last)
         np.take(o.source, o.order[np.minimum(places, last)], axis=0, out=o.out, mode="clip")
 
-    def do_accumulate(self, o: Accumulate) -> None:
+    def do_accumulate(self, o: table.Accumulate) -> None:
         o.out[...] = o.term if o.total is None else o.total + o.term
 
-    def do_clip(self, o: Clip) -> None:
+    def do_clip(self, o: table.Clip) -> None:
         g, scalars = o.gradients, o.scalars
         scale = np.float64(scalars[SCALE] if o.loss_scaling else 1.0)
         top = np.float64(np.maximum(np.max(np.abs(g)), 1))  # relative to it, no square is too large
@@ -141,7 +128,7 @@ class ReferenceBackend(HostBackend):
         factor = most * scale / (norm + 1e-6 / top * scale) if np.isfinite(top) else most
         scalars[FACTOR] = np.minimum(1.0, factor) / scale
 
-    def do_advance(self, o: Advance) -> None:
+    def do_advance(self, o: table.Advance) -> None:
         optimizer, counters, scalars = o.optimizer, o.counters, o.scalars
         if o.loss_scaling:
             grow = scalars[GOOD] + 1 >= GROW_AFTER
@@ -159,7 +146,7 @@ class ReferenceBackend(HostBackend):
         )
         counters += (1, o.batch)
 
-    def do_update(self, o: Update) -> None:
+    def do_update(self, o: table.Update) -> None:
         if o.weights is not None and o.scalars[SKIP]:
             return
         optimizer, real = o.optimizer, o.parameters.dtype.type

@@ -126,15 +126,10 @@ def _define_packing(dtype: np.dtype[Any]) -> tuple[Any, Any]:
     return helper(pack_b), helper(pack_a)
 
 
-@cache
-def compile_product(dtype: np.dtype[Any]) -> Any:
-    """Return kernel(a, b, out, a_transposed, b_transposed, scratch, total): out = a b; a and b, or their transposes, are given.
-
-    ``scratch`` comes from :func:`scratch_for`, ``total`` from :func:`total_for`.
-    """
+def _define_block(dtype: np.dtype[Any], pack_a: Any) -> Any:
+    """Return block(...), which computes all micro-tiles of some rows and NR columns."""
     shape, size = shape_for(dtype), dtype.itemsize
     micro_kernel, micro_kernel_packing_a, micro_kernel_packing_b = _define_micro_kernels(dtype)
-    pack_b, pack_a = _define_packing(dtype)
     add, move = (_function_of("source, destination", one) for one in (define_add(dtype), define_move(1, dtype)))
     MR, NR = shape.rows, shape.columns
 
@@ -147,7 +142,7 @@ def compile_product(dtype: np.dtype[Any]) -> Any:
 
     @helper
     def block(a, lda, at, pack, first, packed_a, b, b_step, panel, out, n, rows, columns, k, more, edge):  # type: ignore[no-untyped-def]
-        """Compute all micro-tiles of some rows and NR columns; b is packed to ``panel`` unless that is 0."""
+        """Pack b to ``panel`` unless that is 0."""
         a_row, a_step = (1, lda) if at else (lda, 1)
         tiles = (rows + MR - 1) // MR
         for t in range(tiles):
@@ -175,6 +170,20 @@ def compile_product(dtype: np.dtype[Any]) -> Any:
                             add(edge + (r * NR + j) * size, to + (r * n + j) * size)
                         else:
                             move(edge + (r * NR + j) * size, to + (r * n + j) * size)
+
+    return block
+
+
+@cache
+def compile_product(dtype: np.dtype[Any]) -> Any:
+    """Return kernel(a, b, out, a_transposed, b_transposed, scratch, total): out = a b; a and b, or their transposes, are given.
+
+    ``scratch`` comes from :func:`scratch_for`, ``total`` from :func:`total_for`.
+    """
+    shape, size = shape_for(dtype), dtype.itemsize
+    pack_b, pack_a = _define_packing(dtype)
+    block = _define_block(dtype, pack_a)
+    MR, NR = shape.rows, shape.columns
 
     @helper
     def rectangle(a, lda, at, b, ldb, bt, out, n, m, width, depth, begin, end, parts, memory):  # type: ignore[no-untyped-def]

@@ -21,8 +21,8 @@ import numpy as np
 from numba import config
 
 from gpubackprop.code_digest import Digest, fingerprint, thaw
-from gpubackprop.kernels.cuda.access import STORAGE
 from gpubackprop.kernels.cuda.numba import cuda
+from gpubackprop.kernels.cuda.storage import STORAGE
 from gpubackprop.kernels.source import source_digest
 from gpubackprop.machine import cache as disk
 
@@ -73,6 +73,11 @@ class Source:
         unknown = [f"has no {name}" for name in given if name not in self.parameters]
         problems, names = ", ".join(missing + unknown), ", ".join(self.parameters)
         raise TypeError(f"a launch of {self.name} {problems}; its parameters are {names}")
+
+
+def label(*parts: object) -> str:
+    """Return the name of a kernel, as in ``bias_activation_backward_relu_f4_v4``."""
+    return "_".join(str(part) for part in parts if part != "")
 
 
 def resident(source: Source, capability: tuple[int, int]) -> int:

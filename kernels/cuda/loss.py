@@ -14,11 +14,14 @@ import numba
 import numpy as np
 
 from gpubackprop.definitions import per_definition, real_of
-from gpubackprop.kernels.cuda.access import MATH, access_within, block_reductions, inlined, read_once, storage_of
-from gpubackprop.kernels.cuda.compile import THREADS, Source, occupancy_of
+from gpubackprop.kernels.cuda.access import MATH, access_within, inlined, read_once
+from gpubackprop.kernels.cuda.column_sums import fold_rows, sum_columns
+from gpubackprop.kernels.cuda.compile import THREADS, Source, label, occupancy_of
 from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.kernels.cuda.parameters import F8, I, P, R, S, declared
-from gpubackprop.kernels.cuda.passes import WIDEST, fold_rows, label, stage_bias, sum_columns
+from gpubackprop.kernels.cuda.passes import WIDEST, stage_bias
+from gpubackprop.kernels.cuda.reductions import block_reductions
+from gpubackprop.kernels.cuda.storage import storage_of
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 from gpubackprop.losses import Loss
 from gpubackprop.step.state import SCALE

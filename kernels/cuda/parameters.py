@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import numpy as np
 
 from gpubackprop.definitions import real_of
-from gpubackprop.kernels.cuda.access import storage_of
+from gpubackprop.kernels.cuda.storage import storage_of
 
 _T = TypeVar("_T")
 _POINTER = "*"

@@ -9,29 +9,23 @@ a time; longer rows are the matter of :mod:`gpubackprop.kernels.cuda.softmax_row
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 
 from gpubackprop.definitions import per_definition, real_of
-from gpubackprop.kernels.cuda.access import (
-    MATH,
-    WARP,
-    access,
-    block_reductions,
-    inlined,
-    read_once,
-    storage_of,
-    warp_reductions,
-)  # fmt: skip
+from gpubackprop.kernels.cuda.access import MATH, access, device, inlined, read_once, warp_reductions
+from gpubackprop.kernels.cuda.column_sums import fold_rows
 from gpubackprop.kernels.cuda.compile import THREADS, Source, occupancy_of
 from gpubackprop.kernels.cuda.loss import Variant
 from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.kernels.cuda.parameters import I, P, R, S, Y, declared
-from gpubackprop.kernels.cuda.passes import fold_rows
+from gpubackprop.kernels.cuda.reductions import block_reductions
+from gpubackprop.kernels.cuda.storage import WARP, storage_of
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
-from gpubackprop.kernels.softmax import define_log_softmax
+from gpubackprop.kernels.softmax import LogSoftmax, define_log_softmax
 from gpubackprop.losses import Loss
 from gpubackprop.step.state import SCALE
 
@@ -73,28 +67,149 @@ def softmax_loss_tile(
     return _softmax_loss_tile(loss, dtype, width, lanes_of(d), slots, variant, threads)
 
 
+@cache
+def _tile_moves(dtype: np.dtype[Any], width: int, variant: Variant, threads: int) -> tuple[Any, Any]:
+    """Return load_tile(...) and store_tile(...): a tile lies in memory without a gap, and is moved from end to end.
+
+    Loading adds the bias on the way.
+    """
+    load, store, load1, store1, _ = access(storage_of(dtype), width)
+    load_real, _, _, _, _ = access(storage_of(real_of(dtype)), width)
+    dense, keep, vector = not variant.indices, variant.keep, width > 1
+    real, place = numba.from_dtype(real_of(dtype)), inlined(_place)
+
+    @unrolled
+    def load_tile(z, y, tile, targets, biases, start, size, d, jump, thread):  # type: ignore[no-untyped-def]
+        r = cuda.local.array(width, real)
+        e = numba.int64(thread * width)
+        column = e % d
+        while e < size:
+            if e + width <= size:
+                load(r, 0, z, start + e)
+                c = column
+                for k in static_range(width):
+                    r[k] = r[k] + biases[place(c)]
+                    tile[place(e + k)] = r[k]
+                    c += 1
+                    c = c if c < d else c - d
+                if keep:
+                    store(z, start + e, r, 0)
+                if dense:
+                    load_real(r, 0, y, start + e)
+                    for k in static_range(width):
+                        targets[place(e + k)] = r[k]
+            elif vector:
+                c = column
+                for k in static_range(width):
+                    if e + k < size:
+                        x = load1(z, start + e + k) + biases[place(c)]
+                        tile[place(e + k)] = x
+                        if keep:
+                            store1(z, start + e + k, x)
+                        if dense:
+                            targets[place(e + k)] = y[start + e + k]
+                    c += 1
+                    c = c if c < d else c - d
+            e += threads * width
+            column += jump
+            column = column if column < d else column - d
+
+    @unrolled
+    def store_tile(out, tile, start, size, thread):  # type: ignore[no-untyped-def]
+        r = cuda.local.array(width, real)
+        e = numba.int64(thread * width)
+        while e < size:
+            if e + width <= size:
+                for k in static_range(width):
+                    r[k] = tile[place(e + k)]
+                store(out, start + e, r, 0)
+            elif vector:
+                for k in static_range(width):
+                    if e + k < size:
+                        store1(out, start + e + k, tile[place(e + k)])
+            e += threads * width
+
+    return device(load_tile), device(store_tile)
+
+
+def _tile_row(chain: LogSoftmax, dtype: np.dtype[Any], lanes: int, slots: int, variant: Variant) -> Any:
+    """Return do_row(...) -> total: the gradient of a row in its place in the tile, and its loss added to ``total``."""
+    lowest, shift, term, log_probability, one_hot, value_of, slope_of, gradient = chain
+    log, where = MATH.log, MATH.where
+    real, zero, one = numba.from_dtype(dtype), dtype.type(0), dtype.type(1)
+    warp_sum, warp_max = warp_reductions(lanes)
+    indices, weighted = variant.indices, variant.weighted
+    place = inlined(_place)
+
+    @unrolled
+    def do_row(tile, targets, classes, weights, sums, row, here, d, u, scale, total):  # type: ignore[no-untyped-def]
+        q = cuda.local.array(slots, real)
+        p = cuda.local.array(slots, real)
+        g = cuda.local.array(slots, real)
+        lane = cuda.threadIdx.x
+        i = min(row, here - 1)
+        inside = row < here
+        own_class = classes[i] if indices else 0
+        top = lowest
+        for k in static_range(slots):
+            q[k] = lowest
+            if inside and lane + lanes * k < d:  # else its owner may be writing there
+                q[k] = tile[place(i * d + lane + lanes * k)]
+            top = where(q[k] > top, q[k], top)
+        top = warp_max(top)
+        s = zero
+        for k in static_range(slots):
+            q[k] = shift(q[k], top)
+            p[k] = zero
+            if lane + lanes * k < d:
+                p[k] = term(q[k])
+            s = s + p[k]
+        s = warp_sum(s)
+        log_s = log(s)
+        inverse = one / s
+        value = zero
+        slope = zero
+        for k in static_range(slots):
+            g[k] = zero
+            if lane + lanes * k < d:
+                j = lane + lanes * k
+                t = one_hot(j, own_class) if indices else targets[place(i * d + j)]
+                g[k] = slope_of(log_probability(q[k], log_s), t, u)
+                value = value + value_of(log_probability(q[k], log_s), t, u)
+                slope = slope + g[k]
+        slope = warp_sum(slope) * inverse
+        if inside:
+            w = one
+            if weighted:
+                w = weights[i]
+            total = total + value * w
+            for k in static_range(slots):
+                if lane + lanes * k < d:
+                    do = gradient(g[k], p[k], slope) * w * scale
+                    tile[place(i * d + lane + lanes * k)] = do
+                    sums[k] = sums[k] + do
+        return total
+
+    return device(do_row)
+
+
 @per_definition(lambda dtype: MATH)
 def _softmax_loss_tile(
     loss: Loss, dtype: np.dtype[Any], width: int, lanes: int, slots: int, variant: Variant, threads: int
 ) -> Source:
     storage, real_dtype = storage_of(dtype), real_of(dtype)
-    load, store, load1, store1, _ = access(storage, width)
-    load_real, _, _, _, _ = access(storage_of(real_dtype), width)
-    real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
-    chain = define_log_softmax(loss, real_dtype, MATH, inlined)
-    lowest, shift, term, log_probability, one_hot, value_of, slope_of, gradient = chain
-    log, where = MATH.log, MATH.where
-    warp_sum, warp_max = warp_reductions(lanes)
+    load1, real, zero = access(storage, width).load1, numba.from_dtype(real_dtype), real_dtype.type(0)
+    load_tile, store_tile = _tile_moves(dtype, width, variant, threads)
+    do_row = _tile_row(define_log_softmax(loss, real_dtype, MATH, inlined), real_dtype, lanes, slots, variant)
     fold, fetch = fold_rows(slots, threads, adjacent=False), read_once(storage_of(real_dtype))
     block_sum, _ = block_reductions(threads)
-    indices, weighted, keep, scaled = variant
-    dense, vector = not indices, width > 1
+    indices, weighted, _, scaled = variant
     at_once = threads // lanes
     # rows of the widest d that these lanes and slots serve still make a whole trip
     capacity = max(TILE_BYTES * threads // THREADS // real_dtype.itemsize, threads * slots)
     ROOM = capacity + capacity // 32  # a gap after 32 numbers: a warp then meets each bank once, see place
     BIASES = lanes * slots + lanes * slots // 32
-    TARGETS = ROOM if dense else 1
+    TARGETS = 1 if indices else ROOM
     place = inlined(_place)
 
     @unrolled
@@ -108,13 +223,8 @@ def _softmax_loss_tile(
         classes = cuda.shared.array(threads, numba.int64)
         weights = cuda.shared.array(threads, real)
         warps = cuda.shared.array(32, real)
-        r = cuda.local.array(width, real)
         sums = cuda.local.array(slots, real)
-        q = cuda.local.array(slots, real)
-        p = cuda.local.array(slots, real)
-        g = cuda.local.array(slots, real)
-        lane = cuda.threadIdx.x
-        thread = cuda.threadIdx.y * lanes + lane
+        thread = cuda.threadIdx.y * lanes + cuda.threadIdx.x
         for k in static_range(slots):
             sums[k] = zero
         if scaled:
@@ -130,39 +240,7 @@ def _softmax_loss_tile(
         while first < n:
             here = min(rows, n - first)
             size = here * d
-            # the tile lies in memory without a gap: move it from end to end, and add the bias on the way
-            e = numba.int64(thread * width)
-            column = e % d
-            while e < size:
-                if e + width <= size:
-                    load(r, 0, z, first * d + e)
-                    c = column
-                    for k in static_range(width):
-                        r[k] = r[k] + biases[place(c)]
-                        tile[place(e + k)] = r[k]
-                        c += 1
-                        c = c if c < d else c - d
-                    if keep:
-                        store(z, first * d + e, r, 0)
-                    if dense:
-                        load_real(r, 0, y, first * d + e)
-                        for k in static_range(width):
-                            targets[place(e + k)] = r[k]
-                elif vector:
-                    c = column
-                    for k in static_range(width):
-                        if e + k < size:
-                            x = load1(z, first * d + e + k) + biases[place(c)]
-                            tile[place(e + k)] = x
-                            if keep:
-                                store1(z, first * d + e + k, x)
-                            if dense:
-                                targets[place(e + k)] = y[first * d + e + k]
-                        c += 1
-                        c = c if c < d else c - d
-                e += threads * width
-                column += jump
-                column = column if column < d else column - d
+            load_tile(z, y, tile, targets, biases, first * d, size, d, jump, thread)
             if thread < here:
                 if indices:
                     classes[thread] = y[first + thread]
@@ -170,64 +248,13 @@ def _softmax_loss_tile(
                     weights[thread] = weight[first + thread]
             cuda.syncthreads()
             above = numba.int64(0)
-            while (
-                above < here
-            ):  # as many trips for every thread: the lanes of a warp stay together, only stores are guarded
+            # as many trips for every thread: the lanes of a warp stay together, only stores are guarded
+            while above < here:
                 row = above + cuda.threadIdx.y
-                i = min(row, here - 1)
-                inside = row < here
-                own_class = classes[i] if indices else 0
-                top = lowest
-                for k in static_range(slots):
-                    q[k] = lowest
-                    if inside and lane + lanes * k < d:  # else its owner may be writing there
-                        q[k] = tile[place(i * d + lane + lanes * k)]
-                    top = where(q[k] > top, q[k], top)
-                top = warp_max(top)
-                s = zero
-                for k in static_range(slots):
-                    q[k] = shift(q[k], top)
-                    p[k] = zero
-                    if lane + lanes * k < d:
-                        p[k] = term(q[k])
-                    s = s + p[k]
-                s = warp_sum(s)
-                log_s = log(s)
-                inverse = one / s
-                value = zero
-                slope = zero
-                for k in static_range(slots):
-                    g[k] = zero
-                    if lane + lanes * k < d:
-                        j = lane + lanes * k
-                        t = one_hot(j, own_class) if indices else targets[place(i * d + j)]
-                        g[k] = slope_of(log_probability(q[k], log_s), t, u)
-                        value = value + value_of(log_probability(q[k], log_s), t, u)
-                        slope = slope + g[k]
-                slope = warp_sum(slope) * inverse
-                if inside:
-                    w = one
-                    if weighted:
-                        w = weights[i]
-                    total = total + value * w
-                    for k in static_range(slots):
-                        if lane + lanes * k < d:
-                            do = gradient(g[k], p[k], slope) * w * scale
-                            tile[place(i * d + lane + lanes * k)] = do
-                            sums[k] = sums[k] + do
+                total = do_row(tile, targets, classes, weights, sums, row, here, d, u, scale, total)
                 above += at_once
             cuda.syncthreads()
-            e = numba.int64(thread * width)
-            while e < size:
-                if e + width <= size:
-                    for k in static_range(width):
-                        r[k] = tile[place(e + k)]
-                    store(out, first * d + e, r, 0)
-                elif vector:
-                    for k in static_range(width):
-                        if e + k < size:
-                            store1(out, first * d + e + k, tile[place(e + k)])
-                e += threads * width
+            store_tile(out, tile, first * d, size, thread)
             cuda.syncthreads()
             first += cuda.gridDim.y * rows
         fold(sums, tile, partial, numba.int64(cuda.blockIdx.y), d)

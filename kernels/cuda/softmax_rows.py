@@ -11,13 +11,15 @@ import numba
 import numpy as np
 
 from gpubackprop.definitions import per_definition, real_of
-from gpubackprop.kernels.cuda.access import MATH, access, block_reductions, inlined, read_once, storage_of
+from gpubackprop.kernels.cuda.access import MATH, access, device, inlined, read_once
 from gpubackprop.kernels.cuda.compile import THREADS, Source, occupancy_of
 from gpubackprop.kernels.cuda.loss import Variant
 from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.kernels.cuda.parameters import I, P, R, S, Y, declared
+from gpubackprop.kernels.cuda.reductions import block_reductions
+from gpubackprop.kernels.cuda.storage import storage_of
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
-from gpubackprop.kernels.softmax import define_log_softmax
+from gpubackprop.kernels.softmax import LogSoftmax, define_log_softmax
 from gpubackprop.losses import Loss
 from gpubackprop.step.state import SCALE
 
@@ -39,6 +41,96 @@ def row_shape(dtype: np.dtype[Any], width: int, d: int, dense: bool) -> tuple[in
     return threads, slots, 2 if dense or size == 8 else 4
 
 
+def _row_passes(
+    chain: LogSoftmax, dtype: np.dtype[Any], width: int, shape: tuple[int, int, int], variant: Variant
+) -> tuple[Any, Any, Any, Any]:
+    """Return load_rows(...), sum_terms(...), add_losses(...) -> total and store_gradients(...): the passes over a block's rows.
+
+    ``o`` holds the outputs, then those less the maximum, then the logs of the probabilities. ``x`` has a number for each row, the
+    thread's after a pass and the block's before the next: the maximum, the sum of the terms, the sum of the slopes.
+    """
+    threads, slots, ROWS = shape
+    load, store, _, _, _ = access(storage_of(dtype), width)
+    load_real = access(storage_of(real_of(dtype)), width).load
+    lowest, shift, term, log_probability, one_hot, value_of, slope_of, gradient = chain
+    indices, weighted, keep, _ = variant
+    log, zero = MATH.log, real_of(dtype).type(0)
+    dense, where, SIZE = not indices, MATH.where, slots * width
+
+    @unrolled
+    def load_rows(o, t, x, bias, z, y, i, n, d):  # type: ignore[no-untyped-def]
+        thread = numba.int64(cuda.threadIdx.x)
+        for r in static_range(ROWS):  # a row beyond the last is the last once more, and is not stored
+            for slot in static_range(slots):
+                j = (slot * threads + thread) * width
+                if j < d:
+                    load(o, r * SIZE + slot * width, z, min(i + r, n - 1) * d + j)
+                    if dense:
+                        load_real(t, r * SIZE + slot * width, y, min(i + r, n - 1) * d + j)
+        for r in static_range(ROWS):
+            x[r] = lowest
+            for slot in static_range(slots):
+                j = (slot * threads + thread) * width
+                if j < d:
+                    for k in static_range(slot * width, slot * width + width):
+                        o[r * SIZE + k] = o[r * SIZE + k] + bias[k]
+                        x[r] = where(o[r * SIZE + k] > x[r], o[r * SIZE + k], x[r])
+                    if keep and i + r < n:
+                        store(z, (i + r) * d + j, o, r * SIZE + slot * width)
+
+    @unrolled
+    def sum_terms(o, x, d):  # type: ignore[no-untyped-def]
+        thread = numba.int64(cuda.threadIdx.x)
+        for r in static_range(ROWS):
+            s = zero
+            for slot in static_range(slots):
+                if (slot * threads + thread) * width < d:
+                    for k in static_range(slot * width, slot * width + width):
+                        o[r * SIZE + k] = shift(o[r * SIZE + k], x[r])
+                        s = s + term(o[r * SIZE + k])
+            x[r] = s
+
+    @unrolled
+    def add_losses(o, t, x, own, own_weight, i, n, d, u, total):  # type: ignore[no-untyped-def]
+        thread = numba.int64(cuda.threadIdx.x)
+        for r in static_range(ROWS):
+            log_s = log(x[r])
+            own_class = own[r] if indices else 0
+            value = zero
+            x[r] = zero
+            for slot in static_range(slots):
+                j = (slot * threads + thread) * width
+                if j < d:
+                    for k in static_range(width):
+                        q = log_probability(o[r * SIZE + slot * width + k], log_s)
+                        o[r * SIZE + slot * width + k] = q
+                        v = one_hot(j + k, own_class) if indices else t[r * SIZE + slot * width + k]
+                        x[r] = x[r] + slope_of(q, v, u)
+                        value = value + value_of(q, v, u)
+            if i + r < n:
+                total = total + (value * own_weight[r] if weighted else value)
+        return total
+
+    @unrolled
+    def store_gradients(o, t, x, sums, own, own_weight, out, i, n, d, u, scale):  # type: ignore[no-untyped-def]
+        thread = numba.int64(cuda.threadIdx.x)
+        for r in static_range(ROWS):
+            own_class = own[r] if indices else 0
+            factor = own_weight[r] * scale if weighted else scale
+            for slot in static_range(slots):
+                j = (slot * threads + thread) * width
+                if j < d and i + r < n:
+                    for k in static_range(width):
+                        q = o[r * SIZE + slot * width + k]
+                        v = one_hot(j + k, own_class) if indices else t[r * SIZE + slot * width + k]
+                        do = gradient(slope_of(q, v, u), term(q), x[r]) * factor
+                        o[r * SIZE + slot * width + k] = do
+                        sums[slot * width + k] = sums[slot * width + k] + do
+                    store(out, (i + r) * d + j, o, r * SIZE + slot * width)
+
+    return device(load_rows), device(sum_terms), device(add_losses), device(store_gradients)
+
+
 @per_definition(lambda dtype: MATH)
 def softmax_loss_row(
     loss: Loss, dtype: np.dtype[Any], width: int, shape: tuple[int, int, int], variant: Variant
@@ -49,19 +141,16 @@ def softmax_loss_row(
     """
     threads, slots, ROWS = shape
     storage, real_dtype = storage_of(dtype), real_of(dtype)
-    load, store, _, _, _ = access(storage, width)
-    load_real, store_real, _, _, _ = access(storage_of(real_dtype), width)
+    load, store_real = access(storage, width).load, access(storage_of(real_dtype), width).store
     real, zero = numba.from_dtype(real_dtype), real_dtype.type(0)
     chain = define_log_softmax(loss, real_dtype, MATH, inlined)
-    lowest, shift, term, log_probability, one_hot, value_of, slope_of, gradient = chain
-    log, where = MATH.log, MATH.where
+    load_rows, sum_terms, add_losses, store_gradients = _row_passes(chain, dtype, width, shape, variant)
     block_sum, _ = block_reductions(threads)
     row_sums, row_maxima = block_reductions(threads, ROWS)
     fetch = read_once(storage_of(real_dtype))
-    indices, weighted, keep, scaled = variant
-    dense = not indices
+    indices, weighted, _, scaled = variant
     SIZE = slots * width
-    TARGETS = ROWS * SIZE if dense else 1
+    TARGETS = 1 if indices else ROWS * SIZE
 
     @unrolled
     def kernel(
@@ -94,63 +183,13 @@ def softmax_loss_row(
                     own[thread] = y[row]
                 if weighted:
                     own_weight[thread] = weight[row]
-            for r in static_range(ROWS):  # a row beyond the last is the last once more, and is not stored
-                for slot in static_range(slots):
-                    j = (slot * threads + thread) * width
-                    if j < d:
-                        load(o, r * SIZE + slot * width, z, min(i + r, n - 1) * d + j)
-                        if dense:
-                            load_real(t, r * SIZE + slot * width, y, min(i + r, n - 1) * d + j)
-            for r in static_range(ROWS):
-                x[r] = lowest
-                for slot in static_range(slots):
-                    j = (slot * threads + thread) * width
-                    if j < d:
-                        for k in static_range(slot * width, slot * width + width):
-                            o[r * SIZE + k] = o[r * SIZE + k] + bias[k]
-                            x[r] = where(o[r * SIZE + k] > x[r], o[r * SIZE + k], x[r])
-                        if keep and i + r < n:
-                            store(z, (i + r) * d + j, o, r * SIZE + slot * width)
+            load_rows(o, t, x, bias, z, y, i, n, d)
             row_maxima(x, warps)
-            for r in static_range(ROWS):
-                s = zero
-                for slot in static_range(slots):
-                    if (slot * threads + thread) * width < d:
-                        for k in static_range(slot * width, slot * width + width):
-                            o[r * SIZE + k] = shift(o[r * SIZE + k], x[r])
-                            s = s + term(o[r * SIZE + k])
-                x[r] = s
+            sum_terms(o, x, d)
             row_sums(x, warps)
-            for r in static_range(ROWS):
-                log_s = log(x[r])
-                own_class = own[r] if indices else 0
-                value = zero
-                x[r] = zero
-                for slot in static_range(slots):
-                    j = (slot * threads + thread) * width
-                    if j < d:
-                        for k in static_range(width):
-                            q = log_probability(o[r * SIZE + slot * width + k], log_s)
-                            o[r * SIZE + slot * width + k] = q
-                            v = one_hot(j + k, own_class) if indices else t[r * SIZE + slot * width + k]
-                            x[r] = x[r] + slope_of(q, v, u)
-                            value = value + value_of(q, v, u)
-                if i + r < n:
-                    total = total + (value * own_weight[r] if weighted else value)
+            total = add_losses(o, t, x, own, own_weight, i, n, d, u, total)
             row_sums(x, warps)
-            for r in static_range(ROWS):
-                own_class = own[r] if indices else 0
-                factor = own_weight[r] * scale if weighted else scale
-                for slot in static_range(slots):
-                    j = (slot * threads + thread) * width
-                    if j < d and i + r < n:
-                        for k in static_range(width):
-                            q = o[r * SIZE + slot * width + k]
-                            v = one_hot(j + k, own_class) if indices else t[r * SIZE + slot * width + k]
-                            do = gradient(slope_of(q, v, u), term(q), x[r]) * factor
-                            o[r * SIZE + slot * width + k] = do
-                            sums[slot * width + k] = sums[slot * width + k] + do
-                        store(out, (i + r) * d + j, o, r * SIZE + slot * width)
+            store_gradients(o, t, x, sums, own, own_weight, out, i, n, d, u, scale)
             cuda.syncthreads()  # the next rows' classes and weights go to the same place
             i += cuda.gridDim.y * ROWS
         for slot in static_range(slots):
@@ -166,24 +205,10 @@ def softmax_loss_row(
     return Source(name, kernel, types, threads, occupancy_of(dtype))
 
 
-@per_definition(lambda dtype: MATH)
-def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Variant, threads: int = THREADS) -> Source:
-    """A softmax loss by a block per row, of any length.
-
-    Its passes (the maximum, the sum of exponentials, the sum of g, the gradient) read the row again, from the cache. Every
-    thread meets only its own columns, so ``out`` may be ``z``. It leaves no column sums.
-    """
-    storage, real_dtype = storage_of(dtype), real_of(dtype)
-    load, store, _, _, rounded = access(storage, width)
-    load_real, _, _, _, _ = access(storage_of(real_dtype), width)
-    real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
-    chain = define_log_softmax(loss, real_dtype, MATH, inlined)
-    lowest, shift, term, log_probability, one_hot, value_of, slope_of, gradient = chain
-    log, where = MATH.log, MATH.where
-    block_sum, block_max = block_reductions(threads)
-    fetch = read_once(storage_of(real_dtype))
-    indices, weighted, keep, scaled = variant
-    add_bias, dense = not keep, not indices
+def _row_reads(dtype: np.dtype[Any], width: int, variant: Variant, one_hot: Any) -> tuple[Any, Any]:
+    """Return outputs(...), which reads ``width`` outputs with their bias, and targets(...), as many targets."""
+    load, load_real = access(storage_of(dtype), width).load, access(storage_of(real_of(dtype)), width).load
+    add_bias, dense = not variant.keep, not variant.indices
 
     @unrolled
     def load_outputs(o, bias, z, b, i, j, d):  # type: ignore[no-untyped-def]
@@ -201,7 +226,26 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
             for k in static_range(width):
                 t[k] = one_hot(j + k, own_class)
 
-    outputs, targets = inlined(load_outputs), inlined(load_targets)
+    return inlined(load_outputs), inlined(load_targets)
+
+
+@per_definition(lambda dtype: MATH)
+def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Variant, threads: int = THREADS) -> Source:
+    """A softmax loss by a block per row, of any length.
+
+    Its passes (the maximum, the sum of exponentials, the sum of g, the gradient) read the row again, from the cache. Every
+    thread meets only its own columns, so ``out`` may be ``z``. It leaves no column sums.
+    """
+    storage, real_dtype = storage_of(dtype), real_of(dtype)
+    load, store, _, _, rounded = access(storage, width)
+    real, zero, one = numba.from_dtype(real_dtype), real_dtype.type(0), real_dtype.type(1)
+    chain = define_log_softmax(loss, real_dtype, MATH, inlined)
+    lowest, shift, term, log_probability, one_hot, value_of, slope_of, gradient = chain
+    log, where = MATH.log, MATH.where
+    block_sum, block_max = block_reductions(threads)
+    fetch = read_once(storage_of(real_dtype))
+    indices, weighted, keep, scaled = variant
+    outputs, targets = _row_reads(dtype, width, variant, one_hot)
 
     @unrolled
     def kernel(

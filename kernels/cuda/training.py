@@ -1,4 +1,4 @@
-"""CUDA kernels of the rest of a step: mini-batch, dropout, clipping, schedule and update.
+"""CUDA kernels of the end of a step: sums of gradients over micro-batches, clipping, schedule and update.
 
 All numbers that change from step to step are read from device memory (see :mod:`gpubackprop.backends.base`), so a recorded
 launch stays valid for every step.
@@ -12,23 +12,13 @@ from typing import Any
 import numba
 import numpy as np
 
-from gpubackprop.definitions import per_definition, real_of
-from gpubackprop.kernels.cuda.access import (
-    MATH,
-    STORAGE,
-    VECTOR_BYTES,
-    access,
-    access_within,
-    block_reductions,
-    compute_type,
-    inlined,
-    read_once,
-    storage_of,
-)  # fmt: skip
-from gpubackprop.kernels.cuda.compile import THREADS, Source
+from gpubackprop.definitions import per_definition
+from gpubackprop.kernels.cuda.access import MATH, access, access_within, inlined
+from gpubackprop.kernels.cuda.compile import THREADS, Source, label
 from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.kernels.cuda.parameters import F8, I, P, R, S, W, declared
-from gpubackprop.kernels.cuda.passes import define_dropout, label
+from gpubackprop.kernels.cuda.reductions import block_reductions
+from gpubackprop.kernels.cuda.storage import VECTOR_BYTES, storage_of
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.step.state import (
@@ -48,75 +38,6 @@ from gpubackprop.step.state import (
     SKIP,
     STEPS,
 )  # fmt: skip
-
-ROWS_AT_ONCE = 4
-"""Rows of a mini-batch that a thread of :func:`gather` has under way: they lie anywhere."""
-
-
-@cache
-def normalize_weights(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
-    """out = weight / sum(weight), or 0 where that is 0; total[0] = the sum.
-
-    By one block, and in float64: there are as many weights as rows in a mini-batch.
-    """
-    storage, real = storage_of(dtype), dtype.type
-    zero, one, where = np.float64(0), np.float64(1), MATH.where
-    block_sum, block_max = block_reductions(threads)
-
-    @unrolled
-    def kernel(weight: P[S], out: P[S], total: P[F8], n: I) -> None:
-        warps = cuda.shared.array(32, numba.float64)
-        top = zero
-        i = numba.int64(cuda.threadIdx.x)
-        while i < n:
-            w = numba.float64(weight[i])
-            top = where(w > top, w, top)
-            i += threads
-        top = block_max(top, warps)
-        top = where(top > zero, top, one)  # relative to the largest, no sum is too large or too small
-        shares = zero
-        i = numba.int64(cuda.threadIdx.x)
-        while i < n:
-            shares = shares + numba.float64(weight[i]) / top
-            i += threads
-        shares = block_sum(shares, warps)
-        if cuda.threadIdx.x == 0:
-            total[0] = shares * top
-        shares = where(shares == zero, one, shares)
-        i = numba.int64(cuda.threadIdx.x)
-        while i < n:
-            out[i] = real(numba.float64(weight[i]) / top / shares)
-            i += threads
-
-    return Source(label("normalize_weights", storage), kernel, declared(kernel, dtype))
-
-
-@cache
-def dropout(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
-    """out = dropout(x), by ``define_dropout`` of ``passes``.
-
-    ``out`` may be ``x``; size may be any number.
-    """
-    storage, real_dtype = storage_of(dtype), real_of(dtype)
-    load, store = access_within(storage, width)
-    real = numba.from_dtype(real_dtype)
-    drop, fetch = define_dropout(dtype, width), read_once("i8")
-
-    @unrolled
-    def kernel(
-        x: P[S], out: P[S], counters: P[I], bound: I, scale: R, low: I, high: I, layer: I, first: I, size: I,
-    ) -> None:  # fmt: skip
-        shared = cuda.shared.array(1, numba.int64)
-        r = cuda.local.array(width, real)
-        step = fetch(counters, STEPS, shared)
-        e = numba.int64(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
-        while e < size:
-            load(r, 0, x, e, size)
-            drop(r, 0, e, step, layer, bound, scale, low, high, first)
-            store(out, e, r, 0, size)
-            e += cuda.gridDim.x * cuda.blockDim.x * width
-
-    return Source(label("dropout", storage, f"v{width}"), kernel, declared(kernel, dtype), threads)
 
 
 @cache
@@ -142,50 +63,6 @@ def accumulate(dtype: np.dtype[Any], width: int, first: bool) -> Source:
 
     name = label("accumulate", storage, "first" if first else "", f"v{width}")
     return Source(name, kernel, declared(kernel, dtype))
-
-
-@cache
-def gather(storage: str, width: int, threads: int = THREADS) -> Source:
-    """out[i] = source[order[counters[CURSOR] + i]], i < n.
-
-    ``size`` is the length of ``order`` and ``rows`` that of ``source``; positions beyond them are cut to the last. The block
-    reads the places of its rows once, the threads share them.
-    """
-    load, store, _, _, _ = access(storage, width)
-    real = numba.from_dtype(np.dtype(compute_type(storage)))
-    fetch = read_once("i8")
-    ROWS = ROWS_AT_ONCE
-
-    @unrolled
-    def kernel(
-        source: P[S], order: P[I], counters: P[I], out: P[S], size: I, rows: I, n: I, d: I,
-    ) -> None:  # fmt: skip
-        places = cuda.shared.array(ROWS * threads, numba.int64)
-        shared = cuda.shared.array(1, numba.int64)
-        r = cuda.local.array(ROWS * width, real)
-        cursor = max(min(fetch(counters, CURSOR, shared), size - 1), 0)
-        column = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
-        by = cuda.blockDim.y
-        first = numba.int64(cuda.blockIdx.y) * by * ROWS
-        while first < n:
-            row = numba.int64(cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x)
-            while row < by * ROWS and first + row < n:
-                places[row] = max(min(order[min(cursor + first + row, size - 1)], rows - 1), 0)
-                row += threads
-            cuda.syncthreads()
-            i = first + cuda.threadIdx.y
-            if column < d:
-                for k in static_range(ROWS):
-                    if i + k * by < n:
-                        load(r, k * width, source, places[cuda.threadIdx.y + k * by] * d + column)
-                for k in static_range(ROWS):
-                    if i + k * by < n:
-                        store(out, (i + k * by) * d + column, r, k * width)
-            cuda.syncthreads()
-            first += cuda.gridDim.y * by * ROWS
-
-    types = declared(kernel, np.dtype(STORAGE[storage]))
-    return Source(label("gather", storage, f"v{width}"), kernel, types, threads)
 
 
 def large(dtype: np.dtype[Any]) -> tuple[Any, Any]:

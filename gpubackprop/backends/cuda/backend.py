@@ -22,7 +22,9 @@ from cuda.core import Stream, launch
 from gpubackprop.backends.base import Backend, Call, Run
 from gpubackprop.backends.checks import check_arrays
 from gpubackprop.backends.cuda import nvtx as ranges
-from gpubackprop.backends.cuda.launches import Launch, Launches, WithDropout, fuse_dropout
+from gpubackprop.backends.cuda.fusion import WithDropout, fuse_dropout
+from gpubackprop.backends.cuda.launcher import Launch
+from gpubackprop.backends.cuda.launches import Launches
 from gpubackprop.backends.memory import DeviceMemoryError
 from gpubackprop.definitions import DTYPES, Array, check_precision
 from gpubackprop.interop import as_cupy, on_gpu

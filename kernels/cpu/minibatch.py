@@ -1,0 +1,85 @@
+"""CPU kernels that make a mini-batch: its rows, its weights over their sum, and dropout."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.kernels.cpu.compile import Kernel, compiled, inlined, share, where
+from gpubackprop.philox import define_philox
+from gpubackprop.step.state import CURSOR, STEPS
+
+BLOCKS = 64  # of four random numbers that are made at a time
+
+
+@cache
+def compile_normalize_weights(dtype: np.dtype[Any]) -> Kernel:
+    """Return kernel(weight, out, total): out = weight / sum(weight), or 0 where that is 0, and the sum."""
+
+    def normalize_weights(weight, out, total, thread, threads):  # type: ignore[no-untyped-def]
+        if thread > 0:
+            return
+        top, shares = 0.0, 0.0
+        for i in range(weight.size):
+            top = max(top, weight[i])
+        top = top if top > 0.0 else 1.0  # relative to the largest, no sum is too large or too small
+        for i in range(weight.size):
+            shares += weight[i] / top
+        total[0] = shares * top
+        shares = 1.0 if shares == 0.0 else shares
+        for i in range(weight.size):
+            out[i] = weight[i] / top / shares
+
+    return compiled(normalize_weights)
+
+
+@cache
+def compile_dropout(dtype: np.dtype[Any]) -> Kernel:
+    """Return kernel(x, threshold, scale, seed_low, seed_high, layer, counters, out, first_block) on flat arrays."""
+    philox = inlined(define_philox(np.uint32, np.uint64))
+    zero, u32, u64, high = dtype.type(0), np.uint32, np.uint64, np.uint64(32)
+
+    def dropout(x, threshold, scale, seed_low, seed_high, layer, counters, out, first_block, thread, threads):  # type: ignore[no-untyped-def]
+        begin, end = share(x.size, 4, thread, threads)
+        step, limit = u32(counters[STEPS]), u32(threshold)
+        words, mixed = np.empty((4, BLOCKS), np.uint32), np.empty((BLOCKS, 4), np.uint32)
+        words0, words1, words2, words3 = words[0], words[1], words[2], words[3]
+        flat = mixed.reshape(-1)
+        for first in range(begin, end, 4 * BLOCKS):
+            for k in range(BLOCKS):  # several at a time, so that the loop is vectorized
+                block = u64(first_block + first // 4 + k)
+                words0[k], words1[k], words2[k], words3[k] = philox(
+                    u32(block), u32(block >> high), step, u32(layer), u32(seed_low), u32(seed_high)
+                )
+            for k in range(BLOCKS):
+                mixed[k, 0], mixed[k, 1], mixed[k, 2], mixed[k, 3] = words0[k], words1[k], words2[k], words3[k]
+            part, to = x[first : min(first + 4 * BLOCKS, end)], out[first : min(first + 4 * BLOCKS, end)]
+            for k in range(part.size):
+                to[k] = where(flat[k] < limit, part[k] * scale, zero)
+
+    return compiled(dropout)
+
+
+@cache
+def compile_gather(dtype: np.dtype[Any], ndim: int) -> Kernel:
+    """Return kernel(source, order, counters, out): the rows of the next mini-batch; places outside are cut."""
+
+    def gather_rows(source, order, counters, out, thread, threads):  # type: ignore[no-untyped-def]
+        last, last_row = order.size - 1, source.shape[0] - 1
+        first, (begin, end) = min(max(counters[CURSOR], 0), last), share(out.shape[0], 1, thread, threads)
+        for i in range(begin, end):
+            k = min(max(order[min(first + i, last)], 0), last_row)
+            for j in range(out.shape[1]):
+                out[i, j] = source[k, j]
+
+    def gather_values(source, order, counters, out, thread, threads):  # type: ignore[no-untyped-def]
+        if thread > 0:
+            return
+        last, last_row = order.size - 1, source.shape[0] - 1
+        first = min(max(counters[CURSOR], 0), last)
+        for i in range(out.shape[0]):
+            out[i] = source[min(max(order[min(first + i, last)], 0), last_row)]
+
+    return compiled(gather_rows if ndim == 2 else gather_values)
