@@ -175,3 +175,33 @@ def test_dropout_is_left_out_and_said(rng: np.random.Generator) -> None:
     model = gb.MLP([3, 4, 2], dropout=0.5, device="reference")
     assert "dropout left out" in str(gb.explain(model, *random_batch(model, 4, rng)))
     assert "seed 7" in " ".join(str(gb.explain([3, 4, 2], seed=7)).split())
+
+
+@pytest.mark.parametrize("scale", [1e6, 1e-6])
+def test_numbers_of_any_size_fit_on_the_page(scale: float, rng: np.random.Generator) -> None:
+    model = gb.MLP([4, 3, 2], "softsign", "mean_squared_error", "reference", "float64")
+    X, y = random_batch(model, 6, rng)
+    explanation = gb.explain(model, scale * X, scale * y)
+    assert explanation.ok or scale > 1  # there phi' is 1e-12, which the rounding of differences hides
+    assert max(map(len, explanation.text(values=True).splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_every_activation_is_explained(name: str) -> None:
+    assert gb.explain([4, 6, 5, 3], activation=name).ok
+
+
+def test_units_that_are_all_dead_are_said_to_be(rng: np.random.Generator) -> None:
+    model = gb.MLP([4, 8, 3], device="reference")
+    model.parameters.b[0][...] = -100
+    explanation = gb.explain(model, *random_batch(model, 6, rng))
+    assert explanation.ok
+    assert "Every path of this batch is dead" in str(explanation)
+
+
+def test_a_network_with_nan_is_not_ok(rng: np.random.Generator) -> None:
+    model = gb.MLP([4, 8, 3], device="reference")
+    model.parameters.W[0][0, 0] = np.nan
+    explanation = gb.explain(model, *random_batch(model, 6, rng))
+    assert not explanation.ok
+    assert "✗ nan DIFFERS" in str(explanation)

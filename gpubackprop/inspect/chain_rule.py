@@ -8,13 +8,13 @@ from functools import cached_property
 import numpy as np
 
 from gpubackprop.definitions import Array
-from gpubackprop.inspect.gradcheck import forward_with, gradient_step
+from gpubackprop.inspect.gradcheck import STEPS, forward_with, gradient_step
 from gpubackprop.inspect.notation import Notation
-from gpubackprop.inspect.page import Arrays, Formula, Page, Table, Words
+from gpubackprop.inspect.page import Arrays, Formula, Page, Table, Words, number
 from gpubackprop.inspect.walk import Walk
 
-E = 1e-5  # as the page says
-"""By how much a number is changed for finite differences."""
+E = 1e-5
+"""By how much a number is changed for finite differences, relative to it where it is larger than 1."""
 MOST_INPUTS = 64
 """Columns of a Jacobian that are formed by finite differences."""
 
@@ -53,7 +53,8 @@ class Path:
     def slope(self) -> Array:
         """phi'(z) of the layer, for all samples; 1 of an output layer."""
         w = self.walk
-        return w.activations[-1].dphi(w.arrays[f"z_{self.layer}"]) if w.L else np.ones_like(w.arrays["o"])
+        shape = w.arrays["o" if w.L == 0 else f"z_{self.layer}"].shape
+        return np.broadcast_to(w.activations[-1].dphi(w.arrays[f"z_{self.layer}"]) if w.L else 1.0, shape)
 
     @cached_property
     def last(self) -> Array:
@@ -74,17 +75,22 @@ class Path:
         """W of the layer."""
         return self.walk.arrays[f"W_{self.name}"]
 
+    @property
+    def e(self) -> float:
+        """By how much p is changed for finite differences."""
+        return E * max(1.0, abs(float(self.weights[self.place[1:]])))
+
     def difference(self) -> float:
         """Return ds/dp by finite differences, of forward phases with p + e and p - e."""
         w, (sample, i, j) = self.walk, self.place
         step, run = gradient_step(w.network, w.arrays["X"], w.arrays["y"])
         change = np.zeros_like(self.weights)
-        change[i, j] = E
+        change[i, j] = self.e
         ends = []
         for sign in (1, -1):
             forward_with(step, run, f"W_{self.name}", sign * change)
             ends.append(step.names.array("o")[sample, 0] if w.L else step.names.array("loss")[0])
-        return float(ends[0] - ends[1]) / (2 * E)
+        return float(ends[0] - ends[1]) / (2 * self.e)
 
 
 def scalar_chain_rule(page: Page, walk: Walk, notation: Notation) -> bool:
@@ -105,9 +111,11 @@ def scalar_chain_rule(page: Page, walk: Walk, notation: Notation) -> bool:
     page.part(
         "The chain rule of calculus",
         Words(f"{count} functions chained, along one path of the network in sample {sample + 1}: {where}"),
-        Table([(left, right, f"{value:.6f}") for left, right, value in rows], "<<>", (22, 44, 10), header=False),
-        Formula(f"{rule} = {' · '.join(f'{factor:.6f}' for factor in factors)} = {product:.6f}"),
-        Formula(f"(s(p + e) − s(p − e)) / 2e, with e = 1e-5, gives {difference:.6f}", walk.verdict(error)),
+        Table([(left, right, number(value)) for left, right, value in rows], "<<>", (22, 44, 10), header=False),
+        Formula(f"{rule} = {' · '.join(number(factor) for factor in factors)} = {number(product)}"),
+        Formula(
+            f"(s(p + e) − s(p − e)) / 2e, with e = {_power(path.e)}, gives {number(difference)}", walk.verdict(error)
+        ),
         Words(
             "As simple as that. ✓ says that a derivative agrees with finite differences; the number is the relative error."
         ),
@@ -173,11 +181,12 @@ def vector_chain_rule(page: Page, walk: Walk, notation: Notation) -> bool:
     jacobian = path.slope[sample][:, None] * W.T  # ∂r/∂p
     gradient = W @ a[f"delta_{l}" if hidden else "do"][sample]  # ∇p, for which nobody forms the Jacobian
     largest = np.argsort(-np.abs(gradient), kind="stable")[:MOST_INPUTS]
-    error = relative(_columns(walk, path, largest).T @ above, gradient[largest])
+    scale = float(np.abs(path.h_in[sample]).max()) or 1.0
+    error = min(relative(_columns(walk, path, largest, e * scale).T @ above, gradient[largest]) for e in STEPS)
     r = "r" if hidden else "q"
     k = int(largest[0])
     order = np.argsort(-np.abs(above * jacobian[:, k]), kind="stable")[:2]
-    terms = " + ".join(f"({above[t]:.4f})({jacobian[t, k]:.4f})" for t in order)
+    terms = " + ".join(f"({number(above[t], 4)})({number(jacobian[t, k], 4)})" for t in order)
     more = f" + {d - 2} smaller term{'s' * (d > 3)}" if d > 2 else ""
     of = "" if len(largest) == d_in else f", for the {MOST_INPUTS} largest entries"
     q = f"q = z_{path.name} and r = h_{path.name}" if hidden else "q = o"
@@ -185,7 +194,7 @@ def vector_chain_rule(page: Page, walk: Walk, notation: Notation) -> bool:
         "The chain rule for vectors",
         Words(f"Now p = {x} in R^{d_in}, {q} in R^{d}, s = ℓ. A change of p_i reaches s through every {r}_j:"),
         Formula(f"∂s/∂p_i = Σ_j ∂s/∂{r}_j ∂{r}_j/∂p_i,   and all i at once:   ∇p = (∂{r}/∂p)ᵀ ∇{r}"),
-        Formula(f"∂s/∂p_{k + 1} = {terms}{more} = {gradient[k]:.6f} in sample {sample + 1}"),
+        Formula(f"∂s/∂p_{k + 1} = {terms}{more} = {number(gradient[k])} in sample {sample + 1}"),
         Formula(f"(∂{r}/∂p)ᵀ ∇{r}, with ∂{r}/∂p by finite differences{of}", walk.verdict(error)),
         Arrays({f"(∂{r}/∂p)ᵀ": jacobian.T, f"∇{r}": above[:, None], "∇p": gradient[:, None]}),
         Words("Jacobian transposed times vector, a vector-Jacobian product, is all that backpropagation does; the Jacobian itself, "
@@ -201,15 +210,18 @@ def vector_chain_rule(page: Page, walk: Walk, notation: Notation) -> bool:
     return error <= walk.tolerance
 
 
-def _columns(walk: Walk, path: Path, inputs: Array) -> Array:
+def _columns(walk: Walk, path: Path, inputs: Array, e: float) -> Array:
     """Return those columns of dr/dp by finite differences: one pass through the layer, of a row for each changed input."""
     h_in, backend = path.h_in[path.place[0]], walk.network.backend
-    changed = np.repeat(h_in[None], len(inputs), axis=0)
     ends = []
-    for e in (E, -E):
-        rows = changed.copy()
-        rows[np.arange(len(inputs)), inputs] += e
-        z = backend.matmul(rows, path.weights)
-        b = walk.arrays[f"b_{path.name}"]
+    for sign in (1, -1):
+        rows = np.repeat(h_in[None], len(inputs), axis=0)
+        rows[np.arange(len(inputs)), inputs] += sign * e
+        z, b = backend.matmul(rows, path.weights), walk.arrays[f"b_{path.name}"]
         ends.append(backend.bias_activation_forward(z, b, walk.activations[-1]) if walk.L else z + b)
-    return (ends[0] - ends[1]).T / (2 * E)
+    return (ends[0] - ends[1]).T / (2 * e)
+
+
+def _power(e: float) -> str:
+    """Return a small number as 1e-5."""
+    return f"{e:.0e}".replace("e-0", "e-")

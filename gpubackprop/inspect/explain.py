@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from gpubackprop.architecture import Architecture
 from gpubackprop.definitions import check_count, check_seed
@@ -149,8 +150,9 @@ def explain(
     if X is None or y is None:
         X, y = random_batch(model.architecture, batch_size, rng)
         remarks = ", ".join(filter(None, (f"seed {seed}", remarks)))
-    walked = walk(model, X, y, rng, tolerance)
-    page, ok = speak(walked, remarks)
+    with threadpool_limits(limits=1):  # many small products: threads would wait for each other longer than they compute
+        walked = walk(model, X, y, rng, tolerance)
+        page, ok = speak(walked, remarks)
     sizes = "-".join(map(str, model.layer_sizes))
     hidden = ", ".join(dict.fromkeys(a.label for a in model.architecture.activations)) or "no hidden layer"
     title = f"MLP {sizes} ({hidden}; {model.loss.label}), {walked.n} samples: rows are samples"

@@ -106,11 +106,17 @@ class Page:
         return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in lines)).strip()
 
 
+def number(value: float, digits: int = 6) -> str:
+    """Return a number with so many digits after the point, or in scientific notation where it is too large or small for that."""
+    fixed = value == 0 or 10.0**-digits <= abs(value) < 1e6
+    return f"{value:.{digits}f}" if fixed else f"{value:.{max(digits - 3, 1)}e}"
+
+
 def shown(name: str, array: np.ndarray) -> tuple[str, list[list[str]], bool]:
     """Return an array's name, its first rows and columns as text, and whether that is not all of it."""
     rows = array[:, None] if name == "y" and array.ndim == 1 else np.atleast_2d(array)  # one target for each sample
-    form = "{:.4f}" if array.dtype.kind == "f" else "{}"
-    cells = [[form.format(value) for value in row[:LARGEST]] for row in rows[:LARGEST]]
+    written = (lambda value: number(value, 4)) if array.dtype.kind == "f" else str
+    cells = [[written(value) for value in row[:LARGEST].tolist()] for row in rows[:LARGEST]]
     return name, cells, max(rows.shape) > LARGEST
 
 
@@ -133,7 +139,9 @@ def _lines(blocks: Sequence[Block], values: bool) -> list[str]:
                     text = ""
                 lines.append(f"      {text:{LEFT}}{ours:30}{end:>17}")
             case Formula(text, check):
-                lines += [""] * isinstance(before, Table) + [f"      {text:69}{check}"]
+                whole = f"      {text:69}{check}".rstrip()
+                wrapped = wrap(f"{text} {check}", WIDTH, initial_indent="      ", subsequent_indent="         ")
+                lines += [""] * isinstance(before, Table) + ([whole] if len(whole) <= WIDTH else wrapped)
             case Table():
                 lines += ["", *_table(block), ""]
             case Arrays(arrays) if values:
@@ -157,7 +165,8 @@ def _side_by_side(arrays: Mapping[str, np.ndarray]) -> list[str]:
     rows: list[list[list[str]]] = [[]]
     for name, array in arrays.items():
         name, cells, cut = shown(name, array)
-        body = [" ".join(f"{cell:>8}" for cell in row) for row in cells]
+        width = max(8, *(len(cell) for row in cells for cell in row))
+        body = [" ".join(f"{cell:>{width}}" for cell in row) for row in cells]
         block = [f"{name + ' …' * cut:>8}", *body]
         used = sum(max(map(len, b)) + 4 for b in rows[-1])
         if rows[-1] and used + max(map(len, block)) + 6 > WIDTH:

@@ -181,7 +181,7 @@ class Rehearsal:
         self._put("db", l, o.db)
 
     def _backward(self, o: BiasActivationBackward, l: int) -> None:
-        slope = self.activation.dphi(o.z, o.h)
+        slope = np.broadcast_to(self.activation.dphi(o.z, o.h), o.z.shape)
         wrong = self._wrong("dphi", slope, At(self, l))
         if wrong is not slope:
             o.out[...] = o.dh * wrong
@@ -211,7 +211,12 @@ class Rehearsal:
         z, o, y = (self.given[name] for name in ("probe_z", "probe_o", "probe_y"))
         h = self.activation.phi(z)
         self._keep("probe_phi", h)
-        self._keep("probe_dphi", self._wrong("dphi", self.activation.dphi(z, h), At(self, 0, z_given=z, h_given=h)))
+        self._keep(
+            "probe_dphi",
+            self._wrong(
+                "dphi", np.broadcast_to(self.activation.dphi(z, h), z.shape), At(self, 0, z_given=z, h_given=h)
+            ),
+        )
         at = At(self, 0, o, y)
         value, do, _ = self.backend.bias_loss(o.copy(), np.zeros(o.shape[1]), self._wrong("y", y, at), self.loss)
         self._keep("probe_loss", self._wrong("loss", value[:1].reshape(()), at))

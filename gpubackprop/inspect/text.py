@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpubackprop.inspect.chain_rule import scalar_chain_rule, vector_chain_rule
 from gpubackprop.inspect.notation import Notation, derivative_in_words, times
-from gpubackprop.inspect.page import Arrays, Block, Formula, Item, Note, Page, Pair, Stage, Table, Words
+from gpubackprop.inspect.page import Arrays, Block, Formula, Item, Note, Page, Pair, Stage, Table, Words, number
 from gpubackprop.inspect.walk import ETA, N_ITER_NO_CHANGE, TOL, Walk
 
 SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -58,7 +58,7 @@ def _recipe(walk: Walk) -> list[Block]:
         Item(5, f"Update parameters with the negative gradient and learning rate η = {ETA}: Θ ← Θ − η ∇Θ."),
         Item(6, f"Go back to step 2 and iterate till convergence is achieved in the loss: {N_ITER_NO_CHANGE} iterations in a "
                 f"row in which it did not fall by {TOL:g} below the lowest so far."),
-        Table([("iteration", *(f"{t:,}" for t in shown)), ("loss", *(f"{losses[t]:.4f}" for t in shown))],
+        Table([("iteration", *(f"{t:,}" for t in shown)), ("loss", *(number(losses[t], 4) for t in shown))],
               "<" + ">" * len(shown), (9, *[8] * len(shown))),
         Formula(walk.descent.stopped),
     ]  # fmt: skip
@@ -181,7 +181,7 @@ def _forward(walk: Walk, notation: Notation) -> list[Block]:
         Note("store o for ∇o", f"{n}×{d[-1]} = {n}×{d[-2]} · {d[-2]}×{d[-1]} + {d[-1]}", f"{notation.output_flops(last):,} FLOP"),
         Arrays({"o": arrays["o"]}),
         Stage(4, "Now compute the loss of the model, the error of the predicted output o compared to the desired output y"),
-        Pair(f"ℓ(o,y) = {walk.loss:.6f}", f"loss = {notation.loss}"),
+        Pair(f"ℓ(o,y) = {number(walk.loss)}", f"loss = {notation.loss}"),
         Note("", f"1 from {n}×{d[-1]}", f"{notation.loss_flops:,} FLOP"),
         Words(f"The forward pass is now complete: {notation.forward_flops:,} FLOP."),
     ]  # fmt: skip
@@ -229,12 +229,12 @@ def _end(walk: Walk, notation: Notation) -> list[Block]:
     worst = max(check.error for check in walk.checks.values())
     losses, parameters = walk.descent.losses, walk.parameters
     fall, slope = losses[0] - losses[1], ETA * sum(float((walk.arrays[f"d{name}"] ** 2).sum()) for name in parameters)
-    verb = f"falls by {fall:.6f}" if fall >= 0 else f"rises by {-fall:.6f}, since η is too large here"
+    verb = f"falls by {number(fall)}" if fall >= 0 else f"rises by {number(-fall)}, since η is too large here"
     return [
         Words("The backward pass is now complete and the gradients have been computed: "
               f"{len(walk.checks)} arrays, {notation.backward_flops:,} FLOP, the largest relative error {worst:.0e}. Phew!"),
-        Words(f"The update of part 3, step 5, takes the loss from {losses[0]:.6f} to {losses[1]:.6f}. It {verb}; to first order it "
-              f"falls by η |∇Θ|² = {slope:.6f}."),
+        Words(f"The update of part 3, step 5, takes the loss from {number(losses[0])} to {number(losses[1])}. It {verb}; to first "
+              f"order it falls by η |∇Θ|² = {number(slope)}."),
         Arrays({name: walk.descent.updated[name] for name in parameters}),
     ]  # fmt: skip
 

@@ -123,6 +123,8 @@ def descend(network: Network, X: Array, y: Array) -> Descent:
         idle = 0 if losses[-1] <= lowest - TOL else idle + 1
         lowest = min(lowest, losses[-1])
     last = len(losses) - 1
+    if not np.isfinite(losses[0]):
+        return Descent(losses, updated, f"not begun: the loss is {losses[0]}")
     if not losses[-1] < lowest + TOL:
         rise = (
             f"the loss is {losses[-1] - lowest:.2g} above its lowest"
