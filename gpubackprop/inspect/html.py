@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
@@ -30,7 +31,7 @@ nav ol { columns: 2; padding-left: 1.4rem; color: var(--soft); margin: 1.4rem 0;
 .pair > div { padding: .5rem .8rem; overflow-x: auto; min-width: 0; }
 .pair > div + div { background: var(--right); }
 .pair.one { grid-template-columns: 1fr; }
-.alone { padding: .35rem .8rem; overflow-x: auto; }
+.alone { padding: .35rem .8rem; overflow-x: auto; line-height: 2; }
 small { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1.5em; margin-top: .3rem;
   color: var(--soft); font-size: .78rem; }
 math { font-size: 1.06em; }
@@ -102,11 +103,16 @@ def _blocks(blocks: Sequence[Block], values: bool) -> Iterator[str]:
             case Note(text, ours, end):
                 yield f'<div class="alone"><small><span>{_words(text)}</span><span>{_words(ours)} {end}</span></small></div>'
             case Formula(text, check):
-                yield f'<div class="alone">{mathml(text) if is_equation(text) else _words(text)} {_check(check)}</div>'
+                yield f'<div class="alone">{_formula(text) if is_equation(text) else _words(text)} {_check(check)}</div>'
             case Table():
                 yield _table(block)
             case Arrays(arrays):
                 yield _arrays(arrays, values)
+
+
+def _formula(text: str) -> str:
+    """Return an equation in pieces, so that a long one can go on in the next line."""
+    return " ".join(map(mathml, re.split(r" (?=[=+·−] )|(?<=,)\s+", text)))
 
 
 def _pair(pair: Pair, note: Note | None) -> str:
