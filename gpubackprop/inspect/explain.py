@@ -7,23 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from gpubackprop.architecture import Architecture
 from gpubackprop.definitions import check_count, check_seed
 from gpubackprop.inspect.gradcheck import GradientCheck, gradients_of
-from gpubackprop.inspect.html import html
-from gpubackprop.inspect.latex import document
-from gpubackprop.inspect.notation import times
-from gpubackprop.inspect.page import Page
-from gpubackprop.inspect.text import speak
-from gpubackprop.inspect.walk import Walk, walk
 from gpubackprop.losses import Loss
 from gpubackprop.network import Network
 from gpubackprop.step import Step
 from gpubackprop.step.operations import Operation
 
 if TYPE_CHECKING:
+    from gpubackprop.inspect.page import Page
+    from gpubackprop.inspect.walk import Walk
     from gpubackprop.mlp import MLP
 
 PHASES = {
@@ -79,10 +74,14 @@ class Explanation:
 
     def html(self, *, values: bool = False) -> str:
         """Return the page as one HTML file without scripts; the arrays can be unfolded."""
+        from gpubackprop.inspect.html import html
+
         return html(self.page, values=values)
 
     def latex(self, *, values: bool = False) -> str:
         """Return the page as a LaTeX document."""
+        from gpubackprop.inspect.latex import document
+
         return document(self.page, values=values)
 
     def fused(self) -> str:
@@ -137,6 +136,11 @@ def explain(
     Explanation
         In float64, on the reference backend, whatever the network's own device.
     """
+    from threadpoolctl import threadpool_limits  # `import gpubackprop` goes without these
+
+    from gpubackprop.inspect.text import speak
+    from gpubackprop.inspect.walk import walk
+
     rng = np.random.default_rng(check_seed(seed))
     batch_size = check_count("batch_size", batch_size)
     if isinstance(network, Sequence):
@@ -160,6 +164,8 @@ def explain(
 
 
 def _operations(walked: Walk) -> list[ExplainedOperation]:
+    from gpubackprop.inspect.notation import times
+
     step, explained = walked.step, []
     for number, operation in enumerate(step.operations, 1):
         arrays = {
