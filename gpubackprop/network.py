@@ -202,12 +202,13 @@ class Network(Described, SetOnce, OnDevice):
                 f"{what} would change the network under a fit of another thread; wait until that is over"
             )
 
-    def twin(self, device: str | None = None, **changes: Any) -> Network:
+    def twin(self, device: str | Backend | None = None, **changes: Any) -> Network:
         """Return a network with the same parameters, on another device or with other fields of the architecture."""
-        if not isinstance(device, str | None):
+        if not isinstance(device, str | Backend | None):
             raise ValueError(f"device is {shown(device)}; give a name, as in 'cpu' or 'cuda:0'")
-        name = {"gpu": "cuda:0", "cuda": "cuda:0"}.get(device or "", device)
-        place = self.backend if name is None or name == self.device else name
+        if isinstance(device, str):
+            device = {"gpu": "cuda:0", "cuda": "cuda:0"}.get(device, device)
+        place = self.backend if device is None or device == self.device else device
         architecture = replace(self._architecture, **changes)
         if architecture.layer_sizes != self.layer_sizes:  # which may have as many parameters
             raise ValueError(

@@ -10,11 +10,6 @@ from gpubackprop.machine.cache import cache_folder, cache_problem
 from gpubackprop.machine.diagnosis import cuda_problem, cuda_version
 
 
-def _decides_bits(device: str) -> str:
-    """Return what the bits of a result depend on, besides data, seed and settings."""
-    return ", ".join(f"{name} {value}" for name, value in get_backend(device).decides_bits().items())
-
-
 def info() -> dict[str, str]:
     """Return name and value of each fact; CUDA says either the driver's version or what is missing and how to mend it."""
     problem = cache_problem()
@@ -23,6 +18,6 @@ def info() -> dict[str, str]:
         "devices": ", ".join(available_devices()),
         "device='auto'": meaning_of_auto(),
         "CUDA": cuda_problem() or f"driver for CUDA {cuda_version()}",
-        **{f"bits on {device}": _decides_bits(device) for device in available_devices()},
+        "bits on the CPU": ", ".join(f"{name} {value}" for name, value in get_backend("cpu").decides_bits().items()),
         "kernel cache": f"not used: {problem}" if problem else str(cache_folder()),
     }
