@@ -15,7 +15,7 @@ from gpubackprop.architecture import Architecture, Described
 from gpubackprop.backends import choose_device, get_backend, takes_precision
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.current import OnDevice, active
-from gpubackprop.backends.memory import check_fixed, check_memory, choose_micro_batch, nbytes_of
+from gpubackprop.backends.memory import DeviceMemoryError, check_fixed, check_memory, choose_micro_batch, nbytes_of
 from gpubackprop.definitions import Array, check_count, check_flag, shown
 from gpubackprop.eager import EagerPasses
 from gpubackprop.intake import check_parameter
@@ -104,7 +104,15 @@ class Network(Described, SetOnce, OnDevice):
             raise ValueError(f"device {self.device!r} computes in {allowed}; dtype is {self.dtype.name!r}")
         self.buffers = layout.fixed(architecture)
         with active(self.backend):
-            self._allocate(initial_parameters(architecture) if parameters is None else parameters)
+            self._allocate(self._initial() if parameters is None else parameters)
+
+    def _initial(self) -> np.ndarray:
+        try:
+            return initial_parameters(self._architecture)
+        except MemoryError:
+            needed = nbytes_of([self.buffers.parameters])
+            text = f"{needed:,} bytes for the parameters of {'-'.join(map(str, self.layer_sizes))}"
+            raise DeviceMemoryError(f"{text} cannot be allocated on the host", needed) from None
 
     def _allocate(self, host: np.ndarray) -> None:
         check_fixed(self.backend, f"a network {'-'.join(map(str, self.layer_sizes))}", {

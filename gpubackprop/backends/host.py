@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.backends.base import Backend
+from gpubackprop.backends.memory import DeviceMemoryError
 from gpubackprop.definitions import Array, aligned_zeros
 
 
@@ -31,4 +33,9 @@ class HostBackend(Backend):
         return np.empty(shape, dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        return aligned_zeros(shape, dtype)
+        try:
+            return aligned_zeros(shape, dtype)
+        except MemoryError:
+            needed = math.prod(shape) * np.dtype(dtype).itemsize
+            text = f"{needed:,} bytes for an array of shape {shape} cannot be allocated on {self.device}"
+            raise DeviceMemoryError(f"{text}; a smaller batch or network needs less", needed) from None
