@@ -64,6 +64,7 @@ static int number(const char *name, int otherwise) { const char *s = getenv(name
 int cuInit(unsigned flags) { return number("STUB_INIT", 0); }
 int cuDeviceGetCount(int *count) { *count = number("STUB_COUNT", 1); return 0; }
 int cuDriverGetVersion(int *version) { *version = number("STUB_VERSION", 12090); return 0; }
+int cuDeviceGetName(char *name, int length, int device) { name[0] = 0; return 0; }
 int cuDeviceGet(int *device, int index) { *device = index; return 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 8 : 0; return 0; }
 """

@@ -27,11 +27,16 @@ def test_every_block_of_python_runs(block, tmp_path, monkeypatch):
         ACTIVATIONS.pop("bump", None)
 
 
+LONG = re.compile(" bench | --report ")
+
+
 @pytest.mark.parametrize(
-    "command", [pytest.param(c, marks=pytest.mark.slow) if " bench " in c else c for c in COMMANDS]
+    "command", [pytest.param(c, marks=pytest.mark.slow) if LONG.search(c) else c for c in COMMANDS]
 )
 def test_every_command_runs(command, tmp_path):
     program, *arguments = shlex.split(command)
+    if "--report" in arguments:
+        arguments.append("--quick")  # ten minutes otherwise
     done = subprocess.run(
         [sys.executable, "-m", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )

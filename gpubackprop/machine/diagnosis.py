@@ -59,6 +59,8 @@ class Machine(NamedTuple):
     """Of the process that asked."""
     found: tuple[tuple[str, str], ...] = ()
     """Libraries that were found, and their files."""
+    names: tuple[str, ...] = ()
+    """Of the devices."""
 
 
 def _driver() -> ctypes.CDLL | None:
@@ -94,7 +96,7 @@ def _ask(*environment: str | None) -> Machine:
     said = {key: value for part in facts for key, value in part.items()}
     said["capabilities"] = tuple((major, minor) for major, minor in said.get("capabilities", ()))
     said["found"] = tuple((name, file) for name, file in said.get("found", {}).items())
-    lists = {name: tuple(said.get(name, ())) for name in ("missing", "architectures")}
+    lists = {name: tuple(said.get(name, ())) for name in ("missing", "architectures", "names")}
     return Machine(**{**said, **lists}, failure=failure)
 
 
@@ -361,10 +363,12 @@ def _capability_finding(here: Machine, index: int, wheels: list[str], wanted: st
         here.architectures,
         capability[0] * 10 + capability[1],
     )
+    called = f"{here.names[index]}, " if index < len(here.names) else ""
     if not known:
-        return Finding(name, "ok", f"compute capability {mine}")
+        return Finding(name, "ok", f"{called}compute capability {mine}")
     if this in known:
-        return Finding(name, "ok", f"compute capability {mine}; the CUDA compiler knows up to {max(known) / 10}")
+        text = f"{called}compute capability {mine}; the CUDA compiler knows up to {max(known) / 10}"
+        return Finding(name, "ok", text)
     if this < min(known):
         text = f"the CUDA compiler begins with compute capability {min(known) / 10}, this is {mine}"
         return Finding(name, "wrong", text, "use device='cpu'")

@@ -17,11 +17,11 @@ MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 
 def ask_driver() -> dict[str, Any]:
-    """Return what cuInit answers, the CUDA version of the driver, and the compute capability of each device."""
+    """Return what cuInit answers, the CUDA version of the driver, and the compute capability and name of each device."""
     driver = ctypes.CDLL(DRIVER)
     version, count, device = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
     driver.cuDriverGetVersion(ctypes.byref(version))
-    status, capabilities = driver.cuInit(0), []
+    status, capabilities, names = driver.cuInit(0), [], []
     if not status and not driver.cuDeviceGetCount(ctypes.byref(count)):
         for index in range(count.value):
             number, capability = ctypes.c_int(0), []
@@ -30,7 +30,10 @@ def ask_driver() -> dict[str, Any]:
                 driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
                 capability.append(number.value)
             capabilities.append(capability)
-    return {"status": status, "version": version.value, "capabilities": capabilities}
+            name = ctypes.create_string_buffer(256)
+            driver.cuDeviceGetName(name, len(name), device)
+            names.append(name.value.decode(errors="replace"))
+    return {"status": status, "version": version.value, "capabilities": capabilities, "names": names}
 
 
 def ask_libraries() -> dict[str, Any]:
