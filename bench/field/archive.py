@@ -32,11 +32,12 @@ def impersonal(text: str) -> str:
         for home in (str(Path.home()), str(Path.home().resolve())):
             if len(home) > 1:
                 for written in (home, json.dumps(home)[1:-1]):  # backslashes are doubled in JSON
-                    text = re.sub(re.escape(written) + r"(?![\w.-])", "~", text)
+                    text = re.sub(re.escape(written) + r"(?![\w-])", "~", text)
+    text = re.sub(r"/(home|Users)/[\w.-]+", r"/\1/user", text)
     with suppress(KeyError, OSError, ImportError):  # the user has no name
         user = getpass.getuser()
         if user != "root":
-            text = re.sub(rf"(?<=[/\\-]){re.escape(user)}(?![\w.-])", "user", text)
+            text = re.sub(rf"(?<=[/\\-]){re.escape(user)}(?![\w-])", "user", text)
     if host := platform.node():
         text = re.sub(rf'("host": )"{re.escape(host)}"', r'\1"host"', text)
         text = re.sub(rf"^{re.escape(host)}: ", "host: ", text, flags=re.MULTILINE)

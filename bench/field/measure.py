@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -104,6 +105,41 @@ def capture(device: str, *, quick: bool) -> Rows:
 
     for network in networks:
         yield str(network), partial(row, network)
+    if device.startswith("cuda"):
+        yield "two networks on two streams at once", partial(_two_streams, device)
+        yield "the first launch of another thread", partial(_in_thread, device)
+
+
+def _two_streams(device: str) -> Row:
+    """Train two networks on two streams, one after the other and at once: they share nothing, so the bits are the same."""
+    import cupy
+
+    bits = []
+    for at_once in (False, True):
+        made = [_prepared(Network(activation=name, optimizer="adam"), device) for name in ("relu", "tanh")]
+        runs = [(step.compile(), cupy.cuda.Stream(non_blocking=True)) for _, step in made]
+        made[0][0].backend.synchronize()
+        for _ in range(STEPS):
+            for run, stream in runs:
+                with stream:
+                    run(STEPS)
+                if not at_once:
+                    stream.synchronize()
+        for _, stream in runs:
+            stream.synchronize()
+        bits.append([model.backend.to_numpy(model.parameters.flat).tobytes() for model, _ in made])
+    return {"ok": bits[0] == bits[1], "steps": STEPS * STEPS}
+
+
+def _in_thread(device: str) -> Row:
+    """Run a step here and in a thread that has not used the device before."""
+    made = [_prepared(Network(), device) for _ in range(2)]
+    made[0][1].run_eagerly()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(made[1][1].run_eagerly).result()
+    made[0][0].backend.synchronize()
+    bits = [model.backend.to_numpy(model.parameters.flat).tobytes() for model, _ in made]
+    return {"ok": bits[0] == bits[1], "steps": 1}
 
 
 def _prepared(network: Network, device: str) -> tuple[gb.MLP, Step]:

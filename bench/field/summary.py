@@ -81,7 +81,7 @@ def _check(rows: list[Row]) -> Iterator[str]:
 def _capture(rows: list[Row]) -> Iterator[str]:
     if rows:
         same = sum(row["ok"] for row in rows)
-        yield f"CAPTURE: {same} of {len(rows)} compiled steps leave the bits of one operation at a time"
+        yield f"CAPTURE: {same} of {len(rows)} times the same bits, compiled or one operation at a time, on any stream and thread"
         yield from _wrong(rows)
 
 
