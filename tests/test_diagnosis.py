@@ -186,6 +186,18 @@ def test_a_package_that_is_missing_or_does_not_fit_is_named(
     assert any(word.startswith("numba-cuda[cu12]") for word in words)
 
 
+def test_what_the_package_itself_needs_is_checked_without_the_extras(fake: Fake) -> None:
+    fake.needs["gpubackprop"].append("numba>=0.62")
+    assert diagnosis.unmet() is None
+    fake.versions["numba"] = "0.61.2"
+    found = diagnosis.unmet()
+    assert found is not None
+    assert found.text == "numba 0.61.2 is installed, and gpubackprop works with numba >=0.62"
+    words = shlex.split(found.command)
+    assert words[-1] == "numba>=0.62"
+    assert not any("cuda" in word for word in words)
+
+
 @pytest.mark.parametrize("library", [*probe.LIBRARIES, "libdevice"])
 def test_a_missing_library_is_named_with_its_wheel(library: str, fake: Fake) -> None:
     fake.machine = GOOD._replace(missing=(library,))
