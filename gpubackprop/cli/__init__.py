@@ -35,6 +35,19 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
+def _arguments(given: list[str]) -> list[str]:
+    """Return the arguments with ``train --resume`` alone, which goes on with the run in --out, as an empty value.
+
+    Typer has no options with a value that may be left out.
+    """
+    if given[:1] != ["train"]:
+        return given
+    return [
+        "--resume=" if a == "--resume" and b.startswith("-") else a
+        for a, b in zip(given, [*given[1:], "-"], strict=True)
+    ]
+
+
 def main() -> None:
     """Run the command line: a mistake of the user is one line on standard error and exit status 2."""
     from gpubackprop.backends import DeviceUnavailableError
@@ -44,14 +57,7 @@ def main() -> None:
             stream.reconfigure(encoding="utf-8", errors="replace")
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        # --resume alone goes on with the run in --out; Typer has no options with a value that may be left out
-        following = [*sys.argv[1:], "-"][1:]
-        app(
-            [
-                "--resume=" if a == "--resume" and b.startswith("-") else a
-                for a, b in zip(sys.argv[1:], following, strict=True)
-            ]
-        )
+        app(_arguments(sys.argv[1:]))
     except (ValueError, TypeError, OSError, DeviceUnavailableError) as error:
         print(f"gpubackprop: {error}", file=sys.stderr)
         sys.exit(2)
