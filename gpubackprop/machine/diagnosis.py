@@ -165,12 +165,9 @@ def _requirements(extra: str) -> list[Requirement]:
         every = [Requirement(text) for text in requires("gpubackprop") or ()]
     except PackageNotFoundError:
         return [Requirement(f"gpubackprop[{extra}]" if extra else "gpubackprop")]
-    found = [
-        r
-        for r in every
-        if (r.marker is None or r.marker.evaluate({"extra": extra}))
-        and not (extra and (r.marker is None or r.marker.evaluate({"extra": ""})))
-    ]
+    found = [r for r in every if r.marker is None or r.marker.evaluate({"extra": ""})]
+    if extra:
+        found = [r for r in every if r not in found and r.marker and r.marker.evaluate({"extra": extra})]
     for requirement in found:
         requirement.marker = None
     return found
@@ -228,7 +225,7 @@ def unmet(extra: str = "") -> Finding | None:
     return None
 
 
-# ---------------------------------------------------------------------- what keeps a device from being used
+# ---------------------------------------------------------------------- what a device needs
 
 
 def cuda_problem(index: int = 0) -> str | None:
@@ -273,9 +270,8 @@ def _driver_finding(here: Machine, index: int) -> Finding:
         advice = "install the driver, or use device='cpu'"
         return found("missing", text, advice, cuinit.driver_command() if cards else "")
     if here.failure and not here.version:
-        return found(
-            "wrong", f"the NVIDIA driver could not be asked, {here.failure}", "see 'nvidia-smi', or use device='cpu'"
-        )
+        text = f"the NVIDIA driver could not be asked, {here.failure}"
+        return found("wrong", text, "see 'nvidia-smi', or use device='cpu'")
     if here.status:
         name, advice, command = cuinit.answer(here.status)
         text = f"the NVIDIA driver cannot be used: cuInit answers {here.status}, CUDA_ERROR_{name}"
@@ -356,13 +352,8 @@ def _nvmath_finding(extra: str) -> Finding:
 
 def _capability_finding(here: Machine, index: int, wheels: list[str], wanted: str, extra: str) -> Finding:
     """Return whether the CUDA compiler knows the device."""
-    capability = here.capabilities[index]
-    name, mine, known, this = (
-        f"cuda:{index}",
-        "{}.{}".format(*capability),
-        here.architectures,
-        capability[0] * 10 + capability[1],
-    )
+    name, known, (major, minor) = f"cuda:{index}", here.architectures, here.capabilities[index]
+    mine, this = f"{major}.{minor}", major * 10 + minor
     called = f"{here.names[index]}, " if index < len(here.names) else ""
     if not known:
         return Finding(name, "ok", f"{called}compute capability {mine}")
