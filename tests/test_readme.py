@@ -34,13 +34,15 @@ LONG = re.compile(" bench | --report ")
     "command", [pytest.param(c, marks=pytest.mark.slow) if LONG.search(c) else c for c in COMMANDS]
 )
 def test_every_command_runs(command, tmp_path):
-    program, *arguments = shlex.split(command)
-    if "--report" in arguments:
-        arguments.append("--quick")  # ten minutes otherwise
-    done = subprocess.run(
-        [sys.executable, "-m", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    before = [COMMANDS[COMMANDS.index(command) - 1]] if "--resume" in command else []  # what it resumes
+    for each in (*before, command):
+        program, *arguments = shlex.split(each)
+        if "--report" in arguments:
+            arguments.append("--quick")  # ten minutes otherwise
+        done = subprocess.run(
+            [sys.executable, "-m", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_makefile_has_the_two_commands():
