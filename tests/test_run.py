@@ -231,6 +231,9 @@ def test_what_contradicts_a_run_is_refused(tmp_path: Path) -> None:
         given = {"X": X, "y": y, "validation_data": (X, y), "epochs": 5, "progress": False} | change
         with pytest.raises(ValueError, match=message):
             gb.resume(tmp_path).fit(**given)
+    with pytest.raises(ValueError, match="X has shape"):
+        gb.MLP([6, 8, 3]).fit(X[:, :5], y, checkpoint=tmp_path, overwrite=True, **options)
+    assert contents(tmp_path) == before  # what is wrong is found before anything is replaced
     gb.MLP([6, 8, 3]).fit(X, y, checkpoint=tmp_path, overwrite=True, **options)
     assert not gb.resume(tmp_path).settings["validation"]
 

@@ -246,16 +246,13 @@ class Run:
             lock.release()
 
     def _check_free(self) -> None:
-        there = [name for name in (CHECKPOINT, PREVIOUS) if (self.folder / name).exists()]
-        if self.is_resumed or not there:
-            return
-        if not self.overwrite:
+        if not (self.is_resumed or self.overwrite) and any(
+            (self.folder / name).exists() for name in (CHECKPOINT, PREVIOUS)
+        ):
             raise RunError(
                 f"{str(self.folder)!r} holds a run; resume it (gpubackprop.resume, or --resume), name another folder, or replace "
                 "it (overwrite=True, or --overwrite)"
             )
-        for name in (*there, MODEL, HISTORY, TIMING):
-            (self.folder / name).unlink(missing_ok=True)
 
     def begin_fit(self, training: Training, settings: dict[str, Any]) -> None:
         """Take a training to where the run stands, if it is resumed; it must have the settings of the run, but for more epochs."""
@@ -269,7 +266,10 @@ class Run:
     def begin(self, training: Training, arrays: Mapping[str, Array]) -> None:
         """Begin, or go on: arrays that a checkpoint holds besides those of a network are filled from it, or written first."""
         self._arrays = dict(arrays)
-        if self.is_resumed:
+        if not self.is_resumed:  # data and options are right, so that a run which is to be replaced may go
+            for name in (CHECKPOINT, PREVIOUS, MODEL, HISTORY, TIMING):
+                (self.folder / name).unlink(missing_ok=True)
+        else:
             with active(training.model.backend):
                 for name, array in arrays.items():
                     array[...] = training.model.backend.asarray(self.array(name))
