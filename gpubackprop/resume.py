@@ -81,7 +81,8 @@ class Resumed:
         return self.model.fit(  # type: ignore[no-any-return]
             X, y, epochs=settings["epochs"] if epochs is None else epochs, batch_size=settings["batch_size"],
             optimizer=state.optimizer, micro_batch_size=settings["micro_batch_size"], shuffle=settings["shuffle"],
-            on_divergence=settings["on_divergence"], validation_data=validation_data, sample_weight=sample_weight,
+            tol=settings["tol"], n_iter_no_change=settings["n_iter_no_change"], on_divergence=settings["on_divergence"],
+            validation_data=validation_data, sample_weight=sample_weight,
             callbacks=callbacks, progress=progress, stream_data=stream_data, checkpoint=self._run,
         )  # fmt: skip
 

@@ -58,6 +58,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "weights": {"optimizer": "lion", "weighted": True, "callbacks": Rising},
     "skip": {"optimizer": gb.SGD(0.1), "on_divergence": "skip", "spoiled": True},
+    "converges": {"optimizer": gb.SGD(0.1), "epochs": 30, "tol": 0.1, "n_iter_no_change": 2, "batch_size": 25},
     "lbfgs": {"optimizer": gb.LBFGS(), "callbacks": lambda: [gb.EarlyStopping(patience=3)]},
 }
 
@@ -265,6 +266,22 @@ def test_a_run_that_a_callback_stopped_has_ended(tmp_path: Path) -> None:
     assert history.stopped == "callback"
     with pytest.raises(gb.RunError, match="has ended after 2 epochs: a callback stopped it"):
         gb.resume(tmp_path).fit(X, y, epochs=20, callbacks=Stop(), progress=False)
+
+
+def test_a_training_ends_where_it_has_converged(tmp_path: Path) -> None:
+    X, y = data()
+    options = {"epochs": 200, "batch_size": 25, "optimizer": gb.SGD(0.1), "progress": False}
+    history = gb.MLP([6, 8, 3], seed=3).fit(X, y, tol=0.01, n_iter_no_change=3, **options)
+    loss = history["loss"]
+    assert history.stopped == "converged"
+    assert 3 < len(loss) < 200
+    lowest = np.minimum.accumulate([np.inf, *loss[:-1]])
+    falls = [now <= before - 0.01 for now, before in zip(loss, lowest, strict=True)]
+    assert falls[-3:] == [False] * 3
+    assert all(any(falls[i : i + 3]) for i in range(len(falls) - 3))
+    assert gb.MLP([6, 8, 3]).fit(X, y, **options | {"epochs": 2}).stopped == "epochs"
+    with pytest.raises(ValueError, match="tol is -1"):
+        gb.MLP([6, 8, 3]).fit(X, y, tol=-1)
 
 
 def test_two_trainings_in_one_folder(tmp_path: Path) -> None:

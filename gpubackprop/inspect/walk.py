@@ -15,6 +15,7 @@ from gpubackprop.inspect.gradcheck import GradientCheck, check_gradient, gradien
 from gpubackprop.network import Network
 from gpubackprop.optimizers import SGD
 from gpubackprop.step import Step
+from gpubackprop.training.convergence import Convergence
 
 ETA, TOL, N_ITER_NO_CHANGE = 0.1, 1e-4, 10
 MOST_ITERATIONS, MOST_FLOPS = 1000, 10**9
@@ -114,15 +115,14 @@ def descend(network: Network, X: Array, y: Array) -> Descent:
     limit = max(N_ITER_NO_CHANGE, min(MOST_ITERATIONS, MOST_FLOPS // step.flops))
     losses: list[float] = []
     updated: dict[str, Array] = {}
-    idle, lowest = 0, np.inf
-    while idle < N_ITER_NO_CHANGE and len(losses) < limit:
+    criterion, converged = Convergence(TOL, N_ITER_NO_CHANGE), False
+    while not converged and len(losses) < limit:
         run()
         losses.append(float(loss[0]))
         if not updated:
             updated = {name: step.names.array(name).copy() for name in step.buffers if name[:2] in ("W_", "b_")}
-        idle = 0 if losses[-1] <= lowest - TOL else idle + 1
-        lowest = min(lowest, losses[-1])
-    last = len(losses) - 1
+        converged = criterion.reached(losses[-1])
+    last, lowest = len(losses) - 1, criterion.lowest
     if not np.isfinite(losses[0]):
         return Descent(losses, updated, f"not begun: the loss is {losses[0]}")
     if not losses[-1] < lowest + TOL:
@@ -132,6 +132,6 @@ def descend(network: Network, X: Array, y: Array) -> Descent:
             else "the loss overflows"
         )
         return Descent(losses, updated, f"not converged: after {last:,} iterations {rise}; η is too large here")
-    if idle < N_ITER_NO_CHANGE:
+    if not converged:
         return Descent(losses, updated, f"not yet converged after {last:,} iterations, where this page stops")
     return Descent(losses, updated, f"converged at iteration {last:,}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpubackprop._version import __version__
-from gpubackprop.definitions import check_count, check_flag, shown
+from gpubackprop.definitions import check_count, check_flag, check_number, shown
 from gpubackprop.intake import Samples
 from gpubackprop.network import Data, Network, optimizer_of
 from gpubackprop.optimizers import LBFGS, Adam, Optimizer
 from gpubackprop.training.callbacks import as_callbacks
+from gpubackprop.training.convergence import Convergence
 from gpubackprop.training.divergence import POLICIES
 from gpubackprop.training.history import History, Training
 from gpubackprop.training.lbfgs import minimize_loss
@@ -45,6 +47,8 @@ def fit(
     shuffle: bool = True,
     micro_batch_size: int | str | None = None,
     stream_data: bool | None = None,
+    tol: float | None = None,
+    n_iter_no_change: int = 10,
     on_divergence: str = "stop",
     checkpoint: str | Path | Run | None = None,
     checkpoint_every: str | int = "30s",
@@ -84,6 +88,9 @@ def fit(
         Keep the data set on the host and copy mini-batches to the GPU while it computes, in two buffers: the same bits as
         with the data on the GPU. By default the data stays on the host if it takes more than half of the GPU's
         free memory. On the CPU the data is used where it is.
+    tol : float, optional
+        Iterate to convergence: end when the loss has not fallen by ``tol`` for ``n_iter_no_change`` epochs, or after ``epochs``.
+    n_iter_no_change : int
     on_divergence : {"stop", "raise", "skip"}
         What to do when the loss or a parameter becomes NaN or infinite. The step is named, with epoch, layer and learning rate, and
         taken back. "stop": a :class:`DivergenceWarning`, and the training ends with the parameters before the step; "raise": a
@@ -123,6 +130,8 @@ def fit(
         check_count("epochs", epochs), batch_size, micro_batch_size, optimizer, shuffle=check_flag("shuffle", shuffle),
         stream_data=None if stream_data is None else check_flag("stream_data", stream_data), on_divergence=on_divergence,
         progress=check_flag("progress", progress),
+        tol=None if tol is None else check_number("tol", tol, lambda x: 0 <= x < math.inf, "a number >= 0"),
+        n_iter_no_change=check_count("n_iter_no_change", n_iter_no_change, " of epochs"),
     )  # fmt: skip
     overwrite = check_flag("overwrite", overwrite)
     run = checkpoint if isinstance(checkpoint, Run | None) else Run(
@@ -146,6 +155,8 @@ class Plan:
     stream_data: bool | None
     on_divergence: str
     progress: bool
+    tol: float | None
+    n_iter_no_change: int
 
 
 def _fit(model: MLP, sets: list[Samples], plan: Plan, callbacks: list[Any], run: Run | None) -> History:
@@ -177,7 +188,10 @@ def _fit(model: MLP, sets: list[Samples], plan: Plan, callbacks: list[Any], run:
             descend, data=data, open_source=source, shuffle=plan.shuffle, policy=plan.on_divergence, run=run
         )
     seen = validation[0] if validation else None
-    return train(training, method, len(samples), seen, callbacks, progress=plan.progress, run=run)
+    criterion = None if plan.tol is None else Convergence(plan.tol, plan.n_iter_no_change)
+    return train(
+        training, method, len(samples), seen, callbacks, progress=plan.progress, criterion=criterion, run=run
+    )  # fmt: skip
 
 
 def _determined_by(network: Network) -> dict[str, str]:
@@ -189,10 +203,12 @@ def _determined_by(network: Network) -> dict[str, str]:
 
 def _settings(plan: Plan, micro_batch_size: int | str | None, digests: Sequence[str], device: str) -> dict[str, Any]:
     """Return what a run that is resumed must have again."""
-    return {
-        "epochs": plan.epochs, "batch_size": plan.batch_size, "micro_batch_size": micro_batch_size, "shuffle": plan.shuffle,
-        "on_divergence": plan.on_divergence, "data": digests[0], "validation": digests[1] if digests[1:] else None,
-        "device": device,
+    asked = {
+        f.name: getattr(plan, f.name) for f in fields(plan) if f.name not in ("optimizer", "stream_data", "progress")
+    }
+    validation = digests[1] if digests[1:] else None
+    return asked | {
+        "micro_batch_size": micro_batch_size, "data": digests[0], "validation": validation, "device": device,
     }  # fmt: skip
 
 

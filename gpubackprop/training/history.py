@@ -19,7 +19,7 @@ class History(dict[str, list[float]]):
     """One list per column, one entry per epoch: loss, val_loss, val_accuracy or val_r2, learning_rate, seconds."""
 
     stopped: str = ""
-    """Why the training ended: "epochs" (all were done), "callback", "interrupted" or "diverged"; "" while it goes on."""
+    """Why the training ended: "epochs" (all were done), "converged", "callback", "interrupted" or "diverged"; "" before."""
     compile_seconds: float = 0.0
     """Seconds spent on compiling kernels, or on loading them from disk, before the first epoch."""
     diverged: Divergence | None = None

@@ -14,6 +14,7 @@ from gpubackprop.intake import Samples
 from gpubackprop.network import Data
 from gpubackprop.step.state import CURSOR, RATE, STEPS
 from gpubackprop.training.callbacks import call
+from gpubackprop.training.convergence import Convergence
 from gpubackprop.training.divergence import DivergenceWarning, Guard, Stop
 from gpubackprop.training.evaluation import evaluate
 from gpubackprop.training.history import History, Training
@@ -36,6 +37,7 @@ def train(
     callbacks: list[Any],
     *,
     progress: bool,
+    criterion: Convergence | None = None,
     run: Run | None = None,
 ) -> History:
     """Train by a method, and write the history; Ctrl-C and a divergence end it with what was learned."""
@@ -54,22 +56,27 @@ def train(
             learning_rate=float(state.scalars[RATE]),
             seconds=report.seconds(),
         )
+        converged = criterion is not None and criterion.reached(loss)
         call(callbacks, "on_epoch_end", training)
         report.epoch_done(history)
         training.position = Position(training.epoch + 1)
-        if run is not None and run.due(epochs=training.epoch + 1) and not training.stop:
+        if converged or training.stop:
+            history.stopped = "converged" if converged else "callback"
+        elif run is not None and run.due(epochs=training.epoch + 1):
             run.write(training)
-        return not training.stop
+        return not history.stopped
 
     with show_progress(progress, training.epochs, samples, training.position.epoch) as report:
         call(callbacks, "on_train_begin", training)
         if run is not None:
             run.begin_callbacks(callbacks)
+        for loss in history.get("loss", []) if criterion is not None else ():  # of a run that is resumed
+            criterion.reached(loss)
         try:
             if run is None or not run.ends_only:
                 history.stopped = ""
                 method(training, report, end_epoch)
-                history.stopped = "callback" if training.stop else "epochs"
+                history.stopped = history.stopped or "epochs"
         except KeyboardInterrupt:
             history.stopped = "interrupted"
         except Stop as stop:

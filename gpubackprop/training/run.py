@@ -206,7 +206,7 @@ class Run:
         if now == was and self._lacks_its_end():
             return
         if stopped not in GOES_ON:
-            why = "a callback stopped it" if stopped == "callback" else f"it {stopped}"
+            why = "a callback stopped it" if stopped == "callback" else f"it {stopped}"  # converged, diverged
             raise RunError(f"the run in {where!r} has ended after {self.position.epoch} epochs: {why}")
         if now < was:
             raise RunError(f"epochs is {now}; the run in {where!r} has {was}: there may be more, not fewer")
