@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from operator import methodcaller
 from typing import Any
 
 import numba
@@ -95,22 +96,16 @@ def take_ticket(p: Any, i: int) -> Any:
 def warp_reductions(lanes: int) -> tuple[Any, Any]:
     """Return (sum, max) over groups of ``lanes`` neighbouring threads; every thread gets the result."""
 
-    def total(x):  # type: ignore[no-untyped-def]
-        shared = cuda.shared.array(1024, numba.float64)
-        t = cuda.threadIdx.x + cuda.blockDim.x * cuda.threadIdx.y
-        shared[t] = x
-        cuda.syncthreads()
-        result = x.dtype.type(shared[t // lanes * lanes : t // lanes * lanes + lanes].sum())
-        cuda.syncthreads()
-        return result
+    def reduction(of_group: Callable[[Any], Any]) -> Any:
+        def reduced(x):  # type: ignore[no-untyped-def]
+            shared = cuda.shared.array(1024, numba.float64)
+            t = cuda.threadIdx.x + cuda.blockDim.x * cuda.threadIdx.y
+            shared[t] = x
+            cuda.syncthreads()
+            result = x.dtype.type(of_group(shared[t // lanes * lanes : t // lanes * lanes + lanes]))
+            cuda.syncthreads()
+            return result
 
-    def top(x):  # type: ignore[no-untyped-def]
-        shared = cuda.shared.array(1024, numba.float64)
-        t = cuda.threadIdx.x + cuda.blockDim.x * cuda.threadIdx.y
-        shared[t] = x
-        cuda.syncthreads()
-        result = x.dtype.type(shared[t // lanes * lanes : t // lanes * lanes + lanes].max())
-        cuda.syncthreads()
-        return result
+        return device(reduced)
 
-    return device(total), device(top)
+    return reduction(methodcaller("sum")), reduction(methodcaller("max"))
