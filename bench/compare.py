@@ -117,9 +117,16 @@ def _change(key: Key, name: str, before: Row, after: Row) -> Change:
     others = [_samples(before, after, other) for other in _others(before, after)]
     relative = [(a / x, b / y) for x, y in others]
     return Change(
-        key, name, float(np.median(a)), float(np.median(b)), float(_ratio_of_medians(b, a)), low, high,
-        [float(_ratio_of_medians(y, x)) for x, y in relative], max(_chance(x, y) for x, y in [(a, b), *relative]),
-    )  # fmt: skip
+        key,
+        name,
+        before=float(np.median(a)),
+        after=float(np.median(b)),
+        ratio=float(_ratio_of_medians(b, a)),
+        low=low,
+        high=high,
+        against=[float(_ratio_of_medians(y, x)) for x, y in relative],
+        p=max(_chance(x, y) for x, y in [(a, b), *relative]),
+    )
 
 
 def _chance(x: np.ndarray, y: np.ndarray) -> float:

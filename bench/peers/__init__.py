@@ -111,7 +111,7 @@ def make_problem(
     state = gb.MLP(sizes, device="reference").state_dict()
     for array in (X, y, *state.values()):
         array.setflags(write=False)  # a peer that trained in these arrays would spoil them for the next
-    return Problem(sizes, batch, X, y, state, device, dtype, optimizer, threads)
+    return Problem(sizes, batch, X, y, state, device=device, dtype=dtype, optimizer=optimizer, threads=threads)
 
 
 class Peer(ABC):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -112,18 +113,18 @@ def grade(mine: Mapping[str, Any], problem: Problem, given: Mapping[str, Array] 
         notes.append("your numbers have 24 bits, those of single precision: compute and save in double precision")
     rtol = RTOL_SINGLE if single else RTOL
     wrong = [key for key in keys if not fits(arrays[key], golden[key], rtol)]
+    graded = partial(Grade, given=len(keys), wrong=len(wrong), notes=notes, single=single)
     if not wrong:
-        return Grade(None, "", [], [], len(keys), 0, 0, notes, single)
-    counts = len(keys), len(wrong)
+        return graded(None, "", [], [], unexplained=0)
     if wrong[0] in made:
         causes = [f"{', '.join(key for key in wrong if key in made)}: begin with the arrays of the golden file"]
-        return Grade(wrong[0], equation_of(wrong[0], problem), causes, [], *counts, len(wrong), notes, single)
+        return graded(wrong[0], equation_of(wrong[0], problem), causes, [], unexplained=len(wrong))
     search = _Search(rehearsal, golden, arrays, rtol, strict=True)
     if search.left:
         other = _Search(rehearsal, golden, arrays, rtol, strict=False)
         search = search if other.left else other
     causes, names = search.causes(), search.names()
-    return Grade(wrong[0], equation_of(wrong[0], problem), causes, names, *counts, len(search.left), notes, single)
+    return graded(wrong[0], equation_of(wrong[0], problem), causes, names, unexplained=len(search.left))
 
 
 @dataclass
