@@ -17,7 +17,7 @@ import gpubackprop as gb
 import gpubackprop.bench
 from gpubackprop.bench import case as cases
 from gpubackprop.bench import compare, ledger, page, plots, render, report, run, sizes, timing
-from gpubackprop.bench.devices import Host
+from gpubackprop.bench.devices import Host, device_of
 from gpubackprop.bench.ours import Trained, entrants
 from gpubackprop.bench.peers import make_problem
 from gpubackprop.bench.suites import cases_of, memory
@@ -147,9 +147,9 @@ def test_sizes_that_cannot_be_read_are_refused(content, tmp_path):
 # ---------------------------------------------------------------------- cases, checks, ledger
 
 
-def test_a_wrong_kernel_gets_no_time(monkeypatch):
-    device = Host(1)
-    (case, *_) = cases_of("kernels", device, "float32", SETTINGS)
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def test_a_wrong_kernel_gets_no_time(name, monkeypatch):
+    (case, *_) = cases_of("kernels", device_of(name, 1), "float32", SETTINGS)
     right = kernel_suite.check
 
     def spoilt(device, kernel, a):
