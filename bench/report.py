@@ -53,7 +53,7 @@ def read_report(path: Path) -> Report:
     """
     file = path / NAME if path.is_dir() else path
     if file.exists() and not file.is_file():
-        raise ValueError(f"{file} is no regular file")
+        raise ValueError(f"{file} is not a regular file")
     try:
         report: Report = json.loads(
             file.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite, parse_int=_whole

@@ -12,7 +12,7 @@ The README says where each equation of backpropagation lives in the code.
 from pathlib import Path as _Path
 
 if (_root := _Path(__file__).parents[1]).joinpath("kernels", "cpu", "__init__.py").is_file():
-    # Python was started in a clone: kernels/ and bench/, parts of this package once installed, lie beside it.
+    # Python was started in a clone: kernels/ and bench/, parts of this package once installed, are next to it.
     __path__.append(str(_root))
 
 from gpubackprop import activations, initializers, losses, optimizers, schedules

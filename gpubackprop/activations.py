@@ -7,11 +7,11 @@ decorator names: ``needs="h"`` lets the forward pass overwrite z.
 Names, parameters and defaults are PyTorch's where PyTorch has the activation. At a kink the derivative is the
 one from the left (0 for relu), as in PyTorch.
 
-Both are right to a few units in the last place *of the result*, however small it is, also below the smallest normal number. So
-nothing that nears 0 is a difference of what does not: a derivative is computed from z where h, rounded, nears a bound; e^z times a
-large factor is e^(z/2) times it times e^(z/2), since e^z alone may have lost its digits. What is left: near a 0 within the domain
-(phi' of gelu, gelu_tanh, silu, mish, and sin) the error is that of the terms that cancel, and e^x of an x that is computed is
-as wrong as x times a rounding (gelu_tanh; celu and softplus with other parameters).
+Both are accurate to a few units in the last place *of the result*, however small, also below the smallest normal number. So
+no value near 0 is a difference of larger ones: a derivative is computed from z where h, rounded, nears a bound; e^z times a
+large factor is e^(z/2) times it times e^(z/2), since e^z alone may have lost its digits. Two errors remain: near a zero within the
+domain (phi' of gelu, gelu_tanh, silu, mish, and sin) that of the terms that cancel, and for e^x of a computed x that of x times a
+rounding (gelu_tanh; celu and softplus with other parameters).
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ def gelu(real: Any, m: Any) -> tuple[Phi, DPhi]:
     """phi(z) = z P(Z <= z), Z ~ N(0, 1). Source: Hendrycks and Gimpel (2016), section 2.
 
     P(Z <= -t) = e^(-t^2/2) erfcx(t / sqrt 2) / 2 for t >= 0, and phi'(-t) = e^(-t^2/2) (erfcx(t / sqrt 2) / 2 - t / sqrt(2 pi)).
-    With r = e^(-t^2/4); the rounding of t^2 is made up for, as in Dekker (1971): t^2 = s + rest. Beyond t = 80 r is 0 in
+    With r = e^(-t^2/4); the rounding of t^2 is compensated, as in Dekker (1971): t^2 = s + rest. Beyond t = 80 r is 0 in
     either dtype.
     """
     zero, quarter, half, one, two, cut = real(0), real(0.25), real(0.5), real(1), real(2), real(80)

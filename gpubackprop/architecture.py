@@ -1,4 +1,4 @@
-"""What describes a network, in one frozen value: to make it on a device, again on another, in another dtype, or from a file."""
+"""The description of a network, one frozen value: enough to make it on any device, in another dtype, or from a file."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Architecture:
     Parameters
     ----------
     layer_sizes, activations, loss, dtype, seed, initializer, dropout, matmul_precision
-        As :class:`gpubackprop.MLP` takes them: names are resolved here, and everything is checked. ``matmul_precision``, which
-        only a GPU has, is kept for when the network goes on to one.
+        As in :class:`gpubackprop.MLP`: names are resolved here, and everything is checked. ``matmul_precision``, which
+        only a GPU has, is kept for a later move to one.
     target_shape : tuple of int, optional
         The shape of one sample's y in the last ``fit``, None before.
 
@@ -91,7 +91,7 @@ class Architecture:
 
     @property
     def micro_batch_multiple(self) -> int:
-        """A micro-batch that is a multiple of it begins where a block of four random numbers does, in every hidden layer."""
+        """Micro-batches of a multiple of it begin at a block of four random numbers in every hidden layer."""
         hidden = self.layer_sizes[1:-1] if self.dropout else ()
         return next(k for k in (1, 2, 4) if all(k * d % 4 == 0 for d in hidden))
 
@@ -123,7 +123,7 @@ class Architecture:
 
     @classmethod
     def from_json(cls, description: Mapping[str, Any]) -> Self:
-        """Return the architecture of a description; what older files do not have takes its default.
+        """Return the architecture of a description; entries that older files lack take their defaults.
 
         Raises
         ------
@@ -153,7 +153,7 @@ DEFINITION: dict[str, Any] = {"name": str, "parameters": dict}
 
 
 class Described:
-    """A base of what has an architecture: its fields, to be read."""
+    """Base class of what has an architecture: its fields, read-only."""
 
     @property
     def architecture(self) -> Architecture:
@@ -167,7 +167,7 @@ class Described:
 
     @property
     def activations(self) -> tuple[Activation, ...]:
-        """One for each hidden layer."""
+        """The activation of each hidden layer."""
         return self.architecture.activations
 
     @property
@@ -177,32 +177,32 @@ class Described:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of activations and products."""
+        """The dtype of activations and products."""
         return self.architecture.dtype
 
     @property
     def real(self) -> np.dtype[Any]:
-        """Of parameters, gradients and arithmetic."""
+        """The dtype of parameters, gradients and arithmetic."""
         return self.architecture.real
 
     @property
     def seed(self) -> int:
-        """Of initial weights, order of the mini-batches and dropout."""
+        """The seed of initial weights, order of the mini-batches and dropout."""
         return self.architecture.seed
 
     @property
     def initializer(self) -> Initializer:
-        """What made the initial weights."""
+        """The initializer of the weights."""
         return self.architecture.initializer
 
     @property
     def dropout(self) -> float:
-        """The share of hidden units dropped in training."""
+        """The fraction of hidden units dropped in training."""
         return self.architecture.dropout
 
     @property
     def matmul_precision(self) -> str:
-        """How float32 matrices are multiplied on a GPU; kept by ``to``, ``save`` and ``load``, also by way of the CPU."""
+        """How float32 matrices are multiplied on a GPU; kept by ``to``, ``save`` and ``load``, also via the CPU."""
         return self.architecture.matmul_precision
 
 
@@ -221,7 +221,7 @@ def check_layer_sizes(layer_sizes: Sequence[int], loss: Loss) -> tuple[int, ...]
 def _items(name: str, value: Any) -> tuple[Any, ...]:
     try:
         return tuple(value)
-    except Exception:  # whatever iterating over it raises
+    except Exception:  # iterating over it may raise anything
         raise ValueError(f"{name} is {shown(value)}; it must be a sequence of whole numbers") from None
 
 
@@ -234,7 +234,7 @@ def _per_hidden_layer(activation: Any, n: int) -> tuple[Activation, ...]:
 
 
 def _resolved(name: str, registry: Registry[Any], value: Any, kind: Any) -> Any:
-    """Return what a name stands for, or what is of that kind already."""
+    """Return the definition of a name; a definition is returned as it is."""
     result = registry.resolve(value)
     if not isinstance(result, kind):
         raise ValueError(f"{name} is {shown(value)}; give a name, one of {', '.join(registry)}, or a definition")
@@ -252,7 +252,7 @@ def _defined(registry: Registry[Any], description: Mapping[str, Any]) -> Any:
             raise ValueError(f"{entry.name}: {shown(name)} is {shown(value)}; it must be a number")
     try:
         return entry(**parameters) if parameters else entry
-    except (TypeError, OverflowError) as error:  # a parameter that there is not, a number too large
+    except (TypeError, OverflowError) as error:  # an unknown parameter, or a number too large
         raise ValueError(f"{entry.name}: {error}") from None
 
 
@@ -271,5 +271,5 @@ def _of_kinds(
         if name not in allowed:
             raise ValueError(f"{what} has {shown(name)}, which is unknown; it may have {', '.join(allowed)}")
         if not isinstance(value, allowed[name]) or isinstance(value, bool):
-            raise ValueError(f"{name} in {what} is {shown(value)}, which is of another kind")
+            raise ValueError(f"{name} in {what} is {shown(value)}, which has the wrong type")
     return given

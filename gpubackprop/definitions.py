@@ -2,8 +2,8 @@
 
 A definition is a function ``define(real, m, **parameters)`` that returns scalar functions. ``real`` is the
 type of its constants (``numpy.float32`` or ``numpy.float64``) and ``m`` is a :class:`Math`: the functions the
-formula may use. The CPU and CUDA kernels compile the scalar functions; the reference backend calls the very same
-ones on whole arrays, with ``m = NUMPY``.
+formula may use. The CPU and CUDA kernels compile the scalar functions; the reference backend calls same
+functions on whole arrays, with ``m = NUMPY``.
 
 Two rules keep a formula fast and safe everywhere: every constant goes through ``real(...)`` (a bare ``1.0`` would
 put double-precision instructions into a float32 kernel), and a choice is written ``m.where(condition, a, b)``.
@@ -36,13 +36,13 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
 def address(a: Array) -> int:
-    """Return where an array's memory begins: two arrays with the same address share it."""
+    """Return where an array's memory begins: arrays at the same address share memory."""
     return int(a.ctypes.data) if isinstance(a, np.ndarray) else int(a.data.ptr)
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
     """Return a new array of zeros that begins at a cache line."""
-    nbytes = math.prod(shape) * np.dtype(dtype).itemsize  # in whole numbers without a limit: NumPy's would wrap around
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize  # Python's integers: NumPy's would wrap around
     block = np.zeros(nbytes + ALIGNMENT, np.uint8)
     first = -block.ctypes.data % ALIGNMENT
     return block[first : first + nbytes].view(dtype).reshape(shape)
@@ -52,8 +52,8 @@ class Math(NamedTuple):
     """The functions that a definition may use: of one real argument, a choice without a branch, a whole power, and x y + z.
 
     ``erfcx(x)`` is e^(x^2) erfc(x) for x >= 0, which neither cancels nor underflows where erf(x) nears 1. ``power(x, n)`` is x^n in
-    float64 for numbers x and n, n whole and >= 0; it is for what is computed once in a step. ``fma(x, y, z)`` is x y + z in one
-    instruction and one rounding; on the CPU, where bits are promised, two operations stay two roundings unless it says so. The
+    float64 for numbers x and n, n whole and >= 0; it is for values computed once per step. ``fma(x, y, z)`` is x y + z in one
+    instruction and one rounding; on the CPU, whose bits are guaranteed, an operation is fused only where ``fma`` is written. The
     reference backend rounds twice.
     """
 
@@ -86,7 +86,7 @@ def _erfcx(x: Any) -> Any:
 
 
 def power(x: Any, n: Any) -> Any:
-    """Return x^n by squaring: products alone, so that it has the same bits on every device, whose libraries' differ."""
+    """Return x^n by squaring: only products, so the bits are the same on every device; their libraries differ."""
     result, k = 1.0, int(n)
     while k > 0:
         if k & 1:
@@ -131,7 +131,7 @@ def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
 
             dtype = ml_dtypes.bfloat16
         result = np.dtype(dtype)
-    except Exception:  # whatever an object raises that is no dtype
+    except Exception:  # an object that is not a dtype may raise anything
         result = None
     if result is None or result.name not in DTYPES:
         raise ValueError(f"unknown dtype {shown(dtype)}; choose from {', '.join(DTYPES)}")
@@ -139,7 +139,7 @@ def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return a value with NumPy's scalars, and those in tuples and lists, as Python's own numbers, which JSON knows."""
+    """Return a value with NumPy's scalars, and those in tuples and lists, as Python's own numbers, for JSON."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         number = value.item()
         return (
@@ -151,13 +151,13 @@ def plain(value: Any) -> Any:
 
 
 def one_line(text: str, most: int = 80) -> str:
-    """Return a text in one line, shortened."""
+    """Return a text on one line, shortened."""
     text = " ".join(text[: 10 * most].split())
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """Return a value as a message shows it: in one line, shortened, whatever it is."""
+    """Return any value as messages show it: on one line, shortened."""
     try:
         return one_line(repr(value), most)
     except Exception:  # a number of too many digits, or an object whose repr fails
@@ -170,18 +170,18 @@ def check_number(name: str, value: Any, within: Callable[[float], bool], allowed
     Raises
     ------
     ValueError
-        ``within(value)`` is false, or ``value`` is no number: "name is value; it must be allowed".
+        ``within(value)`` is false, or ``value`` is not a number: "name is value; it must be allowed".
     """
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, int | float) or not within(number):
         raise ValueError(f"{name} is {shown(number)}; it must be {allowed}")
     if isinstance(number, int) and abs(number) >= 2**1024:
-        raise ValueError(f"{name} is {shown(number)}, which is too large for a number of float64")
+        raise ValueError(f"{name} is {shown(number)}, which is too large for float64")
     return number
 
 
 def check_count(name: str, value: Any, of: str = "", least: int = 1) -> int:
-    """Return a whole number >= ``least``, in words "a whole number of steps >= 1"."""
+    """Return a whole number >= ``least``; ``of`` completes the message, as in "a whole number of steps >= 1"."""
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise ValueError(f"{name} is {shown(number)}; it must be a whole number{of} >= {least}")
@@ -231,7 +231,7 @@ def check_precision(matmul_precision: str) -> None:
 
 
 def real_of(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """Return the dtype that arithmetic is done in: float32 for arrays of 16-bit numbers, else the same."""
+    """Return the dtype of arithmetic: float32 for 16-bit arrays, else the same."""
     dtype = np.dtype(dtype)
     return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
@@ -287,7 +287,7 @@ class Definition:
         except (AttributeError, KeyError):
             found = None
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "define"}
-        if isinstance(found, Definition) and found.define is self.define:  # what a decorator has left in its place
+        if isinstance(found, Definition) and found.define is self.define:  # a decorator has replaced it
             values = {name: value for name, value in values.items() if getattr(found, name) != value}
         elif found is not self.define:
             raise pickle.PicklingError(
@@ -307,12 +307,12 @@ class Definition:
 
     @property
     def label(self) -> str:
-        """The name with its parameters, as in ``huber(delta=2.0)``."""
+        """The name with parameters, as in ``huber(delta=2.0)``."""
         values = ", ".join(f"{name}={value}" for name, value in self.parameters)
         return f"{self.name}({values})" if values else self.name
 
     def made_of(self, dtype: np.dtype[Any], m: Math) -> tuple[Any, ...]:
-        """Return all that kernels for a dtype read of this definition."""
+        """Return everything that kernels for a dtype read of this definition."""
         return self.name, self.scalars(real_of(dtype), m)
 
     @property
@@ -325,9 +325,9 @@ Made = TypeVar("Made")
 
 
 def per_definition(math: Callable[[np.dtype[Any]], Math]) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
-    """Cache ``make(definition, dtype, ...)`` by what the definition is when it is asked for, not by which object it is.
+    """Cache ``make(definition, dtype, ...)`` by what the definition computes at the call, not by object identity.
 
-    A definition may read a global, a module's constant or an attribute that has been changed since. ``math`` returns the functions
+    A definition may read a global, a module's constant or an attribute that has changed since. ``math`` returns the functions
     that definitions are given for a dtype.
     """
 
@@ -373,5 +373,5 @@ def _restore(kind: type[Definition], module: str, path: str, values: dict[str, A
 
 @per_definition(lambda dtype: NUMPY)
 def version_of(definition: Definition, dtype: np.dtype[Any]) -> object:
-    """Return an object that is another one once a definition computes something else than before."""
+    """Return an object that is replaced when a definition computes something else than before."""
     return object()

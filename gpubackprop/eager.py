@@ -1,7 +1,7 @@
 """Passes that are run operation by operation: what ``forward``, ``backward``, ``loss_and_gradients`` and ``trace`` do.
 
-A pass has memory of its own for one number of samples, and is one caller's at a time: threads that share a network share no
-memory. Passes are kept and lent again; so are the gradients, which those of all sizes take turns with.
+A pass has its own memory for one number of samples, and one caller at a time: threads that share a network share no
+memory. Passes are kept and reused; so are the gradients, which passes of all sizes share in turn.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Kind(NamedTuple):
-    """For what a pass is, and for which queue of the device: nothing orders the work of two queues.
+    """The purpose of a pass and its queue of the device: nothing orders the work of two queues.
 
     ``purpose`` is "forward", to be followed by a backward pass for a loss of the caller, or "gradients", for the network's loss.
     """
@@ -37,24 +37,24 @@ class Kind(NamedTuple):
 
 
 class Pool:
-    """Things that nobody uses, by their kinds.
+    """Idle objects, by kind.
 
-    It has no lock, since single operations on lists and dicts are atomic, and a lock may be taken for ever in a forked process.
+    It has no lock: single operations on lists and dicts are atomic, and a lock could stay taken for ever in a forked process.
 
     Parameters
     ----------
     kinds : int
-        How many kinds are kept; the kind that was not used for the longest time goes first.
+        How many kinds are kept; the least recently used is dropped first.
     """
 
-    MOST = 16  # of a kind: no more threads than that find theirs ready
+    MOST = 16  # idle objects kept per kind
 
     def __init__(self, kinds: int) -> None:
         self._kinds = kinds
         self._free: dict[Hashable, list[Any]] = {}
 
     def take(self, kind: Hashable) -> Any:
-        """Return one of a kind, which is then the caller's alone, or None where there is none."""
+        """Return one of a kind for the caller alone, or None if there is none."""
         try:
             return self._free[kind].pop()
         except (KeyError, IndexError):
@@ -62,7 +62,7 @@ class Pool:
 
     def give(self, kind: Hashable, item: Any) -> None:
         """Take one back."""
-        free = self._free.pop(kind, [])  # and in again, as the one that was used last
+        free = self._free.pop(kind, [])  # reinsert it as the most recently used
         if len(free) < self.MOST:
             free.append(item)
         self._free[kind] = free
@@ -70,7 +70,7 @@ class Pool:
             self._free.pop(old, None)
 
     def forget_oldest(self) -> None:
-        """Let the memory of one kind go."""
+        """Drop the objects of one kind."""
         for old in list(self._free)[:1]:
             self._free.pop(old, None)
 
@@ -89,7 +89,7 @@ class Pass:
     kind : Kind
     layout : Layout
     gradients : Parameters or None
-        Where it leaves them, while they are lent to it.
+        Where it writes them, while they are lent to it.
     """
 
     def __init__(self, a: Architecture, backend: Backend, fixed: Mapping[str, Array], kind: Kind) -> None:
@@ -114,7 +114,7 @@ class Pass:
         self._formulas: list[object] = []
 
     def lend(self, gradients: Parameters | None) -> None:
-        """Take gradients to write to, or give them back."""
+        """Set the gradients to write to, or None."""
         self.gradients = gradients
         if gradients is not None and self._memory.arrays["gradients"] is not gradients.flat:
             self._memory = Memory(self._memory.arrays | {"gradients": gradients.flat})
@@ -125,16 +125,16 @@ class Pass:
         self._run(self._forward, given)
 
     def backward(self, **given: Array) -> None:
-        """Run the backward pass, for "forward" from ``do_given`` on."""
+        """Run the backward pass, for "forward" starting from ``do_given``."""
         self._run(self._backward, given)
 
     def array(self, buffer: Buffer) -> Array:
-        """Return the array of a buffer that is no input."""
+        """Return the array of a buffer that is not an input."""
         return self._memory.array(buffer)
 
     def _run(self, operations: _Prepared, given: dict[str, Array]) -> None:
         formulas = [version_of(definition, self._dtype) for definition in self._definitions]
-        if formulas != self._formulas:  # what an activation or a loss reads was edited
+        if formulas != self._formulas:  # a value that an activation or a loss reads has changed
             self._forget()
             self._formulas = formulas
         operations.run(self._backend, self._memory, given)
@@ -145,14 +145,14 @@ class Pass:
 
 
 class _Prepared:
-    """Operations that are prepared once, but for those on arrays that each call is given."""
+    """Operations that are bound once, except those on arrays passed to each call."""
 
     def __init__(self, operations: list[Operation]) -> None:
         self._operations = [(o, {b.name for b in roots(getattr(o, name) for name in o.arrays)}) for o in operations]
         self.forget()
 
     def forget(self) -> None:
-        """Prepare them anew, when their memory or their formulas have become others."""
+        """Bind them again after their memory or formulas have changed."""
         self._ready: list[Callable[[], None] | None] = []
 
     def run(self, backend: Backend, memory: Memory, given: dict[str, Array]) -> None:
@@ -171,7 +171,7 @@ class _Prepared:
 
 
 class EagerPasses:
-    """The passes of a network that are kept, and what they may take of a device's memory.
+    """The passes that a network keeps, within the device's memory.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ class EagerPasses:
         return Kind(purpose, n, class_indices, weighted, keep, self._backend.queue())
 
     def take(self, kind: Kind) -> Pass:
-        """Return a pass for the caller alone, with gradients if it is to compute some; those of the last few kinds are kept."""
+        """Return a pass for the caller alone, with gradients if it computes any; the last few kinds are kept."""
         taken: Pass | None = self.kept.take(kind)
         if taken is None:
             self.check_room(kind)
@@ -203,7 +203,7 @@ class EagerPasses:
         return taken
 
     def give(self, taken: Pass) -> None:
-        """Take a pass back from its caller; not after an exception, since something may still write to it."""
+        """Take a pass back from its caller; not after an exception, since work may still write to it."""
         self.take_gradients(taken)
         self.kept.give(taken.kind, taken)
 
@@ -213,13 +213,13 @@ class EagerPasses:
         to.lend(gradients or Parameters.zeros(self._backend, a.layer_sizes, a.real))
 
     def take_gradients(self, of: Pass) -> None:
-        """Take back what was lent."""
+        """Take the gradients back."""
         if of.gradients is not None:
             self.gradients.give(of.kind.queue, of.gradients)
             of.lend(None)
 
     def check_room(self, kind: Kind, data: int = 0) -> None:
-        """Raise DeviceMemoryError if a new pass does not fit beside so many bytes of data, even without the older ones."""
+        """Raise DeviceMemoryError if a new pass and this many bytes of data do not fit, even without the older passes."""
         a, n = self._architecture, kind.n
         new = kind.purpose == "gradients" and kind.queue not in self.gradients
         gradients = nbytes_of([layout.fixed(a).gradients]) if new else 0
@@ -233,7 +233,7 @@ class EagerPasses:
         check_memory(self._backend, f"{kind.purpose} over {kind.n} samples", kind.n, parts)
 
     def make_room(self, wanted: int) -> None:
-        """Let go of passes, the oldest first, until so many bytes may be allocated."""
+        """Drop passes, the oldest first, until this many bytes can be allocated."""
         while self.kept and not fits(self._backend, wanted):
             self.kept.forget_oldest()
             self.gradients.forget_oldest()

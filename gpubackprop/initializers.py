@@ -1,7 +1,7 @@
 """Initial weights: drawn on the host in float64, so that a seed gives the same network on every device.
 
 Each initializer is a function of (rng, fan_in, fan_out, gain) that returns W, shape (fan_in, fan_out). Biases start at 0.
-``gain`` is that of the activation that follows (:attr:`gpubackprop.activations.Activation.gain`).
+``gain`` is that of the next activation (:attr:`gpubackprop.activations.Activation.gain`).
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def glorot_uniform(rng: np.random.Generator, fan_in: int, fan_out: int, gain: fl
 
 @initializer
 def lecun_normal(rng: np.random.Generator, fan_in: int, fan_out: int, gain: float) -> np.ndarray:
-    """N(0, 1 / fan_in), whatever the gain: for selu. Source: LeCun et al. (1998), eq. 16."""
+    """N(0, 1 / fan_in), for any gain: for selu. Source: LeCun et al. (1998), eq. 16."""
     return _normal(rng, fan_in, fan_out, 1.0 / fan_in**0.5)
 
 
 @initializer
 def lecun_uniform(rng: np.random.Generator, fan_in: int, fan_out: int, gain: float) -> np.ndarray:
-    """U(-a, a), a = sqrt(3 / fan_in), whatever the gain. Source: LeCun et al. (1998), eq. 16."""
+    """U(-a, a), a = sqrt(3 / fan_in), for any gain. Source: LeCun et al. (1998), eq. 16."""
     return _uniform(rng, fan_in, fan_out, 1.0 / fan_in**0.5)
 
 

@@ -1,4 +1,4 @@
-"""What comes in is converted, checked and sized here, once. Everything behind it may trust its arrays."""
+"""Inputs are converted, checked and sized here, once. The code below trusts its arrays."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from gpubackprop.definitions import Array
 from gpubackprop.interop import as_array, bytes_to_copy, on_gpu, to_backend
 from gpubackprop.losses import Loss
 
-AT_ONCE = 64 << 20  # bytes of a data set that are copied from a device at a time, to make a digest of it
-LARGEST_SHARE = 0.5  # of the free memory that a data set may take before it stays on the host
+AT_ONCE = 64 << 20  # bytes of a data set copied from a device at a time, for its digest
+LARGEST_SHARE = 0.5  # share of the free memory above which a data set stays on the host
 
 
 @dataclass(frozen=True)
 class Samples:
-    """X, or X, y and perhaps sample weights: as they were given, or (:meth:`on`) as the passes read them.
+    """X, or X, y and perhaps sample weights: as given, or (:meth:`on`) as the passes read them.
 
     Parameters
     ----------
     X, y, weight : array
     name : str
-        What an error message begins with, as in ``"validation_data: "``.
+        Prefix of error messages, as in ``"validation_data: "``.
     """
 
     X: Any
@@ -42,12 +42,12 @@ class Samples:
 
     @classmethod
     def given(cls, X: Any, y: Any, weight: Any = None, *, name: str = "") -> Self:
-        """Return what a caller has given, as arrays of any library on any device.
+        """Return the caller's inputs as arrays of any library on any device.
 
         Raises
         ------
         ValueError
-            One of them is no array.
+            One of them is not an array.
         """
         w = None if weight is None else as_array(weight, f"{name}sample_weight")
         return cls(as_array(X, f"{name}X"), as_array(y, f"{name}y"), w, name)
@@ -65,13 +65,13 @@ class Samples:
         return self.y is None or loss.kind.are_indices(self.y.shape)
 
     def nbytes(self, backend: Backend, a: Architecture) -> int:
-        """Return the bytes that :meth:`on` allocates on the backend's device: none for what lies there as the passes read it."""
+        """Return the bytes that :meth:`on` allocates on the backend's device: none for arrays already there in the right form."""
         y_dtype = np.dtype(np.int64) if self.indices(a.loss) else a.real
         arrays = (self.X, a.dtype), (self.y, y_dtype), (self.weight, a.real)
         return sum(bytes_to_copy(backend, array, dtype) for array, dtype in arrays if array is not None)
 
     def home(self, backend: Backend, a: Architecture, stream: bool | None = None) -> Backend:
-        """Return the backend where they lie while they are read: the device's, or the host's, from which batches are copied.
+        """Return the backend that holds them while they are read: the device's, or the host's, which batches are copied from.
 
         ``stream`` decides; where it is None, arrays of the host stay there if they take more than half of the device's free memory.
         """
@@ -97,7 +97,7 @@ class Samples:
             raise ValueError(f"{self.name}{error}") from None
 
     def digest(self, backend: Backend) -> str:
-        """Return the SHA-256 of all values, dtypes and shapes, in hexadecimal digits; they lie on the backend's device."""
+        """Return the SHA-256 of all values, dtypes and shapes, in hexadecimal digits; they are on the backend's device."""
         found = hashlib.sha256()
         for array in (self.X, self.y, self.weight):
             if array is not None:
@@ -109,14 +109,14 @@ class Samples:
         return found.hexdigest()
 
     def feed(self, arrays: Callable[[str], Array]) -> None:
-        """Write them into the inputs of a step without a data set of its own: ``samples.feed(step.names.array)``."""
+        """Write them into the inputs of a step that has no data set: ``samples.feed(step.names.array)``."""
         for name, array in (("X", self.X), ("y", self.y), ("w", self.weight)):
             if array is not None:
                 arrays(name)[...] = array
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Raise TypeError for an option that a function does not take, with the names of those that it takes."""
+    """Raise TypeError for an unknown option of a function, with the names of its options."""
     known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for name in options:
         if name not in known:
@@ -151,7 +151,7 @@ def check_targets(backend: Backend, y: Any, n: int, d: int, loss: Loss, dtype: n
     Raises
     ------
     ValueError
-        For another shape, labels out of range, or values that the loss has no meaning for.
+        For another shape, labels out of range, or values that the loss is not defined for.
     """
     kind, shape = loss.kind, tuple(int(s) for s in y.shape)
     indices = kind.are_indices(shape) and shape[0] == n
@@ -170,7 +170,7 @@ def check_targets(backend: Backend, y: Any, n: int, d: int, loss: Loss, dtype: n
 def check_weight(backend: Backend, weight: Any, n: int, dtype: np.dtype[Any], loss: Loss) -> Array | None:
     """Return sample weights (n,), finite, >= 0 and not all 0, or None.
 
-    Those of a mean, which only their ratios matter to, are divided by a power of two, so that the largest is in [1/2, 1).
+    In a mean only their ratios matter: they are divided by a power of two, so that the largest is in [1/2, 1).
     """
     if weight is None:
         return None
@@ -184,7 +184,7 @@ def check_weight(backend: Backend, weight: Any, n: int, dtype: np.dtype[Any], lo
     if loss.reduction == "mean":
         weight = backend.xp.ldexp(weight, -math.frexp(high)[1])
     elif not 0 < float(dtype.type(high)) < math.inf:
-        raise ValueError(f"sample_weight goes up to {high:g}, which {dtype} has no number for")
+        raise ValueError(f"sample_weight goes up to {high:g}, which overflows {dtype}")
     return backend.asarray(weight, dtype)
 
 
@@ -210,10 +210,10 @@ def check_parameter(
 def _numbers(
     backend: Backend, name: str, a: Any, dtype: Any, *, overflow: Literal["ignore", "warn"] = "ignore"
 ) -> Array:
-    """Return an array of real numbers; what overflows the dtype is infinite, which the caller looks for unless it warns."""
+    """Return an array of real numbers; values that overflow the dtype become infinite, which the caller checks."""
     try:
         array = to_backend(backend, a)
-        if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":  # which is of NumPy's kind "V"
+        if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":  # whose kind in NumPy is "V"
             raise TypeError
         with np.errstate(over=overflow):
             return backend.asarray(array, dtype)

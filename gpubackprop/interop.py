@@ -1,10 +1,10 @@
-"""Arrays from outside: what comes in is of any kind, what goes out is of the kind that came in.
+"""Arrays of other libraries: inputs may be of any kind, results are of the kind that came in.
 
-On a GPU arrays are taken where they are, and work is put on CuPy's current stream after what their producer had queued. Where
-an array tells its producer's stream (``__dlpack__``, or the ``stream`` of ``__cuda_array_interface__``), an event sees to that
-and the host does not wait. A CuPy array tells no stream: one that was made on another stream is its owner's to order, by an
-event or by ``synchronize()``, as everywhere in CuPy. The same holds after a call: what it has queued may still read the
-array, so another stream must not write to it before that is done.
+On a GPU arrays are used in place, and work is put on CuPy's current stream after their producer's queued work. Where
+an array tells its producer's stream (``__dlpack__``, or the ``stream`` of ``__cuda_array_interface__``), an event orders them
+and the host does not wait. A CuPy array tells no stream: if it was made on another stream, its owner must order it, by an
+event or by ``synchronize()``, as everywhere in CuPy. The same holds after a call: queued work may still read the array, so
+another stream must not write to it before that is done.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ON_GPU = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 def kind_of(a: Any) -> str:
-    """Return the library of an array: "numpy", "cupy", "torch", "jax"; "cupy" for others on a GPU, "numpy" for all the rest."""
+    """Return the library of an array: "numpy", "cupy", "torch", "jax"; "cupy" for others on a GPU, "numpy" for the rest."""
     module = type(a).__module__.partition(".")[0]
     module = {"jaxlib": "jax"}.get(module, module)
     if module in ("numpy", "cupy", "torch", "jax"):
@@ -35,7 +35,7 @@ def kind_of(a: Any) -> str:
 
 
 def on_gpu(a: Any) -> bool:
-    """Return whether an array lies on a CUDA device."""
+    """Return whether an array is on a CUDA device."""
     # asked first: torch's __cuda_array_interface__ raises where a gradient is required
     if hasattr(a, "__dlpack_device__"):
         return bool(a.__dlpack_device__()[0] in ON_GPU)
@@ -48,7 +48,7 @@ def as_array(a: Any, name: str = "a") -> Any:
     Raises
     ------
     ValueError
-        It is no array; the message calls it by its name.
+        It is not an array; the message has its name.
     """
     try:
         return _as_array(a, name)
@@ -56,7 +56,7 @@ def as_array(a: Any, name: str = "a") -> Any:
         raise MemoryError(f"{name} is too large for the memory: {error or type(a).__name__}") from error
     except ValueError:
         raise
-    except Exception as error:  # whatever an object raises that is asked for its numbers
+    except Exception as error:  # converting an object may raise anything
         raise ValueError(f"{name} is not an array of real numbers: {type(a).__name__}") from error
 
 

@@ -40,9 +40,9 @@ class Loss(Definition):
     mean_function : {"identity", "exp", "sigmoid", "softmax"} or None
         How ``predict_proba`` and ``predict`` read the outputs (the inverse of the link function).
     targets : {"real", "counts", "binary", "signs", "classes", "distribution"}
-        What y may hold; checked where data enters. Each is a class of :mod:`gpubackprop.targets`.
+        What y may hold; checked at the input. Each is a class of :mod:`gpubackprop.targets`.
     reduction : {"mean", "sum"}
-        How the losses of the samples are joined.
+        How the losses of the samples are combined.
     """
 
     family: Literal["elementwise", "softmax"] = "elementwise"
@@ -59,16 +59,16 @@ class Loss(Definition):
 
     @property
     def kind(self) -> Kind:
-        """What its targets are, and how its outputs are read."""
+        """The kind of its targets, which says how its outputs are read."""
         return kind_of(self.targets, self.mean_function)
 
     def made_of(self, dtype: np.dtype[Any], m: Math) -> tuple[Any, ...]:
         return self.family, *super().made_of(dtype, m)
 
     def scale(self, n: float, d: int, weighted: bool) -> float:
-        """Return the factor of every element: loss = scale * sum_i w_i sum_j ell_ij, w_i = 1 where there are no weights.
+        """Return the factor of each element: loss = scale * sum_i w_i sum_j ell_ij, w_i = 1 where there are no weights.
 
-        Under ``"mean"`` the weights come already divided by their sum.
+        Under ``"mean"`` the weights are already divided by their sum.
         """
         if self.reduction == "sum":
             return 1.0
@@ -187,7 +187,7 @@ def sigmoid_cross_entropy(real: Any, m: Any) -> Any:
     max(o, 0) - o t is written |o| t for o < 0, else |o| (1 - t), and sigmoid(o) - t for o >= 0 is (1 - t) - sigmoid(-o): nothing
     cancels where t is 0 or 1.
 
-    Each output is a probability of its own: y in [0, 1], (n, d). Source: Bishop (2006), eq. 4.90.
+    Each output is an independent probability: y in [0, 1], (n, d). Source: Bishop (2006), eq. 4.90.
     """
     zero, one = real(0), real(1)
     exp, log1p, fabs, where = m.exp, m.log1p, m.fabs, m.where
@@ -211,7 +211,7 @@ def poisson(real: Any, m: Any) -> Any:
 
     def ell(o: Any, t: Any) -> Any:
         rate = exp(o)
-        return where(rate == infinity, rate, rate - where(t == zero, zero, t * o))  # no inf - inf, no 0 inf
+        return where(rate == infinity, rate, rate - where(t == zero, zero, t * o))  # avoids inf - inf and 0 inf
 
     def dell(o: Any, t: Any) -> Any:
         return exp(o) - t

@@ -83,11 +83,11 @@ class MLP(Described, SetOnce, OnDevice):
     dtype : {"float32", "float64", "bfloat16", "float16"}
         With 16 bits: activations and products in 16 bits, sums and parameters in float32, and the loss scaled for float16.
     seed : int
-        Of the initial weights, the order of the mini-batches and the dropout masks; the same on every device.
+        For the initial weights, the order of the mini-batches and the dropout masks; the same on every device.
     initializer : str or callable
         ``"he_normal"`` and the others of :mod:`gpubackprop.initializers`; the gain is that of the activation.
     dropout : float
-        The share of hidden units dropped in training, in [0, 1).
+        Fraction of hidden units dropped in training, in [0, 1).
     matmul_precision : {"float32", "tf32"}
         How float32 matrices are multiplied on a GPU; TF32 is faster and keeps three decimal digits of each factor.
 
@@ -103,7 +103,7 @@ class MLP(Described, SetOnce, OnDevice):
     parameters, gradients : Parameters
         W_l, b_l and dW_l, db_l as views into one flat array each; the gradients are those of the last training step.
 
-    What describes a network (sizes, dtype, device, layers, these arrays) cannot be replaced; arrays may be written into.
+    The attributes (sizes, dtype, device, layers, these arrays) cannot be replaced; arrays may be written into.
     """
 
     def __init__(
@@ -131,14 +131,14 @@ class MLP(Described, SetOnce, OnDevice):
 
     @classmethod
     def of(cls, network: Network) -> Self:
-        """Return the face of a network that is there."""
+        """Return an MLP over an existing network."""
         model = cls.__new__(cls)
         model._begin(network)
         return model
 
     def _begin(self, network: Network) -> None:
         self._network = network
-        self._predictors: dict[int, tuple[Any, Predictor]] = {}  # by the samples of a call
+        self._predictors: dict[int, tuple[Any, Predictor]] = {}  # by batch size
         self._thread = _OfThread()
         self._of_class = frozenset((*vars(self), "_of_class"))  # a subclass or a user may add attributes
 
@@ -146,12 +146,12 @@ class MLP(Described, SetOnce, OnDevice):
 
     @property
     def network(self) -> Network:
-        """The network behind this face: memory, steps and the state of training."""
+        """The underlying network: memory, steps and the state of training."""
         return self._network
 
     @property
     def architecture(self) -> Architecture:
-        """What describes it: ``MLP.of(Network(replace(model.architecture, dtype="float64"), "cpu"))`` is a twin."""
+        """The description of the network; ``MLP.of(Network(replace(model.architecture, dtype="float64"), "cpu"))`` is a twin."""
         return self._network.architecture
 
     @property
@@ -188,7 +188,7 @@ class MLP(Described, SetOnce, OnDevice):
     # ------------------------------------------------------------------ for experiments
 
     def forward(self, X: Any) -> Any:
-        """Return the outputs o = h_L W_o + b_o, of the kind of array that X is.
+        """Return the outputs o = h_L W_o + b_o, as the same kind of array as X.
 
         Shapes
         ------
@@ -203,16 +203,14 @@ class MLP(Described, SetOnce, OnDevice):
         network.refresh()
         run = network.eager.take(network.eager.kind("forward", len(here)))
         output = run.layout.layers[-1].z
-        run.array(run.layout.inputs.X)[...] = (
-            here  # a copy, which backward reads after the caller may have filled X anew
-        )
+        run.array(run.layout.inputs.X)[...] = here  # a copy: the caller may overwrite X before backward reads it
         run.forward()
         o = like(self.backend, run.array(output).astype(self.real), given.X)
         self._thread.last = _Last(run, network.version)
         return o
 
     def backward(self, do: Any) -> Parameters:
-        """Return the gradients dW_l, db_l given do = d loss / d o of a loss of your own, for the last ``forward`` of this thread.
+        """Return the gradients dW_l, db_l given do = d loss / d o of any loss, for the last ``forward`` of this thread.
 
         Shapes
         ------
@@ -221,8 +219,8 @@ class MLP(Described, SetOnce, OnDevice):
         Raises
         ------
         ValueError
-            ``forward`` has not been called in this thread, or for another number of samples, or there was a ``fit`` or a
-            ``load_state_dict`` since.
+            ``forward`` has not been called in this thread, or for another number of samples, or ``fit`` or
+            ``load_state_dict`` has run since.
         """
         last = self._thread.last
         if last is None:
@@ -250,16 +248,16 @@ class MLP(Described, SetOnce, OnDevice):
         loss : array of shape (), float64
             On the device: ``float(loss)`` waits for it.
         gradients : Parameters
-            ``gradients.W[l]``, ``gradients.b[l]``, l = 0 the first layer; a copy, of the kind of array that X is.
+            ``gradients.W[l]``, ``gradients.b[l]``, l = 0 the first layer; a copy, as the same kind of array as X.
         """
         given = Samples.given(X, y, sample_weight)
         with self._differentiated(given) as (run, _):
             return run.array(run.layout.value)[0].copy(), self._gradients_like(run, given.X)
 
     def trace(self, X: Any, y: Any, sample_weight: Any = None) -> Trace:
-        """Return every intermediate of a forward and a backward pass, as arrays of their own.
+        """Return every intermediate of a forward and a backward pass, each in its own array.
 
-        The kernels are those of a step; only the memory is not shared.
+        The kernels are those of a step; only the memory differs.
         """
         given = Samples.given(X, y, sample_weight)
         with self._differentiated(given, keep=True) as (run, here):
@@ -274,7 +272,7 @@ class MLP(Described, SetOnce, OnDevice):
 
     @contextmanager
     def _differentiated(self, given: Samples, *, keep: bool = False) -> Iterator[tuple[Pass, Array]]:
-        """The passes of this call alone over data where they are, and X there; both are forgotten afterwards."""
+        """Yield a pass over this data that no other call uses, and X on its device."""
         self._check_room("gradients", given, keep=keep)
         here, eager = given.on(self.backend, self.architecture, finite=False), self._network.eager
         indices, weighted = here.y.ndim == 1, here.weight is not None
@@ -309,7 +307,7 @@ class MLP(Described, SetOnce, OnDevice):
         micro_batch_size: int | str | None = None,
         memory: Memory | None = None,
     ) -> Step:
-        """Return one training step as data: the list of its operations, in memory of its own.
+        """Return one training step as data: the list of its operations, in its own memory.
 
         Parameters
         ----------
@@ -324,21 +322,21 @@ class MLP(Described, SetOnce, OnDevice):
         weighted : bool
             Without ``data``: there are sample weights, in ``step.names.array("w")``.
         keep : bool
-            Give every intermediate memory of its own.
+            Give every intermediate its own memory.
         micro_batch_size : int or "auto", optional
-            Go through the passes with so many samples at a time, and add up their gradients in order: the update is that of
+            Run the passes on this many samples at a time, and add up their gradients in order: the update is that of
             the whole mini-batch up to rounding, and the workspace is that of a micro-batch. "auto": the fewest micro-batches
             that fit into the free memory of the device.
         memory : Memory, optional
-            Take arrays from here where they are there, and put new ones here: steps of several sizes share the memory of
-            the first, which must be the largest.
+            Reuse the arrays found here and add new ones: steps of several sizes share the memory of the first, which
+            must be the largest.
 
         Raises
         ------
         ValueError
-            A size is no whole number >= 1, or micro-batches would not have the dropout masks of the mini-batch.
+            A size is not a whole number >= 1, or micro-batches would not have the dropout masks of the mini-batch.
         DeviceMemoryError
-            The step does not fit; nothing has changed, and a smaller batch may be tried.
+            The step does not fit; nothing has changed, so a smaller batch can be tried.
         """
         return self._network.step(
             batch_size, optimizer, data=data, class_indices=class_indices, weighted=weighted, keep=keep,
@@ -355,18 +353,18 @@ class MLP(Described, SetOnce, OnDevice):
         Raises
         ------
         RuntimeError
-            Another ``fit`` trains this network, in another thread or around this callback. While it runs, callbacks may
-            predict, evaluate, save and load parameters, other threads only what leaves the network as it is.
+            Another ``fit`` is training this network, in another thread or around this callback. While it runs, callbacks may
+            predict, evaluate, save and load parameters; other threads may only do what leaves the network unchanged.
         """
         check_options(fit, options)
-        self._thread.last = None  # its intermediates are those of other parameters, and take memory
+        self._thread.last = None  # its intermediates are stale, and take memory
         with self._network.held():
             return fit(self, X, y, epochs=epochs, batch_size=batch_size, **options)
 
     def predict(self, X: Any) -> Any:
-        """Return what the loss makes of the outputs: class indices (n,); 0 or 1; -1 or +1; the rate e^o; or o itself.
+        """Return the predictions that the loss defines: class indices (n,); 0 or 1; -1 or +1; the rate e^o; or o itself.
 
-        Where y of the last ``fit`` was one number a sample, the shape is that of y: (n,) or (n, 1).
+        If y of the last ``fit`` was one number per sample, the shape is that of y: (n,) or (n, 1).
         """
         return self._read(X, self.loss.kind.predict, self.target_shape if self.target_shape in ((), (1,)) else None)
 
@@ -390,30 +388,30 @@ class MLP(Described, SetOnce, OnDevice):
         return evaluate(self._network, self._in_batches(samples.X), samples)
 
     def predictor(self, batch_size: int = 1) -> Predictor:
-        """Return the forward pass prepared for so many samples at a time: ``predictor(X)`` gives the outputs o.
+        """Return a forward pass prepared for ``batch_size`` samples: ``predictor(X)`` returns the outputs o.
 
-        For one sample at a time with the least latency; :meth:`predict` is for whole data sets.
+        It has the lowest latency for one sample at a time; :meth:`predict` is for whole data sets.
         """
         return Predictor(self._network, check_count("batch_size", batch_size))
 
     def outputs_in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
-        """Yield (rows, o) for consecutive batches of X, an array on the device, or on the host where it is too large for that."""
+        """Yield (rows, o) for consecutive batches of X, an array on the device, or on the host if it does not fit."""
         given = Samples.features(X)
         here = given.on(given.home(self.backend, self.architecture), self.architecture, finite=False)
         for rows, o in self._in_batches(here.X):
             yield rows, o.copy()
 
     def _in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
-        """As :meth:`outputs_in_batches`; o is overwritten by the next."""
+        """Like :meth:`outputs_in_batches`, but the next batch overwrites o."""
         n = min(EVALUATION_BATCH, 1 << (len(X) - 1).bit_length())
         formulas = tuple(version_of(a, self.dtype) for a in self.activations)
         prepared = self._predictors.get(n)
-        if prepared is None or prepared[0] != formulas:  # what an activation reads may have been edited since
+        if prepared is None or prepared[0] != formulas:  # a value that an activation reads may have changed since
             prepared = self._predictors[n] = formulas, Predictor(self._network, n)
         yield from prepared[1].in_batches(X)
 
     def warmup(self, batch_size: int = 128, optimizer: str | Optimizer = "adam", class_indices: bool = True) -> None:
-        """Compile what ``fit``, ``predict`` and ``evaluate`` need, or load it from disk; this network does not change.
+        """Compile the kernels of ``fit``, ``predict`` and ``evaluate``, or load them from disk; the network does not change.
 
         Parameters
         ----------
@@ -432,7 +430,7 @@ class MLP(Described, SetOnce, OnDevice):
         evaluate(twin.network, twin.outputs_in_batches(X), Samples(X, y))
 
     def _read(self, X: Any, read: Callable[[Array, Any], Array], shape: tuple[int, ...] | None = None) -> Any:
-        """Return what ``read(o, xp)`` makes of the outputs, batch by batch on the device, of the kind of array that X is."""
+        """Return what ``read(o, xp)`` makes of the outputs, batch by batch on the device, as the same kind of array as X."""
         given = Samples.features(X)
         home = given.home(self.backend, self.architecture)
         here, result = given.on(home, self.architecture), None
@@ -447,7 +445,7 @@ class MLP(Described, SetOnce, OnDevice):
     # ------------------------------------------------------------------ parameters, devices, files
 
     def to(self, device: str) -> MLP:
-        """Return this network on another device: the same parameters, the state of the optimizer starts anew."""
+        """Return this network on another device: with the same parameters and a fresh optimizer state."""
         return self.twin(device)
 
     def twin(self, device: str | None = None, **changes: Any) -> MLP:
@@ -463,7 +461,7 @@ class MLP(Described, SetOnce, OnDevice):
         return MLP.of(self._network.twin(device, **changes))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy, by ``pickle`` or ``copy.deepcopy``, is made of: no memory, but what is in it."""
+        """Return the state for ``pickle`` and ``copy.deepcopy``: the contents of memory, without addresses."""
         state, to_host = self.optimizer_state, self.backend.to_numpy
         arrays = None if state is None else [to_host(a).copy() for a in state.arrays]
         return {
@@ -489,14 +487,14 @@ class MLP(Described, SetOnce, OnDevice):
         return self._network.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over parameters under the names of :meth:`state_dict`; all of them or none.
+        """Load parameters under the names of :meth:`state_dict`; all of them or none.
 
         Raises
         ------
         ValueError
-            A name is missing or too many, a shape differs, or a value is no real number that is finite in this network's dtype.
+            A name is missing or unexpected, a shape differs, or a value is not real and finite in this network's dtype.
         RuntimeError
-            A ``fit`` in another thread trains this network.
+            A ``fit`` in another thread is training this network.
         """
         self._network.load_state_dict(state)
 
@@ -505,7 +503,7 @@ class MLP(Described, SetOnce, OnDevice):
         save(self._network, path)
 
     def _check_room(self, purpose: str, given: Samples, *, keep: bool = False) -> None:
-        """Raise DeviceMemoryError if a pass, its data included, does not fit; for shapes met before nothing is asked."""
+        """Raise DeviceMemoryError if a pass and its data do not fit; shapes seen before are not checked again."""
         if len(given):
             eager, indices, weighted = self._network.eager, given.indices(self.loss), given.weight is not None
             kind = eager.kind(purpose, len(given), class_indices=indices, weighted=weighted, keep=keep)
@@ -518,14 +516,14 @@ class MLP(Described, SetOnce, OnDevice):
 
 
 class _Last(NamedTuple):
-    """The last forward pass of a thread, and how often the parameters had been changed by then."""
+    """The last forward pass of a thread, and the version of the parameters it used."""
 
     run: Pass
     version: int
 
 
 class _OfThread(threading.local):
-    """What each thread has of a network for itself."""
+    """What a network keeps per thread."""
 
     last: _Last | None = None
 
@@ -533,20 +531,20 @@ class _OfThread(threading.local):
 def fingerprint(model: MLP) -> str:
     """Return the SHA-256 of a network's architecture and parameters, in hexadecimal digits.
 
-    Two trainings with the same seed, data, settings and ``history.determined_by`` end with the same fingerprint, whatever the
-    number of threads, and however often they were interrupted.
+    Two trainings with the same seed, data, settings and ``history.determined_by`` end with the same fingerprint, for any
+    number of threads and interruptions.
     """
     return fingerprint_of(model.network)
 
 
 def load(path: Any, device: str = "cpu") -> MLP:
-    """Return the network in a file that :meth:`MLP.save` wrote, on any device.
+    """Load a network from a file that :meth:`MLP.save` wrote, onto any device.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is truncated, of another format, or names an activation, loss or initializer that is not registered.
+        The file is truncated, has another format, or names an activation, loss or initializer that is not registered.
     """
     return MLP.of(load_training(path, device)[0])

@@ -29,7 +29,7 @@ from gpubackprop.step.step import record
 
 @dataclass
 class OptimizerState(SetOnce):
-    """What changes during training, beside the parameters; all of it on the device (see :mod:`gpubackprop.step.state`).
+    """What training changes besides the parameters; all of it is on the device (see :mod:`gpubackprop.step.state`).
 
     The arrays may be written into, not replaced.
     """
@@ -63,7 +63,7 @@ class Hold:
     pid: int
     thread: int
     has_state: bool = False
-    """It has chosen the state of its optimizer."""
+    """Whether it has chosen its optimizer state."""
 
     @property
     def is_mine(self) -> bool:
@@ -78,9 +78,9 @@ class Network(Described, SetOnce, OnDevice):
     ----------
     architecture : Architecture
     device : str or Backend
-        ``matmul_precision`` of the architecture is kept where the device has none, for when the network goes on to a GPU.
+        A device without ``matmul_precision`` keeps the architecture's, for a later move to a GPU.
     parameters : array, shape (size,), optional
-        The flat array of the parameters, on the host; by default what the architecture's initializer makes.
+        The flat array of the parameters, on the host; by default from the architecture's initializer.
 
     Raises
     ------
@@ -125,10 +125,10 @@ class Network(Described, SetOnce, OnDevice):
         # what the products read: the parameters themselves, or a copy of them in 16 bits
         self.weights = Parameters(self.layer_sizes, arrays["parameters_16"]) if mixed else self.parameters
         self.fixed_arrays: Mapping[str, Array] = arrays
-        self._sums = Memory()  # of gradients and losses over micro-batches
+        self._sums = Memory()  # sums of gradients and losses over micro-batches
         self._optimizer_state: OptimizerState | None = None
-        self._holds: dict[str, Hold] = {}  # a fit that trains this network
-        self._version = 0  # counts what changed the parameters
+        self._holds: dict[str, Hold] = {}  # the fit that is training this network
+        self._version = 0  # counts changes of the parameters
         self.eager = EagerPasses(self._architecture, self.backend, arrays)
         self.parameters.flat[...] = self.backend.asarray(host)
         self.refresh()
@@ -161,35 +161,35 @@ class Network(Described, SetOnce, OnDevice):
         return advice(name)
 
     def refresh(self) -> None:
-        """Round the parameters to the 16-bit weights again, where there are such, after they were changed from outside."""
+        """Round the parameters to the 16-bit weights again, if there are any, after a change from outside."""
         if self.weights is not self.parameters:
             hold = self._hold
             if hold is None or hold.is_mine:  # a step rounds them itself, perhaps at this moment
                 self.weights.flat[...] = self.parameters.flat
 
     def changed(self) -> None:
-        """Note that the parameters are others than those of earlier passes."""
+        """Note that the parameters have changed since earlier passes."""
         self._version += 1
         self.refresh()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep this network for one fit.
+        """Reserve this network for one fit.
 
         Raises
         ------
         RuntimeError
-            Another fit trains it.
+            Another fit is training it.
         """
         hold = Hold(os.getpid(), threading.get_ident())
         try:
-            other = self._holds.setdefault("fit", hold)  # in one: there may be threads
-            if other.pid != hold.pid:  # of the process that this one was forked from, where its fit goes on
+            other = self._holds.setdefault("fit", hold)  # atomic: there may be other threads
+            if other.pid != hold.pid:  # a fit of the parent process, which continues there
                 self._holds["fit"] = other = hold
             if other is not hold:
                 where = "this thread, from a callback" if other.is_mine else "another thread"
                 raise RuntimeError(
-                    f"the network is in a fit of {where}; wait until that is over, or train a copy: copy.deepcopy(model).fit(...)"
+                    f"the network is in a fit of {where}; wait until it ends, or train a copy: copy.deepcopy(model).fit(...)"
                 )
             self._version += 1
             yield
@@ -203,11 +203,11 @@ class Network(Described, SetOnce, OnDevice):
         return hold if hold is not None and hold.pid == os.getpid() else None
 
     def check_not_held(self, what: str) -> None:
-        """Raise RuntimeError if a fit in another thread trains this network."""
+        """Raise RuntimeError if a fit in another thread is training this network."""
         hold = self._hold
         if hold is not None and not hold.is_mine:
             raise RuntimeError(
-                f"{what} would change the network under a fit of another thread; wait until that is over"
+                f"{what} would change the network while another thread's fit is running; wait until it ends"
             )
 
     def twin(self, device: str | Backend | None = None, **changes: Any) -> Network:
@@ -218,7 +218,7 @@ class Network(Described, SetOnce, OnDevice):
             device = {"gpu": "cuda:0", "cuda": "cuda:0"}.get(device, device)
         place = self.backend if device is None or device == self.device else device
         architecture = replace(self._architecture, **changes)
-        if architecture.layer_sizes != self.layer_sizes:  # which may have as many parameters
+        if architecture.layer_sizes != self.layer_sizes:  # other sizes may have as many parameters
             raise ValueError(
                 f"layer_sizes is {shown(architecture.layer_sizes)}; a twin has the same parameters, and so {self.layer_sizes}"
             )
@@ -247,7 +247,7 @@ class Network(Described, SetOnce, OnDevice):
         optimizer = None if optimizer is None else optimizer_of(optimizer)
 
         def parts(n: int, m: int) -> dict[str, int]:
-            if memory is not None:  # the caller has seen to it
+            if memory is not None:  # the caller has chosen
                 return {}
             return self.step_parts(n, m, indices=indices, weighted=weighted, optimizer=optimizer, keep=keep)
 
@@ -274,7 +274,7 @@ class Network(Described, SetOnce, OnDevice):
     def _place(
         self, step: Step, in_parts: bool, optimizer: Optimizer | None, data: Data | None, memory: Memory
     ) -> Memory:
-        """Return memory for all arrays of a step; what only it needs is allocated in ``memory``."""
+        """Return memory for all arrays of a step; arrays that only it uses are allocated in ``memory``."""
         arrays = dict(self.fixed_arrays)
         if data is not None:
             given = {"X_all": data.X, "y_all": data.y, "w_all": data.weight, "order": data.order}
@@ -298,14 +298,14 @@ class Network(Described, SetOnce, OnDevice):
         return result
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over parameters under the names of :meth:`state_dict`; all of them or none.
+        """Load parameters under the names of :meth:`state_dict`; all of them or none.
 
         Raises
         ------
         ValueError
-            A name is missing or too many, a shape differs, or a value is no real number that is finite in this network's dtype.
+            A name is missing or unexpected, a shape differs, or a value is not real and finite in this network's dtype.
         RuntimeError
-            A ``fit`` in another thread trains this network.
+            A ``fit`` in another thread is training this network.
         """
         self.check_not_held("load_state_dict")
         shapes = {}
@@ -338,7 +338,7 @@ class Network(Described, SetOnce, OnDevice):
         keep: bool = False,
         buffers: int = 1,
     ) -> dict[str, int]:
-        """Return the bytes that a step over n samples, m at a time, has yet to allocate; ``buffers`` hold a mini-batch each."""
+        """Return the bytes that a step over n samples, m at a time, has yet to allocate; each of ``buffers`` holds a mini-batch."""
         a = self._architecture
         given = layout.inputs(a, n, class_indices=indices, weighted=weighted)
         part = layout.layout(a, given.rows(0, m), dropout=True, keep=keep)
@@ -368,7 +368,7 @@ class Network(Described, SetOnce, OnDevice):
         if auto:
             multiple = self._architecture.micro_batch_multiple
             return choose_micro_batch(self.backend, what, n, lambda m: parts(n, m), multiple)
-        advice = ", and micro_batch_size='auto' takes the whole in parts" if micro_batch_size is None else ""
+        advice = ", or micro_batch_size='auto' to split the batch" if micro_batch_size is None else ""
         check_memory(self.backend, what, n, lambda k: parts(k, min(k, m)), advice)
         return m
 
@@ -383,10 +383,8 @@ class Network(Described, SetOnce, OnDevice):
         self.check_not_held("state_of")
         if not self._has_state(optimizer):
             if hold is not None and hold.has_state:
-                raise RuntimeError(
-                    "another optimizer would forget the state of the fit that runs; wait until that is over"
-                )
-            # first, since there may be no memory for it
+                raise RuntimeError("another optimizer would discard the state of the running fit; wait until it ends")
+            # first, since the allocation may fail
             new = Memory().allocate(layout.state(self._architecture, optimizer), self.backend.zeros).arrays
             counters, scalars = self.fixed_arrays["counters"], self.fixed_arrays["scalars"]
             new["rate"][0] = optimizer.schedule.learning_rate
@@ -406,14 +404,14 @@ def advice(name: str) -> str:
     if name in ("parameters", "weights", "gradients"):
         return "write into the arrays: model.parameters.W[l][...] = value"
     if name in ("optimizer_state", "real"):
-        return "it is given by the rest of the network; a step or a fit makes the state of an optimizer"
+        return "it follows from the rest of the network; a step or a fit creates the optimizer state"
     if name in ("device", "backend"):
         return "model.to(device) returns the network on another device"
     return f"make another network with MLP(..., {name}=...)"
 
 
 def optimizer_of(optimizer: str | Optimizer) -> Optimizer:
-    """Return an optimizer, or the one of a name with its own defaults."""
+    """Return an optimizer; a name stands for one with its defaults."""
     if isinstance(optimizer, str):
         return OPTIMIZERS.resolve(optimizer)()
     if not isinstance(optimizer, Optimizer):

@@ -1,6 +1,6 @@
 """Optimizers: the update of one parameter, defined once, on scalars.
 
-An optimizer is its hyperparameters (an immutable dataclass); what changes during training lives in arrays beside the
+An optimizer is its hyperparameters (an immutable dataclass); what changes during training is in arrays next to the
 parameters. ``define(real, m)`` returns two scalar functions:
 
 ``constants(t, lr)``
@@ -9,8 +9,8 @@ parameters. ``define(real, m)`` returns two scalar functions:
     per parameter: the new p, s0, s1, s2, where s0 ... are the first ``n_states`` state arrays (zero at first).
 
 Both take the optimizer's ``numbers``, a tuple, as further arguments, ``update`` in the dtype of the arithmetic. Kernels read
-them from memory, so that other hyperparameters need no other kernel. An optimizer may have none and close over its numbers;
-each value of them is then compiled. Whether something is done at all (momentum, nesterov, ...) is always compiled.
+them from memory, so other hyperparameters need no other kernel. An optimizer may have none and close over its numbers; each
+value is then compiled. Options that add or remove terms (momentum, nesterov, ...) are always compiled.
 
 Names and defaults are PyTorch's where PyTorch has the optimizer. ``weight_decay`` is coupled (added to the gradient)
 in SGD, Adam, RMSprop and Adagrad, and decoupled (p shrinks by lr * weight_decay) in AdamW and Lion. It acts on all
@@ -45,7 +45,7 @@ Scalars = tuple[Callable[..., tuple[float, float, float]], Callable[..., tuple[A
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The base of all optimizers.
+    """Base class of all optimizers.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Optimizer:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "define" in vars(cls) and "numbers" not in vars(cls):
-            cls.numbers = ()  # the base class's are for the base class's formulas
+            cls.numbers = ()  # the base class's numbers are for its own formulas
         OPTIMIZERS[cls.__name__.lower()] = cls
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__} has no step-wise update")
 
     def made_of(self, dtype: np.dtype[Any], m: Math) -> tuple[Any, ...]:
-        """Return all that kernels for a dtype read of this optimizer; the base learning rate and ``numbers`` are data."""
+        """Return everything that kernels for a dtype read of this optimizer; the base learning rate and ``numbers`` are data."""
         schedule = self.schedule
         constants, _ = self.define(np.float64, m)
         _, update = self.define(dtype.type, m)
@@ -120,7 +120,7 @@ def _largest_to_square(real: Any) -> Any:
 
 
 def _part_of_average(beta: float) -> float:
-    """Return the share of the smaller part of a running average, which is exact where 1 - beta is not."""
+    """Return the smaller coefficient of a running average, which is exact where 1 - beta is not."""
     return float(1 - beta if beta >= 0.5 else beta)
 
 
@@ -129,10 +129,10 @@ def _check_eps(eps: float) -> None:
 
 
 def _check_betas(optimizer: Adam | Lion) -> None:
-    """Check the two betas, and keep them as a tuple, whatever they came in."""
+    """Check the two betas, and store them as a tuple."""
     try:
         betas = tuple(plain(b) for b in islice(optimizer.betas, 3))
-    except Exception:  # whatever iterating over it raises
+    except Exception:  # iterating over it may raise anything
         betas = ()
     if len(betas) != 2 or not all(type(b) in (int, float) and 0 <= b < 1 for b in betas):
         raise ValueError(f"betas is {shown(optimizer.betas)}; it must be two numbers in [0, 1)")
@@ -214,7 +214,7 @@ class Adam(Optimizer):
 
     @property
     def numbers(self) -> tuple[float, ...]:  # type: ignore[override]
-        """Both betas, what is used of them in an average, eps, weight decay."""
+        """Both betas, their coefficients in an average, eps, weight decay."""
         return *map(float, self.betas), *map(_part_of_average, self.betas), float(self.eps), float(self.weight_decay)
 
     def define(self, real: Any, m: Any) -> Scalars:
@@ -274,8 +274,8 @@ class RMSprop(Optimizer):
     """v <- alpha v + (1 - alpha) g^2; p <- p - eta g / (sqrt(v) + eps); centered, v is the variance of g.
 
     eps stands outside the root, as in ``torch.optim.RMSprop`` (TensorFlow has it inside). PyTorch's mean of g^2 less the square
-    of the mean of g is a variance that may come out negative; here v <- alpha (v + (1 - alpha) (g - mean)^2), the same
-    number, which cannot.
+    of the mean of g is a variance that rounding may make negative; here v <- alpha (v + (1 - alpha) (g - mean)^2),
+    mathematically equal, cannot be.
     Source: Hinton (2012), lecture 6e; centered: Graves (2013), eq. 38.
     """
 
@@ -423,7 +423,7 @@ class Lion(Optimizer):
 
     @property
     def numbers(self) -> tuple[float, ...]:  # type: ignore[override]
-        """What is used of both betas in an average, weight decay."""
+        """The coefficients of both betas in an average, weight decay."""
         return *map(_part_of_average, self.betas), float(self.weight_decay)
 
     def define(self, real: Any, m: Any) -> Scalars:

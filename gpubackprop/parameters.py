@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SetOnce:
-    """A base of what compiled code relies on: public attributes are set once. Arrays are written into, never replaced.
+    """Base class whose public attributes are set once, since compiled code relies on them. Arrays are written into, never replaced.
 
     Compiled steps hold the addresses of these arrays, and sizes and dtypes say how far they reach.
     """
@@ -48,7 +48,7 @@ class SetOnce:
 
 
 class Views(tuple[Array, ...]):
-    """The views of all layers: an array may be written into, not put in another's place."""
+    """The views of all layers: an array may be written into, not replaced."""
 
     def __setitem__(self, l: int, value: Any) -> None:  # noqa: E741  (the layer)
         if value is not self[l]:  # the same one comes back from ``W[l] += 1``
@@ -86,7 +86,7 @@ class Parameters(SetOnce):
         return cls(layer_sizes, backend.zeros((flat_size(layer_sizes),), dtype))
 
     def copy(self) -> Parameters:
-        """Return a copy that later passes leave alone."""
+        """Return a copy that later passes do not change."""
         with device_of(self.flat):
             return Parameters(self.layer_sizes, self.flat.copy())
 
@@ -114,7 +114,7 @@ def initial_parameters(architecture: Architecture) -> np.ndarray:
     for W, gain in zip(Parameters(a.layer_sizes, flat).W, gains, strict=True):
         made = np.asarray(a.initializer(rng, W.shape[0], W.shape[1], gain))
         fits = made.shape == W.shape and made.dtype.kind in "biuf"
-        with np.errstate(over="ignore"):  # what overflows is found below
+        with np.errstate(over="ignore"):  # overflow is checked below
             W[...] = made if fits else np.nan
         if not np.isfinite(W).all():
             raise ValueError(f"initializer returned {shown(made)}; it must return finite numbers of shape {W.shape}")

@@ -20,7 +20,7 @@ def define_philox(u32: Any, u64: Any) -> Callable[..., Any]:
     Parameters
     ----------
     u32, u64 : callable
-        Conversions to uint32 (keeping the low bits) and uint64 of whatever is computed with.
+        Conversions to uint32 (keeping the low bits) and uint64 for the type of the computation.
     """
     m0, m1, high = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57), np.uint64(32)
     w0, w1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)

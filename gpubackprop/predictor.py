@@ -1,4 +1,4 @@
-"""Prediction: the forward pass, prepared once for a number of samples."""
+"""Prediction: the forward pass, prepared once for a fixed batch size."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from gpubackprop.step import Step, layout
 from gpubackprop.step.buffers import Buffer, Memory
 from gpubackprop.step.step import record_forward
 
-QUEUES = 16  # streams, or threads with streams of their own, whose passes are kept; they come and go
+QUEUES = 16  # streams (or threads with their own) whose passes are kept; they come and go
 
 
 class _Prepared(NamedTuple):
-    """A forward pass that one caller at a time may run."""
+    """A forward pass that only one caller may run at a time."""
 
     X: Array
     o: Array
@@ -31,16 +31,16 @@ class _Prepared(NamedTuple):
 
 
 class Predictor(OnDevice):
-    """The outputs o of a network for a fixed number of samples, with everything decided and allocated beforehand.
+    """The outputs o of a network for a fixed number of samples, with everything chosen and allocated in advance.
 
     It reads the parameters where they are, so it follows training and :meth:`MLP.load_state_dict`. Several threads may call it
-    at once: each call has memory of its own, of which as much is kept as was ever needed at a time.
+    at once: each call has its own memory, and as much is kept as was ever in use at a time.
 
     Parameters
     ----------
     network : Network
     batch_size : int
-        Samples of a call.
+        Samples per call.
 
     Examples
     --------
@@ -55,7 +55,7 @@ class Predictor(OnDevice):
         self._network, self._n, d = network, batch_size, network.layer_sizes[0]
         self.backend = network.backend
         self._dtype, self._shape, self._size = network.dtype, (batch_size, d), batch_size * d
-        # arrays that need no more than a look: of this type, dtype and size, where all calls are of one queue
+        # fast path: arrays of this type, dtype and size, when all calls use one queue
         self._simple = np.ndarray if self.backend.xp is np and network.weights is network.parameters else None
         self._of_queues: dict[Any, list[_Prepared]] = {}  # nothing orders the work of two queues of a device
         self._free = self._here()
@@ -65,9 +65,9 @@ class Predictor(OnDevice):
         return Predictor, (self._network, self._n)
 
     def __call__(self, X: Any) -> Array:
-        """Return the outputs for X, shape (batch_size, d_0), or (d_0,) for one sample, of the kind of array that X is.
+        """Return the outputs for X, shape (batch_size, d_0), or (d_0,) for one sample, as the same kind of array as X.
 
-        X is quickest as an array of the network's dtype on its device. Its values are not looked at.
+        Fastest if X has the network's dtype and is on its device. Its values are not checked.
         """
         # list.pop and list.append are atomic: no lock, which a forked process could find taken
         if type(X) is not self._simple or X.dtype is not self._dtype or X.size != self._size:
@@ -96,7 +96,7 @@ class Predictor(OnDevice):
         for first in range(0, len(X), n):
             rows = slice(first, min(first + n, len(X)))
             count = rows.stop - rows.start
-            prepared.X[:count] = self.backend.asarray(X[rows])  # which may lie on the host
+            prepared.X[:count] = self.backend.asarray(X[rows])  # which may be on the host
             prepared.run()
             yield rows, prepared.o[:count]
         free.append(prepared)
@@ -113,7 +113,7 @@ class Predictor(OnDevice):
             return like(self.backend, result, given)
 
     def _here(self) -> list[_Prepared]:
-        """Return the passes that are free, of the current queue of the device."""
+        """Return the free passes of the device's current queue."""
         queue = self.backend.queue()
         free = self._of_queues.get(queue)
         if free is None:
@@ -123,7 +123,7 @@ class Predictor(OnDevice):
         return free
 
     def _take(self) -> _Prepared:
-        """Return a pass that is the caller's alone, until it is free again; not after an exception, since threads may run on."""
+        """Lend a pass to one caller; after an exception it is not reused, since threads may still run."""
         try:
             return self._here().pop()
         except IndexError:

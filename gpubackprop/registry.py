@@ -1,4 +1,4 @@
-"""A registry: a dictionary from names to definitions whose errors say what there is."""
+"""A registry: a dictionary from names to definitions, whose errors list the names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Registry(dict[str, T]):
         Raises
         ------
         ValueError
-            The name is unknown; the message lists the names there are.
+            The name is unknown; the message lists the known names.
         """
         if not isinstance(name, str):
             result: T = name

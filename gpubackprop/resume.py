@@ -1,4 +1,4 @@
-"""A training that was interrupted, from its folder."""
+"""Resume an interrupted training from its folder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from gpubackprop.training.run import Run
 
 
 class Resumed:
-    """A run as of its last checkpoint: what :func:`resume` returns.
+    """A run at its last checkpoint, as :func:`resume` returns it.
 
     Attributes
     ----------
     model : MLP
     history : History
-        Of the epochs that are done.
+        Of the finished epochs.
     settings : dict
         Of its ``fit``: epochs, batch size, digests of the data, ....
     """
@@ -28,12 +28,12 @@ class Resumed:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its ``fit`` was asked for."""
+        """The settings of its ``fit``."""
         return dict(self._run.settings)
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the caller of its ``fit`` left in it."""
+        """What the caller of its ``fit`` stored in it."""
         return dict(self._run.about)
 
     def __repr__(self) -> str:
@@ -52,14 +52,14 @@ class Resumed:
         progress: bool = True,
         stream_data: bool | None = None,
     ) -> History:
-        """Go on to the end, with the bits of a training that was never interrupted.
+        """Continue to the end, with the bits of an uninterrupted training.
 
         Parameters
         ----------
         X, y, sample_weight, validation_data : array
             The same as in the first ``fit``, in the same order.
         callbacks : Callback or iterable of them, optional
-            The run's own where it has only this package's; else such ones as in the first ``fit``, in the same order.
+            By default the run's own, if all are of this package; otherwise the same as in the first ``fit``, in order.
         epochs : int, optional
             As in the first ``fit``, or more: a schedule that has ended by then keeps its last rate.
         progress : bool
@@ -74,7 +74,7 @@ class Resumed:
         Raises
         ------
         RunError
-            Data or settings are not those of the run, or it has ended.
+            Data or settings differ from those of the run, or it has ended.
         """
         settings, state = self.settings, self.model.optimizer_state
         assert state is not None
@@ -90,22 +90,22 @@ class Resumed:
 def resume(
     folder: str | Path, device: str | None = None, *, previous: bool = False, checkpoint_every: str | int = "30s"
 ) -> Resumed:
-    """Return the training in a folder that ``fit(..., checkpoint=folder)`` wrote; its ``fit(X, y)`` goes on to the end.
+    """Return the training in a folder that ``fit(..., checkpoint=folder)`` wrote; its ``fit(X, y)`` continues to the end.
 
     Parameters
     ----------
     folder : str or Path
     device : str, optional
-        That of the run by default; on another one the bits are others.
+        By default that of the run; another device gives other bits.
     previous : bool
-        Take the checkpoint before the last, which is there in case the last is damaged.
+        Use the checkpoint before the last, in case the last is damaged.
     checkpoint_every : str or int
         See :func:`gpubackprop.training.fit.fit`.
 
     Raises
     ------
     FileNotFoundError
-        There is no run.
+        The folder holds no run.
     RunError
         The checkpoint is damaged; the message says whether the one before it is whole.
 

@@ -21,7 +21,7 @@ SCHEDULES: Registry[type[Schedule]] = Registry("schedule")
 
 @dataclass(frozen=True)
 class Schedule:
-    """eta(t) = learning_rate: the constant schedule, and the base of the others.
+    """eta(t) = learning_rate: the constant schedule, and the base class of the others.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Schedule:
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "define" in vars(cls) and "numbers" not in vars(cls):
-            cls.numbers = ()  # the base class's are for the base class's formula
+            cls.numbers = ()  # the base class's numbers are for its own formula
         SCHEDULES[name or "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__)[1:]] = cls
 
     def __post_init__(self) -> None:
@@ -51,8 +51,8 @@ class Schedule:
     def define(self, m: Math) -> Callable[..., Any]:
         """Return factor(t, *numbers), a scalar function in float64; eta(t) = learning_rate * factor(t, *numbers).
 
-        Kernels read ``numbers`` from memory, so that another one of them needs no other kernel; what a schedule closes over
-        instead is compiled.
+        Kernels read ``numbers`` from memory, so other values need no other kernel; values that a schedule closes over are
+        compiled.
         """
 
         def factor(t: float) -> Any:

@@ -1,7 +1,7 @@
-"""What a loss's targets are: one class per kind answers every question about y, and about outputs read as predictions.
+"""Kinds of targets: one class per kind answers every question about y, and about outputs read as predictions.
 
 A loss names its kind by two strings, ``targets`` and ``mean_function``; :func:`kind_of` looks it up. Arrays are NumPy's or
-CuPy's, and ``xp`` is the one or the other module.
+CuPy's, and ``xp`` is that module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Mean:
     predict: Callable[[Array, Any], Array]
     """Of (o, xp)."""
     probabilities: Callable[[Array, Any], Array] | None = None
-    """Of (o, xp); None where the outputs are no probabilities."""
+    """A function of (o, xp); None where the outputs are not probabilities."""
 
 
 def _exp(o: Array, xp: Any) -> Array:
@@ -50,12 +50,12 @@ MEANS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of targets; this one has neither limits nor a metric.
+    """Base class of the kinds of targets, without limits or a metric.
 
     Parameters
     ----------
     mean : Mean
-        The loss's.
+        The mean function of the loss.
     """
 
     mean: Mean
@@ -73,7 +73,7 @@ class Kind:
         return f"({n}, {d})" + (f" or class indices ({n},)" if self.takes_indices else "")
 
     def check(self, y: Array, d: int, xp: Any, loss: str) -> None:
-        """Raise ValueError if y, finite and of the right shape, holds what the loss of this name has no meaning for."""
+        """Raise ValueError if y, finite and of the right shape, holds values that the loss is not defined for."""
 
     def random(self, rng: np.random.Generator, n: int, d: int) -> Array:
         """Return random targets of n samples and d outputs."""
@@ -84,7 +84,7 @@ class Kind:
         return self.mean.predict(o, xp)
 
     def score(self, o: Array, y: Array, w: Array) -> Array:
-        """Return the weighted sum over samples that :meth:`metric` is made of."""
+        """Return the weighted sum over samples that :meth:`metric` takes."""
         return 0.0
 
     def metric(self, score: float, total: float, y: Array, w: Array) -> dict[str, float]:
@@ -104,7 +104,7 @@ class Real(Kind):
     def metric(self, score: float, total: float, y: Array, w: Array) -> dict[str, float]:
         column, first = (w, 0) if w.ndim == 0 else (w[:, None], int(w.argmax()))
         y64 = y.astype(np.float64)
-        # relative to a row that counts: where all such rows are equal the spread is 0, not what a rounded mean leaves of it
+        # relative to a row with weight: if all such rows are equal the spread is 0, not a rounding of the mean
         y64 -= y64[first].copy()
         mean = (column * y64).sum(axis=0) / total
         spread = float((column * (y64 - mean) ** 2).sum())
@@ -137,7 +137,7 @@ class Distribution(Kind):
 
 
 class Classified(Kind):
-    """What is right or wrong; the metric is the weighted share of samples, or of their outputs, that are right."""
+    """Right or wrong; the metric is the weighted fraction of samples, or of their outputs, that are right."""
 
     def metric(self, score: float, total: float, y: Array, w: Array) -> dict[str, float]:
         return {"accuracy": score / total}

@@ -60,7 +60,7 @@ def test_a_step_of_any_size_is_planned_without_memory_or_device() -> None:
     assert step.flops > 2 * 3 * 10**6 * weights - 2 * 10**6 * 784 * 4096  # nobody needs dh_0
     assert sum(buffer.nbytes for buffer in step.roots) > 4 * 10**6 * (784 + 4 * 4096 + 10)
     assert "dW_1 = Xᵀ δ_1" in str(step)
-    with pytest.raises(ValueError, match=r"this step has no memory; model\.step\(\.\.\.\) returns one that has"):
+    with pytest.raises(ValueError, match=r"this step has no memory; model\.step\(\.\.\.\) returns one with memory"):
         step.names.array("X")
     with pytest.raises(ValueError, match=r"this step has no array 'Z'; it has X, parameters, W_1, z_1, b_1, h_1"):
         step.names.buffer("Z")

@@ -72,4 +72,4 @@ def _time(report: Any) -> Any:
 
 def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "report.json")
-    refused(tmp_path / "report.json", "is no regular file")
+    refused(tmp_path / "report.json", "is not a regular file")

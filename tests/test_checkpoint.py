@@ -94,7 +94,7 @@ def test_a_truncated_file_is_an_error(share: float, saved: tuple[gb.MLP, Path]) 
     _, path = saved
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match="is not a whole safetensors file") as caught:
+    with pytest.raises(ValueError, match="is not a complete safetensors file") as caught:
         gb.load(path)
     assert "\n" not in str(caught.value)
 
@@ -107,7 +107,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "other"
     path.write_text("epoch,loss\n1,0.5\n")
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
         gb.load(path)
     save_file({"w": np.zeros(3)}, path)
     with pytest.raises(ValueError, match=f"holds format None; this version reads '{FORMAT}'"):
@@ -121,9 +121,9 @@ def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda d, t: d.pop("loss"), "net.safetensors': the description has no loss"),
-        (lambda d, t: d.update(activation=3), "activation in the description is 3, which is of another kind"),
-        (lambda d, t: d.update(layer_sizes=None), "layer_sizes in the description is None, which is of another kind"),
-        (lambda d, t: d.update(target_shape="ab"), "target_shape in the description is 'ab', which is of another kind"),
+        (lambda d, t: d.update(activation=3), "activation in the description is 3, which has the wrong type"),
+        (lambda d, t: d.update(layer_sizes=None), "layer_sizes in the description is None, which has the wrong type"),
+        (lambda d, t: d.update(target_shape="ab"), "target_shape in the description is 'ab', which has the wrong type"),
         (lambda d, t: d.update(activation=[{"name": "rleu", "parameters": {}}]), "unknown activation 'rleu'"),
         (lambda d, t: d.update(layer_sizes=[4, 6, 3]), r"layers\.0\.(bias|weight) has shape"),
         (lambda d, t: d.update(depth=3), "the description has 'depth', which is unknown"),

@@ -92,7 +92,7 @@ def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_
         (["train", "--nonsense"], "No such option"),
         (["train", "--layers", ""], "--layers is ''"),
         (["train", "--seed", "-1"], "seed is -1; it must be a whole number in [0, 2^64)"),
-        (["train", "--device", "cpu:1"], "unknown device 'cpu:1'; there is one cpu"),
+        (["train", "--device", "cpu:1"], "unknown device 'cpu:1'; there is only one cpu"),
         (["train", "--layers", "64-9999999999999-10"], "not enough memory"),
         (["train", "--out", "/proc"], "--out is '/proc', which cannot be written to"),
         (["train", "--out", "/dev/null"], "--out is '/dev/null', which is a file"),

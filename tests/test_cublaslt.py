@@ -142,5 +142,5 @@ def test_where_no_algorithm_takes_the_alignment_one_without_is_asked_for(product
 def test_what_is_no_product_is_an_error(products, b, out):
     import cupy
 
-    with pytest.raises(ValueError, match="no product"):
+    with pytest.raises(ValueError, match="not a product"):
         multiply(products, cupy.zeros((4, 9), np.float32), cupy.zeros(*b), cupy.zeros(*out))

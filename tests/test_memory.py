@@ -370,7 +370,7 @@ def test_a_full_device_is_told_and_a_smaller_batch_runs(device: str) -> None:
         leave()
         X, y = np.ones((1900, 1000), np.float32), np.arange(1900) % 10
         options = {"epochs": 1, "batch_size": 1900, "optimizer": "sgd", "progress": False, "stream_data": False}
-        with pytest.raises(gb.DeviceMemoryError, match="micro_batch_size='auto' takes the whole in parts"):
+        with pytest.raises(gb.DeviceMemoryError, match="micro_batch_size='auto' to split the batch"):
             model.fit(X, y, **options)
         assert len(model.fit(X, y, micro_batch_size="auto", **options)["loss"]) == 1
     finally:

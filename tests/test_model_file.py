@@ -91,16 +91,16 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("mlp", lambda d: d.update(layer_sizes=[4, True, 3]), r"layer_sizes is \[4, True, 3\]"),
     ("mlp", lambda d: d.update(layer_sizes=[4, 5.0, 3]), r"layer_sizes is \[4, 5.0, 3\]"),
     ("mlp", lambda d: d.update(layer_sizes=[]), r"layer_sizes is \[\]"),
-    ("mlp", lambda d: d.update(layer_sizes="453"), "layer_sizes in the description is '453', which is of another kind"),
+    ("mlp", lambda d: d.update(layer_sizes="453"), "layer_sizes in the description is '453', which has the wrong type"),
     ("mlp", lambda d: d.update(activation=["relu"]), "activation is 'relu'; it must be a dictionary"),
     ("mlp", lambda d: d["activation"][0].update(parameters={"slope": 1}), "leaky_relu has no parameter 'slope'"),
     ("mlp", lambda d: d["activation"][0].update(parameters={"negative_slope": "1"}), "is '1'; it must be a number"),
     ("mlp", lambda d: d["activation"][0].update(parameters={"negative_slope": 10**400}), "negative_slope is .*too large"),
     ("mlp", lambda d: d["activation"][0].update(parameters={"negative_slope": float("nan")}), "negative_slope is nan"),
     ("mlp", lambda d: d["loss"].update(reduction="max"), "unknown reduction 'max'"),
-    ("mlp", lambda d: d["loss"].update(name=["a"]), "name in loss is .*, which is of another kind"),
+    ("mlp", lambda d: d["loss"].update(name=["a"]), "name in loss is .*, which has the wrong type"),
     ("mlp", lambda d: d.update(dtype="int32"), "unknown dtype 'int32'"),
-    ("mlp", lambda d: d.update(dtype="float64"), "has shape .* and dtype F32; the description asks for .* and F64"),
+    ("mlp", lambda d: d.update(dtype="float64"), "has shape .* and dtype F32; the description requires .* and F64"),
     ("mlp", lambda d: d.update(seed=True), "seed in the description is True"),
     ("mlp", lambda d: d.update(seed=2**64), "seed is 18446744073709551616"),
     ("mlp", lambda d: d.update(dropout=float("nan")), "dropout is nan"),
@@ -153,7 +153,7 @@ def test_the_tensors_are_those_of_the_description(change: Any, message: str, tra
 def test_metadata_that_nobody_wrote_are_refused(trained: Path) -> None:
     tensors, metadata = content(trained)
     save_file(tensors, trained, metadata | {"sha257": "0" * 64})
-    refused(trained, "its metadata have 'sha257', which is unknown")
+    refused(trained, "its metadata have the unknown entry 'sha257'")
     save_file(tensors, trained, metadata | {"sha256": "0" * 64})
     refused(trained, "its digest is not that of its content")
 
@@ -163,5 +163,5 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
 
     os.mkfifo(tmp_path / "pipe")  # to open it would wait for a writer
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
-        with pytest.raises(FileNotFoundError, match="is no regular file"):
+        with pytest.raises(FileNotFoundError, match="is not a regular file"):
             read_model(path)

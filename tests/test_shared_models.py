@@ -202,7 +202,7 @@ def test_a_network_in_a_fit_refuses_another(device: str) -> None:
     def from_a_callback() -> None:
         with pytest.raises(RuntimeError, match=r"this thread, from a callback.*copy.deepcopy\(model\).fit"):
             fit(model)
-        with pytest.raises(RuntimeError, match="another optimizer would forget"):
+        with pytest.raises(RuntimeError, match="another optimizer would discard"):
             model.step(4, gb.SGD(0.1))
 
     def from_a_thread() -> None:

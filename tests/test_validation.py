@@ -286,7 +286,7 @@ LONG = 10**5000  # more digits than Python shows
         (lambda m: gb.Adam(betas=3), "betas is 3; it must be two numbers"),
         (lambda m: gb.Adam(betas=range(10**12)), r"betas is range\(0, 1000000000000\)"),
         (lambda m: gb.LBFGS(history_size=2**62), "history_size is 4611686018427387904; it must be at most 10,000"),
-        (lambda m: gb.SGD(momentum=10**400), "momentum is 1000.*, which is too large for a number of float64"),
+        (lambda m: gb.SGD(momentum=10**400), "momentum is 1000.*, which is too large for float64"),
         (lambda m: gb.EarlyStopping(monitor=TWO), "monitor is array.*; it must be the name of a column"),
         (lambda m: m.loss(reduction=TWO), "unknown reduction array"),
     ],

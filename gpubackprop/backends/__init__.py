@@ -46,7 +46,7 @@ def register_backend(name: str, target: str | Callable[..., Backend]) -> None:
     Raises
     ------
     ValueError
-        The name is not of that form.
+        The name has another form.
     """
     if not name.isidentifier():
         raise ValueError(f"backend name is {name!r}; use letters, digits and underscores")
@@ -58,7 +58,7 @@ def register_backend(name: str, target: str | Callable[..., Backend]) -> None:
 def choose_device(layer_sizes: Sequence[int]) -> str:
     """Return what ``device="auto"`` means for a network: the first GPU, unless the CPU is known to train it faster here.
 
-    It is known after ``gpubackprop bench --suite crossover``.
+    That is known after ``gpubackprop bench --suite crossover``.
     """
     gpu = next((d for d in available_devices() if d.startswith("cuda")), None)
     if gpu is None:
@@ -68,12 +68,12 @@ def choose_device(layer_sizes: Sequence[int]) -> str:
 
 
 def takes_precision(device: str | Backend) -> bool:
-    """Return whether a device, given by its name, multiplies matrices in another precision if it is asked to."""
+    """Return whether a device, given by its name, can multiply matrices in another precision."""
     return isinstance(device, str) and device.partition(":")[0] in ("cuda", "gpu")
 
 
 def meaning_of_auto() -> str:
-    """Return in words how :func:`choose_device` decides here; ``model.device`` says what it chose for a network."""
+    """Return in words how :func:`choose_device` decides here; ``model.device`` says what it chose."""
     gpu = next((d for d in available_devices() if d.startswith("cuda")), None)
     if gpu is None:
         return "cpu"
@@ -92,17 +92,17 @@ def get_backend(device: str | Any = "cpu", **options: Any) -> Backend:
         ``"reference"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"auto"`` (the first GPU, else the CPU; see :func:`choose_device`
         for a network) or a registered name; ``"gpu"`` is an alias of ``"cuda"``. A backend is returned as it is.
     **options
-        Of the backend's class, as in ``get_backend("cuda", matmul_precision="tf32")``.
+        Options of the backend's class, as in ``get_backend("cuda", matmul_precision="tf32")``.
 
     Raises
     ------
     ValueError
         The name is unknown.
     DeviceUnavailableError
-        The device cannot be used; the message names the missing piece and the command that mends it.
+        The device cannot be used; the message names the missing piece and the command that fixes it.
     """
     if not isinstance(device, str):
-        from gpubackprop.backends.base import Backend  # which loads the table of operations
+        from gpubackprop.backends.base import Backend  # loads the table of operations
 
         if not isinstance(device, Backend):
             raise ValueError(f"device is {shown(device)}; give a name, as in 'cpu' or 'cuda:0', or a backend")
@@ -118,7 +118,7 @@ def get_backend(device: str | Any = "cpu", **options: Any) -> Backend:
     if index and not index.isdecimal():
         raise ValueError(f"unknown device {device!r}; after the colon comes a number, as in 'cuda:0'")
     if index and name in ("cpu", "reference"):
-        raise ValueError(f"unknown device {device!r}; there is one {name}: device={name!r}")
+        raise ValueError(f"unknown device {device!r}; there is only one {name}: device={name!r}")
     if name == "cuda":
         index = index or "0"
         if problem := cuda_problem(int(index)) or start_problem():

@@ -1,12 +1,11 @@
-"""The base of all backends: a device, its memory, and one eager method for each operation of the table.
+"""The base class of all backends: a device, its memory, and one eager method for each operation of the table.
 
 A backend says how it binds an operation to arrays and how it compiles a step; what the operations mean, and what their arrays
 must be, is in :mod:`gpubackprop.step.operations`. Arrays are checked in eager calls and where a step is compiled, never while it
 runs.
 
-An output may be left out of an eager call, and is then allocated; nothing else is allocated on the device by a method that is given
-all its outputs, but for scratch memory, which a compiled step has of its own and an eager call on a GPU takes from CuPy's pool.
-No method but ``to_numpy``, ``synchronize`` and ``asarray`` waits for the device.
+An eager call allocates the outputs that are omitted. Given all outputs, a method allocates only scratch memory, which a compiled
+step owns and an eager call on a GPU takes from CuPy's pool. Only ``to_numpy``, ``synchronize`` and ``asarray`` wait for the device.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from gpubackprop.definitions import DTYPES, Array
 from gpubackprop.step import operations as table
 from gpubackprop.step.operations import OPERATIONS, Operation
 
-# for those who write steps by hand: where the small arrays hold what
+# for steps written by hand: the entries of the small arrays
 from gpubackprop.step.state import C1, C2, CURSOR, FACTOR, GOOD, NORM, RATE, SCALE, SKIP, STEPS
 from gpubackprop.step.step import Run, Step
 
@@ -40,7 +39,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def eager(kind: type[Operation]) -> Callable[..., Any]:
-    """Return the method of a backend that checks an operation's arrays, allocates what is left out, and runs it."""
+    """Return the method of a backend that checks an operation's arrays, allocates omitted outputs, and runs it."""
 
     def method(self: Backend, *arguments: Any, **named: Any) -> Any:
         return self.run(kind(*arguments, **named)).result
@@ -56,8 +55,8 @@ class Backend(ABC):
     """One device, and the operations of forward, loss, backward and update on it.
 
     A custom backend has ``device``, ``asarray``, ``to_numpy``, ``empty``, ``zeros``, ``bind`` and ``compile``; everything else has
-    a default. The simplest is a subclass of :class:`gpubackprop.backends.reference.ReferenceBackend` that has
-    another ``do_matmul(self, o)``, ....
+    a default. The simplest is a subclass of :class:`gpubackprop.backends.reference.ReferenceBackend` that
+    overrides ``do_matmul(self, o)``, ....
     """
 
     def __init_subclass__(cls) -> None:
@@ -69,18 +68,18 @@ class Backend(ABC):
     device: str
     """``"reference"``, ``"cpu"`` or ``"cuda:0"``."""
     xp: ModuleType
-    """The array module, ``numpy`` or ``cupy``, for what is not hot."""
+    """The array module, ``numpy`` or ``cupy``, for code that is not hot."""
     dtypes: tuple[str, ...] = DTYPES
     """The dtypes a model may have here."""
     matmul_precision: str = "float32"
     """How float32 matrices are multiplied."""
     precisions: ClassVar[tuple[str, ...]] = ("float32",)
-    """The precisions it can be asked for."""
+    """The precisions it supports."""
     remake: tuple[Any, ...] = ()
-    """What pickle calls to get it again, in a process that has its own: set by ``get_backend``."""
+    """What pickle calls to get the backend in another process; set by ``get_backend``."""
 
     def decides_bits(self) -> dict[str, str]:
-        """Return what the bits of a result depend on here, besides data, seed and architecture: hardware and versions."""
+        """Return what determines the bits of a result besides data, seed and architecture: hardware and versions."""
         return {}
 
     @abstractmethod
@@ -89,11 +88,11 @@ class Backend(ABC):
 
     @abstractmethod
     def to_numpy(self, a: Array) -> np.ndarray:
-        """Return ``a`` on the host, after waiting for what computes it."""
+        """Return ``a`` on the host, after waiting for the work that computes it."""
 
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """Return a new array on this device, with any values."""
+        """Return a new, uninitialized array on this device."""
 
     @abstractmethod
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
@@ -113,14 +112,14 @@ class Backend(ABC):
         function(*arguments)
 
     def prepare(self, operations: Sequence[Operation]) -> list[Callable[[], None]]:
-        """Return functions that run operations on these arrays again and again, by the formulas that they have now.
+        """Return functions that run operations on these arrays repeatedly, with their current formulas.
 
         Any thread may call them, one at a time.
         """
         return [partial(self.execute, operation) for operation in operations]
 
     def run(self, operation: Operation) -> Operation:
-        """Check an operation's arrays, allocate the outputs that are left out, run it, and return it with all its arrays."""
+        """Check an operation's arrays, allocate omitted outputs, run it, and return it with all its arrays."""
         allocated = check_arrays(self, operation)
         check_values(self, operation)
         if allocated:
@@ -140,18 +139,18 @@ class Backend(ABC):
     advance = eager(table.Advance)
     update = eager(table.Update)
 
-    # What a device may have beyond that.
+    # Optional abilities.
 
     def synchronize(self) -> None:
         """Wait until the device has done all work queued so far."""
         return
 
     def memory(self, wanted: int = 0) -> tuple[int, int] | None:
-        """Return the bytes that may still be allocated on this device and all it has, or None where no limit is known.
+        """Return the bytes that can still be allocated on this device and its total, or None where no limit is known.
 
-        The host's memory is such, and a GPU's where CuPy allocates through another library or from managed memory. If
-        ``wanted`` bytes are there only with what the pool keeps of arrays that are gone, the pool gives that back first: then
-        all that is free can be had in any sizes.
+        The host has no known limit, nor a GPU where CuPy allocates through another library or from managed memory. If
+        ``wanted`` bytes are free only together with the blocks that the pool caches, the pool frees them first: then all free
+        memory can be had in any sizes.
         """
         return None
 
@@ -160,11 +159,11 @@ class Backend(ABC):
         return _HOST
 
     def queue(self) -> Hashable:
-        """Return what orders the work that is put on this device now, or None where all of it comes in order."""
+        """Return what orders work queued on this device now, or None where all work runs in order."""
         return None
 
     def __deepcopy__(self, memo: Any) -> Backend:
-        return self  # one for all networks of a process
+        return self  # shared by all networks of a process
 
     def __reduce__(self) -> Any:
         return self.remake or (type(self), ())

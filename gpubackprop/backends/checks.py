@@ -1,7 +1,7 @@
 """What the arrays of each operation must be, by the table of operations.
 
-It is read where an operation is bound to arrays, and in every eager call; a running step checks nothing. Kernels take shapes,
-dtypes and the order of memory on trust: with other arrays they would read and write outside.
+They are checked where an operation is bound to arrays, and in every eager call; a running step checks nothing. Kernels trust
+shapes, dtypes and the order of memory: with other arrays they would read and write out of bounds.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ def check_arrays(backend: Any, operation: Operation, *, bound: bool = False) -> 
     Parameters
     ----------
     backend : Backend
-        On whose device they must lie.
+        They must be on its device.
     operation : Operation
     bound : bool
-        All outputs are there; else those that may be left out, and are, are allocated.
+        All outputs are given; else omitted ones are allocated.
 
     Returns
     -------
     dict of str to array
-        What was allocated.
+        The allocated outputs.
 
     Raises
     ------
     TypeError
-        One is no array, or one of another library or device.
+        One is not an array, or belongs to another library or device.
     ValueError
-        For another shape or dtype, memory in another order, an output that is read-only or shares memory with what it must not.
+        For another shape, dtype or order of memory, or an output that is read-only or shares memory where it must not.
     """
     sizes: dict[Any, Any] = {"n_states": operation.optimizer.n_states} if isinstance(operation, Update) else {}
     specs, written = operation.specs(), operation.writes
@@ -73,7 +73,7 @@ def check_arrays(backend: Any, operation: Operation, *, bound: bool = False) -> 
         if (first in written or second in written) and not _apart(first, a, spec, b):
             name, other = (second, first) if second in written else (first, second)
             raise ValueError(
-                f"{name} shares memory with {other}; give it memory of its own"
+                f"{name} shares memory with {other}; give it its own memory"
                 + (f", or all of that of {' or '.join(spec.over)}" if spec.over else "")
             )
     return {name: _allocate(backend, spec, sizes, storage) for name, spec in missing}
@@ -90,17 +90,15 @@ def _allocate(backend: Any, spec: Spec, sizes: Mapping[Any, Any], storage: np.dt
 
 
 def check_values(backend: Any, operation: Operation) -> None:
-    """Raise ValueError for numbers that mean no row or class, in an eager call.
+    """Raise ValueError for indices out of range, in an eager call.
 
-    Values on a GPU are not looked at, since the host would have to wait for them: what they do is bounded by the kernels.
+    Values on a GPU are not checked, since the host would have to wait for them; kernels stay within bounds.
     """
     if isinstance(operation, BiasLoss):
         y, (n, classes), samples = operation.y, operation.z.shape, operation.samples
         if samples is not None and samples < n:
-            raise ValueError(
-                f"samples is {samples!r}; the {n} rows of z are a part of so many, so it must be at least {n}"
-            )
-        # a negative number is a large one without its sign
+            raise ValueError(f"samples is {samples!r}; z has {n} of these samples, so it must be at least {n}")
+        # as unsigned, a negative number is a large one
         if y.ndim == 1 and y.dtype == _INT64 and backend.xp is np and y.view(np.uint64).max() >= classes:
             raise ValueError(
                 f"y holds labels from {y.min()} to {y.max()}; for {classes} classes they are 0 to {classes - 1}"
@@ -128,7 +126,7 @@ def _check_kind(backend: Any, name: str, a: Any) -> None:
 
 @cache
 def _dtypes(names: tuple[str, ...]) -> frozenset[np.dtype[Any]]:
-    """Return dtypes by their names, which NumPy makes anew, and slowly, wherever a dtype is asked for its name."""
+    """Return dtypes by name, cached, since NumPy builds a dtype's name at each access, slowly."""
     return frozenset(map(check_dtype, names))
 
 
@@ -163,7 +161,7 @@ def _expected_dtype(kind: str, storage: Any) -> str:
 
 
 def _shape_fits(expected: tuple[Any, ...], shape: tuple[int, ...], sizes: dict[Any, Any]) -> bool:
-    """Compare a shape, and note the sizes that are met here first."""
+    """Compare a shape, and record sizes seen for the first time."""
     if expected and expected[-1] is ...:
         head = expected[:-1]
         if len(shape) < len(head) or sizes.setdefault(..., shape[len(head) :]) != shape[len(head) :]:
@@ -198,7 +196,7 @@ def _check_memory(name: str, spec: Spec, a: Array, *, written: bool) -> None:
         )
     if isinstance(a, np.ndarray):
         if not flags.aligned:
-            raise ValueError(f"{name} does not begin at a multiple of {a.itemsize} bytes; a copy does")
+            raise ValueError(f"{name} does not begin at a multiple of {a.itemsize} bytes; copy it")
         if written and not flags.writeable:
             raise ValueError(f"{name} is read-only; it is written to")
 

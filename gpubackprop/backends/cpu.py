@@ -23,7 +23,7 @@ from gpubackprop.step import operations as table
 class CpuBackend(HostBackend):
     """See :class:`gpubackprop.backends.base.Backend`.
 
-    A method ``bind_NAME`` for each operation chooses the kernel and orders its arguments. An eager call runs what it returns; a
+    A method ``bind_NAME`` for each operation chooses the kernel and orders its arguments. An eager call runs the result; a
     compiled step keeps it, so that nothing is chosen again.
     """
 
@@ -60,7 +60,7 @@ class CpuBackend(HostBackend):
 
     @contextmanager
     def _own_scratch(self, threads: int) -> Iterator[None]:
-        """Let what is bound have memory of its own, for so many threads, since any Python thread will run it."""
+        """Give operations bound here their own memory, for ``threads`` threads, since any Python thread may run them."""
         self._scratch.begin(threads)
         yield
         self._scratch.begin(1)
@@ -153,28 +153,28 @@ class CpuBackend(HostBackend):
 
 
 class CpuStep:
-    """A step, run by compiled code for as many times as it is asked to, on as many threads as is fastest.
+    """A step, run by compiled code any number of times, on the fastest number of threads.
 
-    The bits do not depend on the number of threads, so the first long enough runs try one and all in turn.
+    The bits do not depend on the number of threads, so the first long runs try one thread and all of them in turn.
     """
 
-    TRIALS = 6  # of each number of threads; the fastest counts, since other programs may take a core for a while
-    ALONE = 1e6  # FLOP of a step below which the threads would wait for each other longer than they compute
-    LONG = 3e8  # FLOP of a run that is long enough to be judged by: some milliseconds, beside 50 microseconds to begin
+    TRIALS = 6  # per number of threads; the fastest counts, since other programs may take a core for a while
+    ALONE = 1e6  # FLOP of a step below which barriers take longer than the computation
+    LONG = 3e8  # FLOP of a run long enough for a trial: some milliseconds, against 50 microseconds to start
 
     def __init__(self, calls: Sequence[Any], flops: float) -> None:
         from gpubackprop.kernels.cpu.program import Program
         from gpubackprop.kernels.cpu.threads import available_threads
 
         self._program, self._flops = Program(calls), flops
-        self._seconds: dict[int, list[float]] = {1: []}  # of a step, in the trials with so many threads
+        self._seconds: dict[int, list[float]] = {1: []}  # seconds per step, in the trials of each number of threads
         if flops >= self.ALONE and available_threads() > 1:
             self._seconds[available_threads()] = []
-        # what takes the steps, once the number of threads is known
+        # what runs the steps, once the number of threads is known
         self._run: Callable[[int], None] | None = self._program.alone if len(self._seconds) == 1 else None
 
     def __call__(self, times: int = 1) -> None:
-        """Run the step ``times`` times over."""
+        """Run the step ``times`` times."""
         if self._run is not None:
             self._run(times)
         elif times * self._flops < self.LONG:
@@ -184,7 +184,7 @@ class CpuStep:
 
     @property
     def once(self) -> Callable[[], None]:
-        """The quickest way to run the step a single time."""
+        """The fastest way to run the step once."""
         return self if self._run is None else partial(self._run, 1)
 
     def _try(self, times: int) -> None:
@@ -198,7 +198,7 @@ class CpuStep:
 
 
 class _Scratch(threading.local):
-    """Memory in which products pack their operands, per Python thread: an eager call runs in that one alone."""
+    """Memory in which products pack their operands, one per Python thread."""
 
     def __init__(self) -> None:
         self.begin(1)
@@ -212,6 +212,6 @@ class _Scratch(threading.local):
         return self._arrays[dtype]
 
     def begin(self, threads: int) -> None:
-        """Drop our references; the next use allocates, for so many threads that share a product."""
+        """Drop our references; the next use allocates, for ``threads`` threads per product."""
         self._threads = threads
         self._arrays: dict[np.dtype[Any], Array] = {}

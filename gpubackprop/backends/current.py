@@ -1,7 +1,7 @@
-"""The device that is current: whatever touches a network's arrays runs with their device current, and on CuPy's stream for it.
+"""The current device: code that touches a network's arrays runs with their device current, and on CuPy's stream for it.
 
 CuPy allocates and launches on the device that is current, wherever the arrays are. So each public method of a network enters
-the context of its backend, once, from here; what is behind them need not think of it. On the host there is nothing to enter.
+the context of its backend once, here; the code below need not care. On the host there is nothing to enter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SPECIAL = ("__init__", "__copy__", "__deepcopy__", "__getstate__", "__setstate_
 
 
 def active(backend: Any) -> AbstractContextManager[Any]:
-    """Return a context in which the device of a backend is the current one; of none, before a network has one, any."""
+    """Return a context in which the device of a backend is the current one; without a backend, any device is."""
     return _HOST if backend is None else backend.active()
 
 
@@ -43,7 +43,7 @@ def _on_device(method: F) -> F:
 
 
 def _generating(method: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """As :func:`_on_device`, for a generator: its caller's device is current between two of its items."""
+    """Like :func:`_on_device`, for a generator: the caller's device is current between two items."""
 
     @wraps(method)
     def within(self: Any, *arguments: Any, **options: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Arrays of the host: what the backends that compute on it have in common."""
+"""Arrays of the host: the common part of the backends that compute on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HostBackend(Backend):
 
     def asarray(self, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
         result = np.ascontiguousarray(a, dtype=dtype)
-        # memory of any place and byte order is copied, so that kernels may read it
+        # unaligned memory and other byte orders are copied, so that kernels can read them
         return (
             result if result.flags.aligned and result.dtype.isnative else result.astype(result.dtype.newbyteorder("="))
         )

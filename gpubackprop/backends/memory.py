@@ -1,6 +1,6 @@
-"""How much memory there is on a device, how much buffers take there, and what is said where there is not enough of it.
+"""The memory of a device: how much is free, how much buffers take, and the error where it does not suffice.
 
-Buffers have shapes before they have memory, so what a step takes is arithmetic, and the largest batch that fits is searched
+Buffers have shapes before they have memory, so what a step takes is arithmetic, and the largest batch that fits is found
 without an allocation.
 """
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 BLOCK = 512  # bytes; CuPy's pool hands out multiples of it
 RESERVE = 64 << 20  # bytes, or an eighth of the free memory where that is less
-"""What a batch size chosen here leaves free, for what is not counted: kernels, graphs, partial sums, cuBLAS's own memory."""
+"""What a batch size chosen here leaves free for memory that is not counted: kernels, graphs, partial sums, cuBLAS."""
 
 Parts = Mapping[str, int]
-"""Bytes by what they are for."""
+"""Bytes by purpose."""
 
 
 class DeviceMemoryError(MemoryError):
@@ -28,9 +28,9 @@ class DeviceMemoryError(MemoryError):
     Attributes
     ----------
     needed, free : int
-        Bytes that were to be allocated, and that could be.
+        Bytes that were requested, and that could be allocated.
     largest_batch : int or None
-        The largest batch (with micro-batches: the largest of these) that fits; None where it was no matter of a batch.
+        The largest batch (with micro-batches: the largest of these) that fits; None where the batch does not matter.
     """
 
     def __init__(self, message: str, needed: int = 0, free: int = 0, largest_batch: int | None = None) -> None:
@@ -39,18 +39,18 @@ class DeviceMemoryError(MemoryError):
 
 
 def nbytes_of(buffers: Iterable[Buffer]) -> int:
-    """Return the bytes that buffers with memory of their own take, as CuPy's pool counts them."""
+    """Return the bytes that buffers with their own memory take, as CuPy's pool counts them."""
     return sum(-(-buffer.nbytes // BLOCK) * BLOCK for buffer in buffers)
 
 
 def free_bytes(backend: Backend, wanted: int = 0) -> int | None:
-    """Return the bytes that may still be allocated, or None where no limit is known; ``wanted`` is to be allocated next."""
+    """Return the bytes that can still be allocated, or None where no limit is known; ``wanted`` is the next allocation."""
     memory = backend.memory(wanted)
     return None if memory is None else memory[0]
 
 
 def fits(backend: Backend, wanted: int) -> bool:
-    """Return whether that many bytes may be allocated now, as far as a limit is known."""
+    """Return whether this many bytes can be allocated now, as far as a limit is known."""
     free = free_bytes(backend, wanted)
     return free is None or wanted <= free
 
@@ -68,7 +68,7 @@ def largest_that_fits(parts: Callable[[int], Parts], free: int, at_most: int) ->
 
 
 def check_fixed(backend: Backend, what: str, parts: Parts) -> None:
-    """Raise DeviceMemoryError if ``what``, which is of one size, does not fit into the free memory."""
+    """Raise DeviceMemoryError if ``what``, of a fixed size, does not fit into the free memory."""
     wanted = sum(parts.values())
     if not fits(backend, wanted):
         raise _error(what, backend, parts, free_bytes(backend, wanted) or 0, None)
@@ -93,7 +93,7 @@ def choose_micro_batch(backend: Backend, what: str, n: int, parts: Callable[[int
     parts : callable
         Bytes for micro-batches of m samples, m <= n.
     multiple : int
-        Of which the size must be a multiple, unless it is n.
+        The size must be a multiple of it, unless it is n.
     """
     free = free_bytes(backend, sum(parts(n).values()))
     if free is None or _leaves_reserve(parts(n), free):

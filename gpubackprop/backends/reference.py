@@ -1,4 +1,4 @@
-"""The reference backend: plain NumPy, nothing fused. It is the meaning of every operation, the oracle and the baseline."""
+"""The reference backend: plain NumPy, nothing fused. It defines every operation, and is the oracle and the baseline."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from gpubackprop.step.state import (
     STEPS,
 )  # fmt: skip
 
-# infinity and NaN are in the numbers, as on every device
+# infinity and NaN stay in the results, as on every device
 quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
-DEPTH = 4096  # terms of a product that are added in the arrays' dtype; such sums are added in float64
+DEPTH = 4096  # terms of a product added in the arrays' dtype; these partial sums are added in float64
 
 
 class ReferenceBackend(HostBackend):
@@ -96,7 +96,7 @@ class ReferenceBackend(HostBackend):
         o.out[...] = do
 
     def do_normalize_weights(self, o: table.NormalizeWeights) -> None:
-        top = np.float64(o.weight.max()) or 1.0  # relative to the largest, no sum is too large or too small
+        top = np.float64(o.weight.max()) or 1.0  # relative to the largest, no sum overflows or underflows
         share = o.weight / top
         shares = share.sum()
         if o.total is not None:
@@ -120,7 +120,7 @@ class ReferenceBackend(HostBackend):
     def do_clip(self, o: table.Clip) -> None:
         g, scalars = o.gradients, o.scalars
         scale = np.float64(scalars[SCALE] if o.loss_scaling else 1.0)
-        top = np.float64(np.maximum(np.max(np.abs(g)), 1))  # relative to it, no square is too large
+        top = np.float64(np.maximum(np.max(np.abs(g)), 1))  # relative to it, no square overflows
         norm = np.sqrt(np.sum((g / top) ** 2)) if np.isfinite(top) else top
         scalars[SKIP] = o.loss_scaling and not np.isfinite(norm)
         scalars[NORM] = norm * (top / scale)
@@ -177,5 +177,5 @@ def loop(calls: Sequence[Call]) -> Run:
 
 
 def _wide(a: Array) -> Array:
-    """Return an array in the dtype that arithmetic is done in."""
+    """Return an array in the dtype of its arithmetic."""
     return a.astype(real_of(a.dtype), copy=False)

@@ -19,17 +19,17 @@ class Buffer:
     Parameters
     ----------
     name : str
-        By which a person finds it: ``"z_1"``, ``"dW_o"``, ``"gradients"``.
+        For people: ``"z_1"``, ``"dW_o"``, ``"gradients"``.
     shape : tuple of int
     dtype : numpy.dtype
     symbol : str
         In equations: ``"δ_1"``, ``"∇"``; the name by default.
     root : Buffer, optional
-        In whose memory it lies; None for a buffer with memory of its own.
+        The buffer whose memory it is part of; None for a buffer with its own memory.
     offset : int
         Elements from the beginning of the root.
     transposed : bool
-        The transpose of a C-contiguous matrix in that place.
+        It is the transpose of a C-contiguous matrix there.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Buffer:
         return self.size * self.dtype.itemsize
 
     @property
-    def T(self) -> Buffer:  # noqa: N802  (as of an array)
+    def T(self) -> Buffer:  # noqa: N802  (as in NumPy)
         """The transpose, under the same name."""
         at = self.root or self
         return Buffer(
@@ -83,26 +83,26 @@ class Buffer:
         return self.view(name, self.shape, symbol=symbol)
 
     def rows(self, first: int, n: int) -> Buffer:
-        """Return ``n`` rows from ``first`` on; the name says which, unless it is all of them."""
+        """Return ``n`` rows from ``first`` on; the name says which, unless they are all."""
         if (first, n) == (0, self.shape[0]):
             return self
         where, shape = f"[{first}:{first + n}]", (n, *self.shape[1:])
         return self.view(self.name + where, shape, first * math.prod(shape[1:]), f"{self}{where}")
 
     def within(self, other: Buffer) -> bool:
-        """Return whether all of its memory is the other's."""
+        """Return whether it covers exactly the other's memory."""
         last, end = self.offset + self.size, other.offset + other.size
         return self.own.name == other.own.name and other.offset <= self.offset and last <= end
 
 
 class Memory:
-    """Arrays by the names of the buffers whose memory they are.
+    """Arrays by the names of their buffers.
 
     Parameters
     ----------
     arrays : mapping of str to array
-        C-contiguous. One may be larger than its buffer, which then has its first elements: steps of several sizes share
-        the memory of the largest.
+        C-contiguous. One may be larger than its buffer, which then takes the first elements: steps of several sizes
+        share the memory of the largest.
     """
 
     def __init__(self, arrays: Mapping[str, Array] | None = None) -> None:
@@ -127,19 +127,19 @@ class Memory:
         return array.T if buffer.transposed else array
 
     def allocate(self, buffers: Iterable[Buffer], zeros: Callable[[tuple[int, ...], np.dtype[Any]], Array]) -> Memory:
-        """Give memory to those buffers that have none yet; returns itself."""
+        """Allocate memory for the buffers that have none yet; returns itself."""
         for buffer in buffers:
             if buffer.name not in self.arrays:
                 self.arrays[buffer.name] = zeros(buffer.shape, buffer.dtype)
         return self
 
     def but(self, *names: str, **others: Array) -> Memory:
-        """Return the same memory without some of the arrays, and with others."""
+        """Return the same memory with some arrays removed or replaced."""
         return Memory({name: a for name, a in self.arrays.items() if name not in names} | others)
 
 
 def roots(buffers: Iterable[Buffer | None]) -> Iterator[Buffer]:
-    """Yield the buffers with memory of their own among these and their roots, each once."""
+    """Yield the buffers with their own memory among these and their roots, each once."""
     seen: set[str] = set()
     for buffer in buffers:
         if buffer is not None and buffer.own.name not in seen:

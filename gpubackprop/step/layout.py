@@ -1,4 +1,4 @@
-"""The buffers of a network for n samples: their names, shapes, and what shares memory with what."""
+"""The buffers of a network for n samples: their names, shapes, and which of them share memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gpubackprop.architecture import Architecture
     from gpubackprop.optimizers import Optimizer
 
-ALIGNMENT = 32  # elements; each W and b starts at a multiple: 64 bytes or more, whatever the dtype
+ALIGNMENT = 32  # elements; each W and b starts at a multiple: at least 64 bytes in every dtype
 INT64, FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
 
 
@@ -37,14 +37,14 @@ class Layer:
     Attributes
     ----------
     W, b, dW, db : Buffer
-        In the memory of all parameters and all gradients.
+        Parts of the flat parameters and gradients.
     h_in : Buffer, shape (n, d_{l-1})
     z, h, dh, delta : Buffer, shape (n, d_l)
         h may share memory with z, and delta with dh, unless everything is kept.
     dropped, ddropped : Buffer, shape (n, d_l)
         h after dropout and its gradient; h and dh themselves without dropout.
     mask : Mask or None
-        Of the dropout.
+        The mask of the dropout.
     """
 
     name: str
@@ -65,14 +65,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a mini-batch of n samples goes.
+    """The inputs of a step: a mini-batch of n samples.
 
     Attributes
     ----------
     X : Buffer, shape (n, d_0)
     y : Buffer, shape (n,) for class indices, else (n, d_o)
     weight, normalized : Buffer, shape (n,), or None
-        Sample weights, and the same over their sum.
+        Sample weights, and the same divided by their sum.
     total : Buffer, shape (1,), float64, or None
         Their sum.
     """
@@ -99,7 +99,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Fixed:
-    """What a network has whatever the number of samples: parameters, gradients, and the small arrays of training."""
+    """The arrays independent of the number of samples: parameters, gradients, and the small arrays of training."""
 
     parameters: Buffer
     gradients: Buffer
@@ -126,13 +126,13 @@ class Layout:
 
     @property
     def workspace(self) -> Iterator[Buffer]:
-        """Those with memory of their own, beside the inputs and what the network has."""
+        """Those with their own memory, besides the inputs and the network's arrays."""
         each = ((a.z, a.h, a.dropped, a.dh, a.ddropped, a.delta) for a in self.layers)
         return roots((self.value, *(buffer for buffers in each for buffer in buffers)))
 
     @property
     def gradients(self) -> dict[str, str]:
-        """The name of each gradient, and of that of which it is one: ``{"dW_o": "W_o", "do": "o", "delta_1": "z_1", ...}``."""
+        """The name of each gradient, and of what it is the gradient of: ``{"dW_o": "W_o", "do": "o", "delta_1": "z_1", ...}``."""
         found: dict[str, str] = {}
         for a in self.layers:
             found |= {a.dW.name: a.W.name, a.db.name: a.b.name}
@@ -190,10 +190,10 @@ def layout(
     dropout : bool
         Drop units, if the network does so in training.
     keep : bool
-        Give z, h, dh, delta, o and do memory of their own (for ``trace`` and the gradient check) instead of sharing it where the
-        mathematics allows.
+        Give z, h, dh, delta, o and do their own memory (for ``trace`` and the gradient check) instead of sharing it where
+        possible.
     first : int
-        The place of the first of these rows in their mini-batch.
+        The index of the first of these rows in their mini-batch.
     """
     a, n, everything = architecture, inputs.n, fixed(architecture)
     layers, h_in = [], inputs.X
@@ -228,7 +228,7 @@ def layout(
 
 
 def offsets(layer_sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield where W and b of each layer begin in the flat array of all parameters, whatever the dtype."""
+    """Yield where W and b of each layer begin in the flat array of all parameters, in any dtype."""
     place = 0
     for d_in, d in pairwise(layer_sizes):
         yield place, place + _aligned(d_in * d)

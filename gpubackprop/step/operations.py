@@ -2,14 +2,14 @@
 
 An operation is a frozen dataclass over its arrays, the definitions it applies and numbers. Its arrays are buffers where a step is
 recorded and arrays where it is bound to memory. From these classes come the printed step, what needs what, FLOP and bytes, the
-checks of arrays, the eager methods of all backends, and what a backend's ``bind`` is given.
+checks of arrays, the eager methods of all backends, and the arguments of a backend's ``bind``.
 
 Every array is C-contiguous, of the model's dtype ("storage") unless said otherwise, on the backend's device; ``matmul`` alone also
 takes transposes. Rows are samples. Where the model's dtype has 16 bits, arithmetic is done in float32, and the gradients dW and
 db, the parameters with their states, dense targets, sample weights and scalars ("real") are float32 too.
 
-A label outside of the classes is an error in an eager call on the host; on a GPU, where the host would have to wait to see it,
-and in a compiled step it is the label of no class, as if the sample's row of targets were 0.
+A label out of range is an error in an eager call on the host. On a GPU, where the host would have to wait to see it, and in a
+compiled step it belongs to no class, as if the sample's row of targets were 0.
 """
 
 from dataclasses import dataclass, field, fields
@@ -25,7 +25,7 @@ from gpubackprop.step.buffers import Buffer, Memory
 
 Kind = TypeVar("Kind", bound="Operation")
 Operand = Any
-"""A Buffer in a recorded operation, an array in one that is bound."""
+"""A Buffer in a recorded operation, an array in a bound one."""
 
 
 class Spec(NamedTuple):
@@ -36,17 +36,17 @@ class Spec(NamedTuple):
     shape : tuple
         A letter stands for the same number throughout an operation; ``...`` for any further dimensions.
     dtype : str
-        "storage": that of the first array, one that the device computes in; "real": what arithmetic is done in for it;
+        "storage": that of the first array, one that the device computes in; "real": the dtype of its arithmetic;
         "either" of them; "data": that of the first array, which may also be int64; "weights": a copy in 16 bits; "int64";
         "float64".
     over : tuple of str
-        Arrays whose memory it may have, all of it; no other memory is shared with an array that is written.
+        Arrays whose memory it may reuse, in full; an output shares memory with no other array.
     optional : bool
         It may be None.
     transposed : bool
         It may be the transpose of a C-contiguous matrix.
     allocated : bool
-        An eager call allocates it where it is left out.
+        An eager call allocates it if it is omitted.
     """
 
     shape: tuple[str | int | EllipsisType, ...]
@@ -58,7 +58,7 @@ class Spec(NamedTuple):
 
 
 def array(*shape: Any, **more: Any) -> Spec:
-    """Declare an array that must be given."""
+    """Declare a required array."""
     return Spec(shape, **more)
 
 
@@ -68,7 +68,7 @@ def optional(*shape: Any, **more: Any) -> Spec:
 
 
 def result(*shape: Any, **more: Any) -> Spec:
-    """Declare an output, which an eager call allocates where it is left out."""
+    """Declare an output, which an eager call allocates if it is omitted."""
     return Spec(shape, allocated=True, **more)
 
 
@@ -78,12 +78,12 @@ OPERATIONS: dict[str, type["Operation"]] = {}
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Operation:
-    """The base of all operations.
+    """Base class of all operations.
 
     Attributes
     ----------
     name : str
-        Of the class, as a method is called: ``"bias_loss"``.
+        As its eager method is called: ``"bias_loss"``.
     arrays : dict of str to Spec
         What each array must be.
     reads, writes : tuple of str
@@ -97,7 +97,7 @@ class Operation:
     nbytes : int
         Each array that is read or written, once.
     phase : str
-        "input", "forward", "loss", "backward" or "update", where it is part of a step.
+        "input", "forward", "loss", "backward" or "update", if it is part of a step.
     """
 
     phase: str = field(default="", kw_only=True)
@@ -137,7 +137,7 @@ class Operation:
 
     @property
     def written(self) -> list[Operand]:
-        """The arrays it writes; of two in the same place, the one that is left."""
+        """The arrays it writes; of two in the same memory, the one that remains."""
         found = self._present(self.writes)
         return [a for i, a in enumerate(found) if not any(_same_place(a, b) for b in found[i + 1 :])]
 
@@ -161,14 +161,14 @@ class Operation:
 
     def with_arrays(self, arrays: dict[str, Operand]) -> Self:
         """Return the same operation with other arrays."""
-        made = object.__new__(type(self))  # as dataclasses.replace, in a sixth of its time
+        made = object.__new__(type(self))  # like dataclasses.replace, in a sixth of the time
         vars(made).update(vars(self), **arrays)
         return made
 
 
 def operation(cls: type[Kind]) -> type[Kind]:
     """Enter an operation into the table."""
-    hints = cls.__annotations__  # which are no strings: this module does not postpone them
+    hints = cls.__annotations__  # not strings: this module does not postpone annotations
     cls.arrays = {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
     OPERATIONS[cls.name] = cls
     return cls
@@ -255,7 +255,7 @@ class BiasActivationBackward(Operation):
 
     @property
     def at(self) -> Operand:
-        """That of z and h from which phi' is computed."""
+        """The one of z and h that phi' is computed from."""
         return self.h if self.activation.needs == "h" else self.z
 
     @property
@@ -277,8 +277,8 @@ class BiasLoss(Operation):
 
     ``z`` becomes o in place, unless ``out`` is ``z``: then only do is kept. Under the reduction ``"mean"``, ``weight`` comes from
     ``normalize_weights``. The sum in ``value[1]`` grows by n times the mean, with ``total`` by ``total[0]`` times the mean, or by
-    the sum. With ``scalars``, do and db, not the value, are multiplied by the loss scale ``scalars[SCALE]``. Where the rows are a
-    part of a mini-batch of ``samples`` samples, the mean is over those, and the value is this part's share of it.
+    the sum. With ``scalars``, do and db, not the value, are multiplied by the loss scale ``scalars[SCALE]``. Where the rows are
+    part of a mini-batch of ``samples`` samples, the mean is over those, and the value is this part's share.
 
     Shapes
     ------
@@ -316,7 +316,7 @@ class BiasLoss(Operation):
 class NormalizeWeights(Operation):
     """out = weight / sum(weight), total[0] = sum(weight); out = 0 where all weights are 0, which adds nothing.
 
-    Nothing overflows or underflows on the way, however large or small the weights are.
+    No intermediate overflows or underflows, for weights of any size.
 
     Shapes
     ------
@@ -340,10 +340,10 @@ class NormalizeWeights(Operation):
 class Dropout(Operation):
     """out = x / (1 - rate) where a random number of this step keeps the element, else 0. ``out`` may be ``x``.
 
-    The mask depends on seed, layer, ``counters[STEPS]`` and the element's position alone, so the backward pass calls the same
-    operation on the gradient, and every device drops the same elements. Source: Srivastava et al. (2014), inverted; see
-    :mod:`gpubackprop.philox`. Four elements share a block of random numbers; where x is a part of the rows of a mini-batch, it
-    begins at element 4 ``first_block`` of them all.
+    The mask depends only on seed, layer, ``counters[STEPS]`` and the element's position, so the backward pass applies the same
+    operation to the gradient, and every device drops the same elements. Source: Srivastava et al. (2014), inverted; see
+    :mod:`gpubackprop.philox`. Four elements share a block of random numbers; where x is part of a mini-batch, it
+    begins at element 4 ``first_block`` of the whole.
     """
 
     x: Annotated[Operand, array(...)]
@@ -367,8 +367,8 @@ class Dropout(Operation):
 class Gather(Operation):
     """out[i] = source[order[counters[CURSOR] + i]]: the next mini-batch.
 
-    What lies outside is cut, so that nothing else is ever read: a place below or beyond ``order`` is its first or last, and a row
-    below or beyond ``source`` is its first or last.
+    Indices are clamped, so that nothing else is ever read: a position outside ``order`` becomes its first or last, and a row
+    outside ``source`` its first or last.
 
     Shapes
     ------
@@ -422,8 +422,8 @@ class Accumulate(Operation):
 class Clip(Operation):
     """scalars[NORM] = |g|, scalars[FACTOR] = min(1, max_norm / (|g| + 1e-6)), as ``torch.nn.utils.clip_grad_norm_``.
 
-    No square overflows on the way: a gradient of finite numbers has a factor above 0. For an infinite one the factor is 0, for
-    one with NaN it is NaN.
+    No square overflows: a finite gradient has a factor above 0. For an infinite one the factor is 0, for one with NaN it
+    is NaN.
 
     With loss scaling, g is the gradient over the scale: scalars[NORM] = |g| / scale and scalars[FACTOR] holds 1 / scale too;
     scalars[SKIP] = 1 where |g| is infinite or NaN, else 0. ``max_norm`` may be infinite.
@@ -449,9 +449,9 @@ class Clip(Operation):
 @operation
 @dataclass(frozen=True, eq=False, repr=False)
 class Advance(Operation):
-    """Take a step of the schedule: counters += (1, batch); scalars[RATE], [C1], [C2] for the new step count.
+    """Advance the schedule: counters += (1, batch); scalars[RATE], [C1], [C2] for the new step count.
 
-    With loss scaling, a skipped step counts no step and halves the scale; 2000 good ones in a row double it; it stays in
+    With loss scaling, a skipped step counts no step and halves the scale; 2000 good steps in a row double it; it stays in
     [2^-24, 2^24].
 
     Shapes

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Tape:
-    """Collects operations; it has a method for each, which takes what the operation takes."""
+    """Collects operations; it has a method for each, with the operation's arguments."""
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
@@ -55,7 +55,7 @@ def forward(layout: Layout, tape: Tape) -> None:
 
 
 def output_bias(layout: Layout, tape: Tape) -> None:
-    """o <- o + b_o, where the outputs themselves are asked for."""
+    """o <- o + b_o, where the outputs themselves are wanted."""
     output = layout.layers[-1]
     tape.bias_activation_forward(output.z, output.b, identity, out=output.z)
 
@@ -65,14 +65,14 @@ def loss(
 ) -> None:
     """loss = ell(o + b_o, y), do = d loss / d o and db_o = sum over rows of do, in one pass over the outputs.
 
-    ``scalars`` hold the loss scale; ``samples`` is the size of the mini-batch where these rows are a part of one.
+    ``scalars`` hold the loss scale; ``samples`` is the size of the mini-batch where these rows are part of one.
     """
     tape.phase = "loss"
     given, output = layout.inputs, layout.layers[-1]
     weight, total = given.weight, None
     if weight is not None and architecture.loss.reduction == "mean":
         weight, total = given.normalized, given.total
-        if samples is None:  # else it is one part of a mini-batch, and the mean is over all of it
+        if samples is None:  # else part of a mini-batch, and the mean is over all of it
             tape.normalize_weights(given.weight, out=weight, total=total)
     tape.bias_loss(
         output.z, output.b, given.y, architecture.loss, weight, out=output.delta, db=output.db, value=layout.value,
@@ -81,13 +81,13 @@ def loss(
 
 
 def backward(layout: Layout, tape: Tape) -> None:
-    """dW_o, then for l = L ... 1: dh_l, delta_l, db_l, dW_l; do and db_o are there already."""
+    """dW_o, then for l = L ... 1: dh_l, delta_l, db_l, dW_l; do and db_o are computed already."""
     tape.phase = "backward"
     for below, layer in reversed(list(zip([None, *layout.layers], layout.layers, strict=False))):
         # dW_l = h_{l-1}^T delta_l        (delta_o = do)
         tape.matmul(layer.h_in.T, layer.delta, out=layer.dW)
         if below is None:
-            return  # l = 1: terminate; nobody needs dh_0
+            return  # l = 1: terminate; dh_0 is not needed
         # dh_{l-1} = delta_l W_l^T
         tape.matmul(layer.delta, layer.W.T, out=below.ddropped)
         if below.mask is not None:
@@ -110,7 +110,7 @@ def update(architecture: Architecture, optimizer: Optimizer, n: int, tape: Tape)
 
 
 def gather(given: Inputs, rows: int, a: Fixed, tape: Tape) -> None:
-    """X, y and w are the next rows of a data set of so many samples, in its order."""
+    """X, y and w are the next rows of a data set of ``rows`` samples, in its order."""
     tape.phase = "input"
     order = Buffer("order", (rows,), buffers.INT64)
     for to in (given.X, given.y, given.weight):

@@ -1,7 +1,7 @@
 """A training step as data: the operations of forward, loss, backward and update, in order.
 
-Everything reads this list: ``backend.compile`` runs it, ``explain`` prints it, the ledger adds it up, the gradient check walks
-through it. It is recorded without memory or device, for any number of samples; :meth:`Step.on` binds it to both.
+Everything reads this list: ``backend.compile`` runs it, ``explain`` prints it, the ledger adds it up, the gradient check
+walks through it. It is recorded without memory or device, for any number of samples; :meth:`Step.on` binds it to both.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Run(Protocol):
     """A compiled step."""
 
     def __call__(self, times: int = 1) -> None:
-        """Run the step ``times`` times over; on a GPU, queue it and return."""
+        """Run the step ``times`` times; on a GPU, queue it and return."""
         ...
 
 
 class Device(Protocol):
-    """What a step needs of a backend."""
+    """What a step needs from a backend."""
 
     def run(self, operation: Operation) -> Operation:
         """Check an operation's arrays, and run it."""
@@ -66,7 +66,7 @@ class Names:
         """Return the array of a name."""
         buffer = self.buffer(name)
         if self._step.memory is None:
-            raise ValueError("this step has no memory; model.step(...) returns one that has")
+            raise ValueError("this step has no memory; model.step(...) returns one with memory")
         return self._step.memory.array(buffer)
 
 
@@ -78,13 +78,13 @@ class Step:
     ----------
     operations : tuple of Operation
     keep : bool
-        Every intermediate has memory of its own and is there after the step; else a backend may leave out what nothing reads.
+        Every intermediate has its own memory and is kept after the step; else a backend may omit what nothing reads.
     gradients : dict of str to str
-        Each gradient that is computed, and of which array it is one: ``{"dW_1": "W_1", "delta_1": "z_1", ...}``.
+        Each gradient that is computed, and of which array: ``{"dW_1": "W_1", "delta_1": "z_1", ...}``.
     backend : Device, optional
         A backend.
     memory : Memory, optional
-        The arrays with fixed places on which it runs.
+        The arrays it runs on, at fixed addresses.
     """
 
     operations: tuple[Operation, ...]
@@ -97,11 +97,11 @@ class Step:
         if self.memory is None:
             return Step, (self.operations, self.keep, self.gradients)
         raise TypeError(
-            "a step is bound to the memory of its network and cannot be copied; make one of the copy: copy.step(...)"
+            "a step is bound to the memory of its network and cannot be copied; create one from the copy: copy.step(...)"
         )
 
     def on(self, backend: Device, memory: Memory) -> Step:
-        """Return the step on a device, in memory that has an array for each of its buffers."""
+        """Return the step on a device, in memory with an array for each of its buffers."""
         return replace(self, backend=backend, memory=memory)
 
     @cached_property
@@ -119,7 +119,7 @@ class Step:
 
     @property
     def roots(self) -> list[Buffer]:
-        """The buffers with memory of their own."""
+        """The buffers with their own memory."""
         return list(roots(self.buffers.values()))
 
     @property
@@ -130,17 +130,17 @@ class Step:
     def bound(self) -> list[Operation]:
         """Return the operations on arrays."""
         if self.memory is None:
-            raise ValueError("this step has no memory; model.step(...) returns one that has")
+            raise ValueError("this step has no memory; model.step(...) returns one with memory")
         return [operation.bound(self.memory) for operation in self.operations]
 
     def compile(self) -> Run:
-        """Return a function that runs the step, once or ``times`` times over, made by the backend."""
+        """Return the backend's function that runs the step, once or ``times`` times."""
         if self.backend is None:
-            raise ValueError("this step has no device; model.step(...) returns one that has")
+            raise ValueError("this step has no device; model.step(...) returns one with a device")
         return self.backend.compile(self)
 
     def run_eagerly(self) -> None:
-        """Run the operations one by one, each checked and bound anew: the same bits as the compiled step."""
+        """Run the operations one by one, each checked and bound: the same bits as the compiled step."""
         for operation in self.bound():
             assert self.backend is not None
             self.backend.run(operation)
@@ -156,7 +156,7 @@ class Step:
         return sum(operation.nbytes for operation in self.operations)
 
     def needs(self, operation: Operation) -> tuple[str, ...]:
-        """Return the arrays that an operation needs and an earlier one gives: the relation A <= B of the dependency order."""
+        """Return the arrays that an operation needs and an earlier one writes: the relation A <= B of the dependency order."""
         earlier: dict[str, Buffer] = {}
         for other in self.operations:
             if other is operation:
@@ -166,7 +166,7 @@ class Step:
         for buffer in operation.read:
             if buffer.name in earlier:
                 found[buffer.name] = None
-            else:  # what it is a part of, or what its parts are: all gradients are one array
+            else:  # the array it is part of, or its parts: all gradients are one array
                 whole = [name for name, b in earlier.items() if b.within(buffer) or buffer.within(b)]
                 found.update(dict.fromkeys(whole))
         return tuple(found)
@@ -206,9 +206,9 @@ def record(
     class_indices, weighted, keep : bool
         See :meth:`gpubackprop.MLP.step`.
     micro_batch : int, optional
-        Go through the passes with so many samples at a time.
+        Run the passes on this many samples at a time.
     rows : int, optional
-        Of a data set from which the step gathers its mini-batch first.
+        Rows of a data set from which the step first gathers its mini-batch.
 
     Examples
     --------
@@ -249,7 +249,7 @@ def record_forward(layout: Layout) -> Step:
 
 
 def _add_up(a: Architecture, part: Layout, tape: passes.Tape, *, begins: bool, ends: bool) -> None:
-    """Add loss and gradients of a micro-batch to the sums of those before, in this order."""
+    """Add loss and gradients of a micro-batch to the sums of the earlier ones, in order."""
     terms = buffers.fixed(a).gradients, part.value.view("loss[0]", (1,))
     for total, term in zip(buffers.sums(a), terms, strict=True):
         tape.accumulate(None if begins else total, term, out=term if ends else total)

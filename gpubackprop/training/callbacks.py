@@ -1,7 +1,7 @@
 """Callbacks: what happens between the epochs of ``fit``.
 
-A callback is any object with one or more of the methods of :class:`Callback`; it is given the training as it stands. One that
-remembers something from epoch to epoch has ``state_dict`` and ``load_state_dict`` too, so that a training can be resumed with it.
+A callback is any object with one or more of the methods of :class:`Callback`; it receives the current training. One
+with state that lasts from epoch to epoch also has ``state_dict`` and ``load_state_dict``, so that a training can be resumed.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 
 METHODS = ("on_train_begin", "on_epoch_end", "on_train_end")
 State = dict[str, Any]
-"""What a callback remembers, by name: arrays, and numbers, strings, lists or None, as JSON has them."""
+"""The state of a callback, by name: arrays, and JSON values (numbers, strings, lists, None)."""
 
 
 class Callback:
-    """Does nothing; override what is needed.
+    """Base class of callbacks; override the methods you need.
 
     ``training`` has ``model``, ``history``, ``epoch`` (from 0), ``epochs``, ``stop`` (set it to True to end after this epoch) and
     ``learning_rate`` (the base rate; may be set).
     """
 
     def on_train_begin(self, training: Training) -> None:
-        """Run before the first epoch."""
+        """Called before the first epoch."""
 
     def on_epoch_end(self, training: Training) -> None:
-        """Run after each epoch, when its row is in ``training.history``."""
+        """Called after each epoch, once its row is in ``training.history``."""
 
     def on_train_end(self, training: Training) -> None:
-        """Run after the last epoch, also after Ctrl-C."""
+        """Called after the last epoch, also after Ctrl-C."""
 
     def state_dict(self) -> State:
-        """Return what the next epoch depends on: it becomes part of a checkpoint."""
+        """Return the state that the next epoch depends on, for a checkpoint."""
         return {}
 
     def load_state_dict(self, state: State) -> None:
-        """Take over what :meth:`state_dict` returned; called after :meth:`on_train_begin` of a training that is resumed."""
+        """Load what :meth:`state_dict` returned; called after :meth:`on_train_begin` of a resumed training."""
 
 
 class _Monitor(Callback):
@@ -87,7 +87,7 @@ class _Monitor(Callback):
 
 
 class EarlyStopping(_Monitor):
-    """Stop when the watched value has not improved for ``patience`` epochs, and go back to the best parameters.
+    """Stop when the watched value has not improved for ``patience`` epochs, and restore the best parameters.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class EarlyStopping(_Monitor):
 
     def on_train_begin(self, training: Training) -> None:
         super().on_train_begin(training)
-        self._parameters = None  # those of a training that was broken off are of no use
+        self._parameters = None  # those of an aborted training are of no use
 
     def on_epoch_end(self, training: Training) -> None:
         if self.improved(training) and self.restore_best:
@@ -134,7 +134,7 @@ class ReduceOnPlateau(_Monitor):
     """Multiply the base learning rate by ``factor`` when the watched value has not improved for ``patience`` epochs.
 
     ``torch.optim.lr_scheduler.ReduceLROnPlateau``, with its defaults but for the absolute ``min_delta``. The rate never
-    rises: one that is at ``min_rate`` or below is left as it is.
+    rises: at or below ``min_rate`` it stays as it is.
 
     Parameters
     ----------
@@ -143,11 +143,11 @@ class ReduceOnPlateau(_Monitor):
     factor : float
         In (0, 1).
     patience : int
-        Epochs without improvement that are still borne.
+        Epochs without improvement to tolerate.
     min_delta : float
         A change counts if it is larger.
     min_rate : float
-        The base rate is not reduced below it.
+        Lower bound of the base rate.
     """
 
     def __init__(
@@ -175,12 +175,12 @@ def as_callbacks(given: Any) -> list[Any]:
     Raises
     ------
     ValueError
-        One has none of the methods that ``fit`` calls, or one with a name like theirs that it does not call.
+        One has none of the methods that ``fit`` calls, or a similarly named one that it does not call.
     """
     try:
         lone = given is not None and (isinstance(given, type) or not hasattr(given, "__iter__"))
         callbacks = [given] if lone else list(() if given is None else given)
-    except Exception as error:  # whatever iterating over it raises
+    except Exception as error:  # iterating over it may raise anything
         raise ValueError(f"callbacks is {shown(given)}; give a callback or a list of them") from error
     for callback in callbacks:
         name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
@@ -202,7 +202,7 @@ def as_callbacks(given: Any) -> list[Any]:
 
 
 def _overrides(callback: Any, method: str) -> bool:
-    """Return whether a callback has a method of its own, not the empty one of :class:`Callback`."""
+    """Return whether a callback defines a method, rather than inheriting the empty one of :class:`Callback`."""
     own = getattr(callback, method, None)
     return callable(own) and getattr(own, "__func__", own) is not getattr(Callback, method)
 
@@ -212,7 +212,7 @@ def _takes_one(method: Any) -> bool:
         inspect.signature(method).bind(None)
     except TypeError:
         return False
-    except ValueError:  # compiled, without a signature: to be seen when it is called
+    except ValueError:  # compiled, without a signature: checked when called
         return True
     return True
 
@@ -223,23 +223,23 @@ def call(callbacks: list[Any], method: str, training: Training) -> None:
         if hasattr(callback, method):
             try:
                 getattr(callback, method)(training)
-            except StopIteration as error:  # which would end a minimization by SciPy as if it were wanted
+            except StopIteration as error:  # SciPy would take it as a request to stop
                 raise RuntimeError(f"{method} of {type(callback).__name__} raised StopIteration") from error
 
 
 OWN: dict[str, type[_Monitor]] = {kind.__name__: kind for kind in (EarlyStopping, ReduceOnPlateau)}
-"""Those that a description is enough for; :func:`matching` makes them anew."""
+"""Callbacks that a description is enough for; :func:`matching` recreates them."""
 
 
 def described(
     callbacks: Sequence[Any], to_numpy: Callable[[Array], Array]
 ) -> tuple[list[dict[str, Any]], dict[str, Array]]:
-    """Return a description of each callback with what it remembers, in words of JSON, and the arrays among that, by names.
+    """Return a description of each callback with its state as JSON values, and the arrays of these states by name.
 
     Raises
     ------
     ValueError
-        One remembers what is neither an array nor a word of JSON.
+        A state holds a value that is neither an array nor a JSON value.
     """
     words: list[dict[str, Any]] = []
     arrays: dict[str, Array] = {}
@@ -263,38 +263,36 @@ def described(
 
 
 def _settings(callback: Any) -> dict[str, Any] | None:
-    """Return what makes a callback like this one, None for one that is not of this module."""
+    """Return the settings that recreate a callback, None for one that is not of this module."""
     if type(callback) is not OWN.get(type(callback).__name__):
         return None
     return {name: plain(getattr(callback, name)) for name in inspect.signature(type(callback)).parameters}
 
 
 def restored(callbacks: Sequence[Any], words: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> None:
-    """Give each callback what it remembered when it was :func:`described`."""
+    """Restore the state of each callback as :func:`described` returned it."""
     for i, (callback, said) in enumerate(zip(callbacks, words, strict=True)):
         state = {**said["state"], **{name: arrays[f"callbacks.{i}.{name}"] for name in said["arrays"]}}
         if state and not hasattr(callback, "load_state_dict"):
-            raise ValueError(
-                f"callback {said['name']} has a state in the checkpoint, and no load_state_dict to take it"
-            )
+            raise ValueError(f"callback {said['name']} has state in the checkpoint, but no load_state_dict")
         if hasattr(callback, "load_state_dict"):
             callback.load_state_dict(state)
 
 
 def matching(given: Any, words: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Return the callbacks of a training that goes on: those given, which must be like the described ones, or such ones anew.
+    """Return the callbacks of a resumed training: those given, which must match the described ones, or recreated ones.
 
     Raises
     ------
     ValueError
-        They are others; or none are given, and one is not of this module.
+        They differ; or none are given, and one is not of this module.
     """
     names = [said["name"] for said in words]
     if given is None:
         unknown = [said["name"] for said in words if said["settings"] is None]
         if unknown:
             raise ValueError(
-                f"the run has callbacks of yours, {', '.join(unknown)}: give callbacks=[...] as in its first fit"
+                f"the run has custom callbacks, {', '.join(unknown)}: give callbacks=[...] as in its first fit"
             )
         return [OWN[said["name"]](**said["settings"]) for said in words]
     callbacks = as_callbacks(given)

@@ -23,12 +23,12 @@ STATE_ARRAYS = ("states", "counters", "rate", "scalars")
 
 
 def save(model: Network, path: str | Path, history: Mapping[str, list[float]] | None = None) -> None:
-    """Write a network, and with a history also the state of its training: all of the file or nothing.
+    """Write a network, and with a history also the state of its training: the whole file or nothing.
 
     Raises
     ------
     OSError
-        The folder cannot be written.
+        The folder cannot be written to.
     """
     write_whole(Path(path), to_bytes(model, history))
 
@@ -41,7 +41,7 @@ def to_bytes(
 ) -> bytes:
     """Return the content of a file: the same network, history and training have the same bytes.
 
-    ``training`` and ``arrays`` are those of a run, in words that JSON has and in arrays.
+    ``training`` and ``arrays`` describe a run: JSON values, and arrays.
     """
     from safetensors.numpy import save as serialized
 
@@ -62,7 +62,7 @@ def to_bytes(
 
 
 def _headers(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return shape and dtype of each tensor as a safetensors file says them."""
+    """Return the shape and dtype of each tensor, as a safetensors file has them."""
     from safetensors.numpy import save as serialized
 
     content = serialized({name: a[:0] if a.ndim else a for name, a in tensors.items()})
@@ -71,7 +71,7 @@ def _headers(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def fingerprint(model: Network) -> str:
-    """Return the SHA-256 of architecture and parameters, in hexadecimal digits: two networks with the same have the same bits."""
+    """Return the SHA-256 of architecture and parameters, in hexadecimal digits: equal digests mean equal bits."""
     return digest(model.state_dict(), {"mlp": json.dumps(model.architecture.to_json())})
 
 
@@ -81,19 +81,19 @@ def _in_order(content: bytes) -> bytes:
     header = json.loads(content[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the numbers stay aligned
+    text += b" " * (-len(text) % 8)  # keeps the numbers aligned
     return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load_training(path: str | Path, device: str = "cpu") -> tuple[Network, History]:
-    """Return the network in a file and the history of its training; ``fit`` with the same optimizer goes on where it ended.
+    """Return the network in a file and the history of its training; ``fit`` with the same optimizer continues where it ended.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is damaged, of another format, or names an activation, loss or initializer that is not registered. That is
+        The file is damaged, has another format, or names an activation, loss or initializer that is not registered. This is
         found before a network is made: see :mod:`gpubackprop.training.model_file`.
     """
     found = read_model(Path(path))
@@ -101,10 +101,10 @@ def load_training(path: str | Path, device: str = "cpu") -> tuple[Network, Histo
 
 
 def network_of(found: ModelFile, path: str | Path, device: str) -> Network:
-    """Return the network of a file that was read, on a device, with the state of its optimizer where it has one."""
+    """Return the network of a file on a device, with its optimizer state if it has one."""
     a = found.architecture
     try:
-        model = Network(a, device, np.zeros(flat_size(a.layer_sizes), a.real))  # not drawn: they are replaced at once
+        model = Network(a, device, np.zeros(flat_size(a.layer_sizes), a.real))  # replaced at once
         model.load_state_dict(found.parameters)
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from None

@@ -1,8 +1,8 @@
-"""What happens when a loss or a parameter becomes NaN or infinite: the step is found, named, and taken back.
+"""When a loss or a parameter becomes NaN or infinite, the step is found, named, and undone.
 
-Nothing is asked of the device in a step. A NaN stays in the sum of the losses and in the parameters, so it is seen where the host
-looks anyway: at the end of an epoch, before a checkpoint, on the CPU after each chunk of steps. Then the steps since the last
-copy that was good are taken again, one by one, which gives the same bits, and the first bad one is known.
+A step has no extra check. A NaN stays in the sum of the losses and in the parameters, so it is seen where the host looks
+anyway: at the end of an epoch, before a checkpoint, on the CPU after each chunk of steps. Then the steps since the last good
+copy are repeated one by one, with the same bits, to find the first bad one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from gpubackprop.training.history import Training
 
 POLICIES = ("stop", "raise", "skip")
-MARK_EVERY = 10.0  # seconds between two copies of what is known to be good, within an epoch
-MOST_SKIPPED = 100  # mini-batches in a row, after which a training stops all the same
+MARK_EVERY = 10.0  # seconds between two good copies within an epoch
+MOST_SKIPPED = 100  # skipped mini-batches in a row after which a training stops
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Divergence:
     epoch: int
     """From 1."""
     batch: int
-    """Of the epoch, from 1."""
+    """The mini-batch of the epoch, from 1."""
     learning_rate: float
     what: str
-    """The first thing that is not finite, with its layer."""
+    """The first value that is not finite, with its layer."""
     kept: int
-    """The parameters are now those before this step: the last for which a loss was finite."""
+    """The parameters are now those before this step: the last with a finite loss."""
 
     def __str__(self) -> str:
         return (
@@ -52,7 +52,7 @@ class Divergence:
 
 
 class DivergenceWarning(RuntimeWarning):
-    """A training has ended, or gone on without a mini-batch, because a loss or a parameter was not finite."""
+    """A training has stopped, or skipped a mini-batch, because a loss or a parameter was not finite."""
 
 
 class DivergenceError(ArithmeticError):
@@ -63,7 +63,7 @@ class DivergenceError(ArithmeticError):
         self.divergence = divergence
 
 
-class Stop(Exception):  # noqa: N818  (it is no error: it ends the loop over epochs)
+class Stop(Exception):  # noqa: N818  (not an error: it ends the loop over epochs)
     """The training ends before a step, with the last good parameters."""
 
     def __init__(self, divergence: Divergence) -> None:
@@ -72,7 +72,7 @@ class Stop(Exception):  # noqa: N818  (it is no error: it ends the loop over epo
 
 
 class Guard:
-    """Looks whether a training is finite, and finds the step after which it was not.
+    """Checks that a training is finite, and finds the step after which it was not.
 
     Parameters
     ----------
@@ -88,21 +88,21 @@ class Guard:
         state = self._network.optimizer_state
         assert state is not None
         self._state, self._xp = state, self._network.backend.xp
-        # what is finite, and what was so before that: for a step from there the loss was finite, too
+        # the last finite state, and the one before it, from which a step had a finite loss too
         self._good, self._older = Snapshot(self._network, source.value), Snapshot(self._network, source.value)
         self._before: list[Snapshot] = []
         self._row, self._skipped, self._in_a_row, self._marked = 0, 0.0, 0, 0.0
-        self._looks_often = self._xp is np  # where a look costs nothing
+        self._looks_often = self._xp is np  # where a check costs nothing
 
     def mark(self) -> None:
-        """Note that the training is finite where it stands."""
+        """Record the current state as finite."""
         self._good, self._older = self._older, self._good
         self._good.take()
         self._row, self._skipped = self._training.position.row, self._training.position.skipped
         self._marked = time.monotonic()
 
     def look(self, *, closely: bool = False) -> None:
-        """Look whether the losses, and ``closely`` the parameters too, are finite; if not, do as the policy says."""
+        """Check that the losses, and if ``closely`` the parameters too, are finite; if not, apply the policy."""
         late = time.monotonic() - self._marked > MARK_EVERY
         if not (closely or late or self._looks_often):
             return
@@ -117,7 +117,7 @@ class Guard:
         )
 
     def _go_again(self) -> None:
-        """Take the steps since the last good place again, one by one."""
+        """Repeat the steps since the last good state, one by one."""
         training, counters, end = self._training, self._state.counters, self._training.position.row
         if not self._before:
             self._before = [Snapshot(self._network, self._source.value) for _ in range(2)]
@@ -157,7 +157,7 @@ class Guard:
         )
 
     def _take_back(self, before: Snapshot, last_good: Snapshot, row: int, n: int) -> None:
-        """Take the step on these rows back, and raise, stop or go on without it."""
+        """Undo the step on these rows, and raise, stop or continue without it."""
         training, state, source = self._training, self._state, self._source
         rate, loss = float(state.scalars[RATE]), float(source.value[0])
         bad = [i for i, W in enumerate(self._network.parameters.W) if not all_finite(W, self._xp)]
@@ -166,7 +166,7 @@ class Guard:
         step, cause = int(state.counters[STEPS]) + 1, self._cause(row, n, loss, bad)
         self._in_a_row += 1
         ends = self._policy != "skip" or self._in_a_row > MOST_SKIPPED
-        if ends and not math.isfinite(loss):  # nothing good is known of the parameters but that they are finite
+        if ends and not math.isfinite(loss):  # all that is known of the parameters is that they are finite
             last_good.put_back()
         found = Divergence(
             step, training.epoch + 1, row // source.batch_size + 1, rate, cause, kept=int(state.counters[STEPS]) + 1
@@ -184,21 +184,21 @@ class Guard:
         return slice(row, row + n) if order is None else order[row : row + n]
 
     def _weight(self, row: int, n: int) -> float:
-        """Return what the rows of a mini-batch weigh in the loss of the epoch."""
+        """Return the weight of a mini-batch's rows in the loss of the epoch."""
         if self._network.loss.reduction == "sum":
             return 0.0
         weight = self._data.weight
         return float(n if weight is None else weight[self._rows(row, n)].sum(dtype=np.float64))
 
     def _cause(self, row: int, n: int, loss: float, bad: list[int]) -> str:
-        """Return the first thing that is not finite in the step on these rows, with the parameters before it, without dropout."""
+        """Return the first value that is not finite in the step on these rows, from the parameters before it, without dropout."""
         names = [*(f"layer {i + 1}" for i in range(len(self._network.activations))), "the output layer"]
         rows, data = self._rows(row, n), self._data
         try:
             trace = self._training.model.trace(
                 data.X[rows], data.y[rows], None if data.weight is None else data.weight[rows]
             )
-        except DeviceMemoryError:  # to find out more is not worth an error
+        except DeviceMemoryError:  # a diagnosis must not raise
             return f"the loss is {loss:g}"
         for name, layer in zip(names, trace.layers, strict=True):
             if not all_finite(layer.z, self._xp):

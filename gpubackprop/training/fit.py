@@ -1,4 +1,4 @@
-"""Training: what ``fit`` is given is checked, memory is planned, and the loop runs."""
+"""Training: check the arguments of ``fit``, plan memory, run the loop."""
 
 from __future__ import annotations
 
@@ -56,48 +56,48 @@ def fit(
 ) -> History:
     """Train a network by mini-batches.
 
-    Calling it again with an equal optimizer goes on where it ended: moments, step count and learning rate are kept.
+    Another call with an equal optimizer continues where this one ended: moments, step count and learning rate are kept.
 
     Parameters
     ----------
     model : MLP
     X : array, shape (N, d_0)
     y : array
-        As the loss takes it; see :mod:`gpubackprop.losses`. One number a sample may come as (N,) or (N, 1), and ``predict``
-        then gives that shape. One sample, or samples of one class, are enough: a stream is learned by a call for each chunk.
+        As the loss takes it; see :mod:`gpubackprop.losses`. One number per sample may be (N,) or (N, 1), and ``predict``
+        then returns that shape. One sample, or samples of one class, are enough: learn a stream by a call for each chunk.
     epochs : int
     batch_size : int or "auto"
         The last batch of an epoch may be shorter. Its gradient is the mean over its own samples. "auto" means 128 samples,
-        in micro-batches if memory asks for them: what is learned depends on the batch, so never on a device's memory.
+        in micro-batches if memory is short: the result depends on the batch, so never on a device's memory.
     optimizer : str or Optimizer
         Adam() by default. LBFGS uses the whole data set at once; an epoch is then an iteration.
     validation_data : (X, y) or (X, y, sample_weight), optional
         Evaluated after each epoch.
     sample_weight : array, shape (N,), optional
     callbacks : Callback or iterable of them
-        :class:`EarlyStopping`, :class:`ReduceOnPlateau` or one's own.
+        :class:`EarlyStopping`, :class:`ReduceOnPlateau` or custom ones.
     progress : bool
         Show loss, metric, samples per second and time left in the terminal.
     shuffle : bool
-        A new order of the samples in each epoch; it depends on the seed and the number of the epoch alone.
+        A new order of the samples in each epoch; it depends only on the seed and the number of the epoch.
     micro_batch_size : int or "auto", optional
-        Go through the passes with so many samples at a time and add up their gradients: the update is that of the whole
+        Run the passes on this many samples at a time and add up their gradients: the update is that of the whole
         mini-batch up to rounding, in less memory. With dropout it must be a multiple of 4. "auto": the fewest micro-batches
-        that fit into the free memory of the device; on the CPU, whose limit is not known, the whole mini-batch.
+        that fit into the free memory of the device; on the CPU, whose limit is unknown, the whole mini-batch.
     stream_data : bool, optional
         Keep the data set on the host and copy mini-batches to the GPU while it computes, in two buffers: the same bits as
         with the data on the GPU. By default the data stays on the host if it takes more than half of the GPU's
-        free memory. On the CPU the data is used where it is.
+        free memory. On the CPU the data is used in place.
     tol : float, optional
         Iterate to convergence: end when the loss has not fallen by ``tol`` for ``n_iter_no_change`` epochs, or after ``epochs``.
     n_iter_no_change : int
     on_divergence : {"stop", "raise", "skip"}
-        What to do when the loss or a parameter becomes NaN or infinite. The step is named, with epoch, layer and learning rate, and
-        taken back. "stop": a :class:`DivergenceWarning`, and the training ends with the parameters before the step; "raise": a
-        :class:`DivergenceError`; "skip": go on without that mini-batch, at most 100 times in a row.
+        What to do when the loss or a parameter becomes NaN or infinite. The step is named, with epoch, layer and learning rate,
+        and undone. "stop": a :class:`DivergenceWarning`, and the training ends with the parameters before the step; "raise": a
+        :class:`DivergenceError`; "skip": continue without that mini-batch, at most 100 times in a row.
     checkpoint : str or Path, optional
         A folder for this training: it can then be interrupted anywhere, by Ctrl-C, SIGTERM, kill -9 or a power cut, and resumed by
-        :func:`gpubackprop.resume` with the bits of one that was not; see :mod:`gpubackprop.training.run`.
+        :func:`gpubackprop.resume` with the bits of an uninterrupted one; see :mod:`gpubackprop.training.run`.
     checkpoint_every : str or int
         ``"30s"``, ``"5min"``, ``"2h"``, ``"2 epochs"``, ``"500 steps"`` or 500 (steps). One is always written at the beginning, at
         the end and when Ctrl-C or SIGTERM ends the training.
@@ -112,11 +112,11 @@ def fit(
     Raises
     ------
     ValueError
-        For data of a wrong shape, with NaN or infinity, with labels out of range; for an option out of range.
+        For data with a wrong shape, NaN, infinity or labels out of range; for an option out of range.
     TypeError
-        For an option that there is not.
+        For an unknown option.
     DeviceMemoryError
-        The device has too little memory; the message says for what, and the largest batch that fits. Nothing has changed.
+        The device has too little memory; the message says what needs it, and the largest batch that fits. Nothing has changed.
     RunError
         The folder holds another run, or another process writes to it.
     DivergenceError
@@ -145,7 +145,7 @@ def fit(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a fit was asked for, checked."""
+    """The checked arguments of a fit."""
 
     epochs: int
     batch_size: int
@@ -195,14 +195,14 @@ def _fit(model: MLP, sets: list[Samples], plan: Plan, callbacks: list[Any], run:
 
 
 def _determined_by(network: Network) -> dict[str, str]:
-    """Return what decides the bits, besides data and options."""
+    """Return what determines the bits, besides data and options."""
     backend, a = network.backend, network.architecture
     own = {"gpubackprop": __version__, "seed": str(a.seed), "device": network.device, "dtype": a.dtype.name}
     return own | {"matmul_precision": backend.matmul_precision} | backend.decides_bits()
 
 
 def _settings(plan: Plan, micro_batch_size: int | str | None, digests: Sequence[str], device: str) -> dict[str, Any]:
-    """Return what a run that is resumed must have again."""
+    """Return the settings that a resumed run must repeat."""
     asked = {
         f.name: getattr(plan, f.name) for f in fields(plan) if f.name not in ("optimizer", "stream_data", "progress")
     }
@@ -238,7 +238,7 @@ def _validation(given: Any) -> list[Samples]:
 def _check_whole(network: Network, plan: Plan, *, streamed: bool) -> None:
     """Raise ValueError unless the loss of the whole data set is one fixed function, which L-BFGS needs."""
     if plan.micro_batch_size is not None or streamed:
-        raise ValueError("LBFGS takes the whole data set at once; leave out micro_batch_size and stream_data")
+        raise ValueError("LBFGS takes the whole data set at once; omit micro_batch_size and stream_data")
     if network.dropout:
         raise ValueError(f"LBFGS minimizes one fixed function; dropout is {network.dropout}: set it to 0")
     if plan.on_divergence == "skip":
@@ -246,7 +246,7 @@ def _check_whole(network: Network, plan: Plan, *, streamed: bool) -> None:
 
 
 def _micro_batch(network: Network, given: Samples, plan: Plan, on_device: Sequence[Samples], *, streamed: bool) -> int:
-    """Return how many samples go through the passes at a time, or raise DeviceMemoryError, before anything is copied."""
+    """Return how many samples the passes take at a time, or raise DeviceMemoryError, before anything is copied."""
     backend, a = network.backend, network.architecture
     data = {s.name.removesuffix(": ") or "data": s.nbytes(backend, a) for s in on_device}
     if not streamed:

@@ -21,16 +21,16 @@ class History(dict[str, list[float]]):
     stopped: str = ""
     """Why the training ended: "epochs" (all were done), "converged", "callback", "interrupted" or "diverged"; "" before."""
     compile_seconds: float = 0.0
-    """Seconds spent on compiling kernels, or on loading them from disk, before the first epoch."""
+    """Seconds spent compiling kernels, or loading them from disk, before the first epoch."""
     diverged: Divergence | None = None
-    """The step that ended the training since its loss or its update was not finite."""
+    """The step that ended the training because its loss or update was not finite."""
 
     def __init__(self, *columns: dict[str, list[float]]) -> None:
         super().__init__(*columns)
         self.skipped: list[Divergence] = []
-        """With ``on_divergence="skip"``: the steps that were taken back."""
+        """With ``on_divergence="skip"``: the steps that were undone."""
         self.determined_by: dict[str, str] = {}
-        """What decides the bits of the result: with the same, the same bits. The number of threads is not among it."""
+        """What determines the bits of the result. The number of threads does not."""
 
     @property
     def interrupted(self) -> bool:
@@ -53,7 +53,7 @@ class Training:
     epoch: int = 0
     stop: bool = False
     position: Position = field(default=Position())
-    """Where it stands; of this, ``epoch`` counts the one that runs."""
+    """The current position; its ``epoch`` counts the running one."""
 
     @property
     def learning_rate(self) -> float:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM wait until a training is between two steps."""
+"""Hold Ctrl-C and SIGTERM until a training is between two steps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """A context in which the first signal is noted, to be asked for; a second one is what it would be without.
+    """A context that records the first signal; a second one has its usual effect.
 
-    After the context the signal has its effect, but for a SIGINT that was ``taken``. In a thread that is not the main one, and
-    where somebody ignores a signal or handles it by code that is not Python's, nothing changes.
+    After the context the signal has its effect, except a SIGINT that was ``taken``. Outside the main thread, and for a
+    signal that is ignored or handled by code that is not Python's, nothing changes.
     """
 
     def __init__(self) -> None:

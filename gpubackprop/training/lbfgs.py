@@ -27,8 +27,8 @@ def minimize_loss(
 ) -> None:
     """Minimize the loss of the whole data set; an epoch is an iteration of SciPy's L-BFGS-B.
 
-    What SciPy remembers cannot be saved, so a run that is resumed takes the iterations that are done again, from the same start,
-    and checks that it comes to the same parameters.
+    SciPy's state cannot be saved, so a resumed run repeats the finished iterations from the same start, and checks that it
+    arrives at the same parameters.
     """
     from scipy.optimize import minimize
 
@@ -60,8 +60,8 @@ def minimize_loss(
         iterations += 1
         if iterations == done and not bool((theta == reached).all()):
             raise RuntimeError(
-                f"the first {done} iterations of this run give other parameters here than in its checkpoint; resume it on the "
-                "machine, with the versions and on the device of its beginning"
+                f"the first {done} iterations of this run give other parameters here than in its checkpoint; resume it with the "
+                "machine, versions and device it began on"
             )
         if iterations <= done:
             return

@@ -24,7 +24,7 @@ from gpubackprop.training.snapshot import Position
 from gpubackprop.training.sources import Source
 
 EndEpoch: TypeAlias = Callable[[float], bool]
-"""Takes the loss of the epoch that ends and returns whether to go on."""
+"""Takes the loss of the finished epoch and returns whether to continue."""
 Method: TypeAlias = Callable[[Training, Progress, EndEpoch], None]
 """Trains until ``training.epochs`` epochs are done."""
 
@@ -40,11 +40,11 @@ def train(
     criterion: Convergence | None = None,
     run: Run | None = None,
 ) -> History:
-    """Train by a method, and write the history; Ctrl-C and a divergence end it with what was learned."""
+    """Train by a method, and write the history; Ctrl-C and a divergence end it and keep what was learned."""
     model, history = training.model, training.history
 
     def end_epoch(loss: float) -> bool:
-        """Write the epoch's row, call the callbacks, and return whether to go on."""
+        """Write the epoch's row, call the callbacks, and return whether to continue."""
         metrics = {}
         if validation is not None:
             metrics = evaluate(model.network, model.outputs_in_batches(validation.X), validation)
@@ -70,8 +70,9 @@ def train(
         call(callbacks, "on_train_begin", training)
         if run is not None:
             run.begin_callbacks(callbacks)
-        for loss in history.get("loss", []) if criterion is not None else ():  # of a run that is resumed
-            criterion.reached(loss)
+        if criterion is not None:
+            for loss in history.get("loss", []):  # of a resumed run
+                criterion.reached(loss)
         try:
             if run is None or not run.ends_only:
                 history.stopped = ""
@@ -85,7 +86,7 @@ def train(
         if run is not None and whole and not run.ends_only:
             run.write(
                 training
-            )  # before the callbacks' end, which may go back to the best parameters: there may be more epochs
+            )  # before on_train_end, which may restore the best parameters: the run may be resumed for more epochs
         call(callbacks, "on_train_end", training)
     if run is not None and whole:
         run.finish(training)
@@ -114,7 +115,7 @@ def descend(
     policy: str,
     run: Run | None,
 ) -> None:
-    """Train by mini-batches; the loss of an epoch is the (weighted) mean over its samples, as they were met."""
+    """Train by mini-batches; the loss of an epoch is the (weighted) mean of its samples' losses at their steps."""
     state, terms = training.model.optimizer_state, _terms(training, data)
     assert state is not None
     started = time.perf_counter()
@@ -150,7 +151,7 @@ def descend(
 
 
 def _begin_epoch(training: Training, source: Source, orders: Orders | None) -> None:
-    """Begin an epoch, or go on where it was left, in the same order of the rows."""
+    """Begin an epoch, or continue an interrupted one in the same order of rows."""
     state, position = training.model.optimizer_state, training.position
     assert state is not None
     if not position.row:
@@ -162,7 +163,7 @@ def _begin_epoch(training: Training, source: Source, orders: Orders | None) -> N
 
 
 def _terms(training: Training, data: Data) -> float:
-    """Return what the sum of an epoch's losses is divided by: the samples, or their weights, or 1 where the loss is a sum."""
+    """Return the divisor of an epoch's sum of losses: the number of samples, their weights, or 1 if the loss is a sum."""
     if training.model.loss.reduction == "sum":
         return 1.0
     return float(len(data.X) if data.weight is None else data.weight.sum(dtype=np.float64))
@@ -171,16 +172,16 @@ def _terms(training: Training, data: Data) -> float:
 class Orders:
     """The order of n samples in each epoch, which depends on the seed and the steps before it: the same on every device.
 
-    One generator is used again and again: to make a new one takes longer than to draw an order of some hundred samples.
+    One generator is reused: creating one takes longer than drawing an order of some hundred samples.
     """
 
     def __init__(self, seed: int, n: int) -> None:
-        key = np.array([seed, 0x6F72646572], np.uint64)  # a stream of its own, apart from the initial weights
+        key = np.array([seed, 0x6F72646572], np.uint64)  # a separate stream from the initial weights
         self._bits, self._n = np.random.Philox(key=key), n
         self._generator, self._state = np.random.Generator(self._bits), self._bits.state
 
     def after(self, steps: int) -> np.ndarray:
-        """Return the order of the epoch that begins after so many steps."""
+        """Return the order of the epoch that begins after this many steps."""
         # the low word of the counter runs within an epoch: with steps there, the numbers of two epochs would overlap
         self._state["state"]["counter"][:] = 0, steps, 0, 0
         self._bits.state = self._state

@@ -1,9 +1,8 @@
-"""What is in a file of a network, before anything is built of it.
+"""Read and check the file of a network before anything is built from it.
 
-A header may promise anything: a file of 400 bytes can describe a network of gigabytes. So the description is read first, each value
-checked by its kind; then the names, shapes and dtypes of all tensors against what the description asks for; only then the
-tensors, which are as large as the file is; and last the digest of all that, where there is one. What comes back takes memory in
-proportion to the file.
+A header can claim anything: a file of 400 bytes can describe a network of gigabytes. So the description is read first, and the
+type of each value checked; then the names, shapes and dtypes of all tensors against the description; only then the tensors,
+which are as large as the file; and last the digest, if there is one. Memory stays in proportion to the file.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from gpubackprop.schedules import SCHEDULES
 from gpubackprop.step import layout
 
 FORMAT = "gpubackprop-mlp-1"
-STATE = "optimizer."  # begins the names of the arrays of an optimizer's state
+STATE = "optimizer."  # prefix of the arrays of an optimizer's state
 METADATA = ("format", "mlp", "sha256", "optimizer", "history", "training")
-TRAINING = "training."  # begins the names of the arrays of a run: sums of losses, what callbacks remember
+TRAINING = "training."  # prefix of the arrays of a run: sums of losses, state of callbacks
 DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64"}  # NumPy's name and that of safetensors
 
 
 class ModelFile(NamedTuple):
-    """A file whose parts agree: the parameters, under torch's names, are those of the architecture, and so is the state."""
+    """A consistent file: parameters, under torch's names, and state match the architecture."""
 
     architecture: Architecture
     parameters: dict[str, np.ndarray]
@@ -45,7 +44,7 @@ class ModelFile(NamedTuple):
 
 
 def digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """Return the SHA-256 of all tensors with their names, and of all metadata but the digest itself, in hexadecimal digits."""
+    """Return the SHA-256 of all named tensors and all metadata but the digest itself, in hexadecimal digits."""
     found = hashlib.sha256()
     for name in sorted(metadata.keys() - {"sha256"}):
         found.update(f"{json.dumps([name, metadata[name]])}\n".encode())
@@ -57,19 +56,19 @@ def digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> st
 
 
 def read_model(path: Path) -> ModelFile:
-    """Return what a file holds, after its header, its sizes and its digest agree.
+    """Return the content of a file whose header, sizes and digest agree.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is damaged, of another format, or names what is not registered; the message begins with its path.
+        The file is damaged, has another format, or names something that is not registered; the message begins with its path.
     """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        what = "is no regular file" if path.exists() else "does not exist"
+        what = "is not a regular file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"no file {str(path)!r}: it {what}")
     try:
         with safe_open(path, "numpy") as file:  # checks that the tensors fill the file, without a gap or an overlap
@@ -81,13 +80,13 @@ def read_model(path: Path) -> ModelFile:
             tensors = {name: file.get_tensor(name) for name in found}
         if "sha256" in metadata and metadata["sha256"] != digest(tensors, metadata):
             raise ValueError(
-                "its digest is not that of its content: the file was damaged or changed; take a copy of it"
+                "its digest does not match its content: the file was damaged or changed; use an intact copy"
             )
         state = {name.removeprefix(STATE): tensors.pop(name) for name in found if name.startswith(STATE)}
         arrays = {name.removeprefix(TRAINING): tensors.pop(name) for name in found if name.startswith(TRAINING)}
         _check_state(state)
     except (SafetensorError, EOFError) as error:
-        raise ValueError(f"{str(path)!r} is not a whole safetensors file: {_one_line(error)}") from None
+        raise ValueError(f"{str(path)!r} is not a complete safetensors file: {_one_line(error)}") from None
     except (LookupError, TypeError, AttributeError, RecursionError, OverflowError, json.JSONDecodeError) as error:
         reason = f"{type(error).__name__} {_one_line(error)}"
         raise ValueError(f"{str(path)!r} has a damaged description: {reason}") from None
@@ -104,7 +103,7 @@ def _described(
     for name in metadata:
         if name not in METADATA:
             raise ValueError(
-                f"its metadata have {shown(name)}, which is unknown; this version reads {', '.join(METADATA)}"
+                f"its metadata have the unknown entry {shown(name)}; this version reads {', '.join(METADATA)}"
             )
     architecture = Architecture.from_json(json.loads(metadata["mlp"]))
     optimizer = _optimizer(json.loads(metadata["optimizer"])) if "optimizer" in metadata else None
@@ -119,7 +118,7 @@ def _described(
 
 
 def _optimizer(description: Any) -> Optimizer:
-    """Return the optimizer of a description: a name and values, of which one may be a schedule, described likewise."""
+    """Return the optimizer of a description: a name and values, one of which may be a schedule described the same way."""
     values = dict(description["values"])
     rate = values["learning_rate"]
     if isinstance(rate, dict):
@@ -128,7 +127,7 @@ def _optimizer(description: Any) -> Optimizer:
 
 
 def _expected(architecture: Architecture, optimizer: Optimizer | None) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the shape and the dtype of each tensor that belongs into the file."""
+    """Return the shape and dtype of each tensor that the file must hold."""
     real = DTYPES[architecture.real.name]
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     for i, (d_in, d) in enumerate(pairwise(architecture.layer_sizes)):
@@ -141,7 +140,7 @@ def _expected(architecture: Architecture, optimizer: Optimizer | None) -> dict[s
 
 
 def _expected_of_run(training: Mapping[str, Any] | None) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and dtype of the arrays that a run says to have; none is larger than the file, which has no gaps."""
+    """Return shape and dtype of the arrays that a run declares; none is larger than the file, which has no gaps."""
     named = {} if training is None else training["tensors"]
     return {TRAINING + name: (tuple(shape), dtype) for name, (shape, dtype) in named.items()}
 
@@ -156,11 +155,11 @@ def _check_tensors(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Non
     for name, (shape, dtype) in expected.items():
         if found[name] != (shape, dtype):
             have, has = found[name]
-            raise ValueError(f"{name} has shape {have} and dtype {has}; the description asks for {shape} and {dtype}")
+            raise ValueError(f"{name} has shape {have} and dtype {has}; the description requires {shape} and {dtype}")
 
 
 def _check_state(state: Mapping[str, np.ndarray]) -> None:
-    """Check the numbers that say how far the training is; those of an optimizer's formulas may be any."""
+    """Check the numbers of the training's progress; those of an optimizer's formulas may be anything."""
     if state and (int(state["counters"].min()) < 0 or not 0 <= float(state["rate"][0]) < np.inf):
         raise ValueError("the state of its optimizer has a negative count of steps, or no learning rate >= 0")
 

@@ -1,4 +1,4 @@
-"""What a training shows in the terminal: loss, metric, samples per second and time left."""
+"""Progress of a training in the terminal: loss, metric, samples per second and time left."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from gpubackprop.definitions import Array
 
-REFRESH = 0.2  # seconds between two looks at the loss on the device: each look waits for it
+REFRESH = 0.2  # seconds between two reads of the loss on the device: each one waits
 
 
-CHUNK = 0.1  # seconds of steps between two chances to show something, or to be interrupted
-MOST_STEPS = 1024  # in a chunk: a GPU queues them without waiting, so that the clock would not limit them
+CHUNK = 0.1  # seconds of steps between two updates of the display or checks for an interruption
+MOST_STEPS = 1024  # steps in a chunk: a GPU queues them without waiting, so the clock does not limit them
 
 
 class Progress:
-    """Shows nothing; counts the seconds of an epoch, and says how many steps to run at once."""
+    """Shows nothing; times epochs, and says how many steps to run at once."""
 
     def __init__(self) -> None:
         self._epoch_started = self._chunk_started = time.perf_counter()
@@ -32,7 +32,7 @@ class Progress:
         return time.perf_counter() - self._epoch_started
 
     def batches_done(self, batches: int, n: int, value: Array) -> None:
-        """Note some batches of n samples; ``value`` is the loss of the last, on the device."""
+        """Record batches of n samples; ``value`` is the loss of the last, on the device."""
         now = time.perf_counter()
         seconds = max(now - self._chunk_started, 1e-9)
         self._chunk_started = now
@@ -41,11 +41,11 @@ class Progress:
             self.steps_at_once = max(1, min(wanted, 2 * self.steps_at_once, MOST_STEPS))
 
     def epoch_done(self, history: dict[str, list[float]]) -> None:
-        """Note an epoch, whose row is the last of the history."""
+        """Record an epoch, whose row is the last of the history."""
 
 
 class LineProgress(Progress):
-    """About ten lines, for an output that is not a terminal."""
+    """About ten lines, for output that is not a terminal."""
 
     def __init__(self, epochs: int, done: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def _columns(history: dict[str, list[float]]) -> str:
 
 @contextmanager
 def show_progress(show: bool, epochs: int, samples: int, done: int = 0) -> Iterator[Progress]:
-    """Yield a progress display for ``epochs`` epochs of ``samples`` samples, of which some are done, shown or not."""
+    """Yield a progress display for ``epochs`` epochs of ``samples`` samples, the first of which may be done, shown or not."""
     if not show:
         yield Progress()
         return

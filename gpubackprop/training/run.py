@@ -1,10 +1,10 @@
-"""A run: a folder that holds a training, so that it can end anywhere and go on with the bits of one that never ended.
+"""A run: a folder that holds a training, so that it can stop anywhere and resume with the bits of an uninterrupted one.
 
 ========================  ========================================================================================================
 file                      what it holds
 ========================  ========================================================================================================
-checkpoint.safetensors    between two steps: the network, the optimizer's state, the place in the data set, what the callbacks
-                          remember, the history, the settings, digests of the data; and a digest of all that
+checkpoint.safetensors    between two steps: the network, the optimizer's state, the place in the data set, the state of the
+                          callbacks, the history, the settings, digests of the data; and a digest of all this
 previous.safetensors      the checkpoint before that one
 model.safetensors         the network at the end, for :func:`gpubackprop.load`
 history.json              the history, without times: strict JSON, where NaN and infinity are null
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 CHECKPOINT, PREVIOUS, MODEL = "checkpoint.safetensors", "previous.safetensors", "model.safetensors"
 HISTORY, TIMING, LOCK = "history.json", "timing.json", "run.lock"
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
-GOES_ON = ("", "epochs", "interrupted")  # how a run may have stopped that can be resumed
+GOES_ON = ("", "epochs", "interrupted")  # how a run that can be resumed may have stopped
 
 
 class RunError(ValueError):
-    """A folder that cannot be used for a run as asked; the message says what is there and what to do."""
+    """A folder cannot be used for a run as requested; the message says what is there and what to do."""
 
 
 class Every(NamedTuple):
@@ -84,9 +84,9 @@ class Run:
     every : str or int
         See :meth:`Every.of`.
     overwrite : bool
-        Replace a run that is there.
+        Replace an existing run.
     about : dict, optional
-        What the caller wants to find again, in words of JSON.
+        What the caller wants to find again, as JSON values.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class Run:
         self.folder, self.every, self.overwrite = Path(folder), Every.of(every), overwrite
         self.about: dict[str, Any] = dict(about or {})
         self.settings: dict[str, Any] = {}
-        self.network: Network | None = None  # of a run that is resumed
+        self.network: Network | None = None  # of a resumed run
         self.history = History()
         self.position = Position()
         self._found: ModelFile | None = None
@@ -113,14 +113,14 @@ class Run:
         self._interrupts = Interrupts()
         self._arrays: dict[str, Array] = {}
         self._written, self._steps = 0.0, 0.0
-        self.ends_only = False  # no epoch is left, but the network is not written
+        self.ends_only = False  # no epoch is left, but the network is not written yet
         self.interrupted = False  # between two steps, after a checkpoint
 
-    # ------------------------------------------------------------------ a run that is there
+    # ------------------------------------------------------------------ an existing run
 
     @classmethod
     def resumed(cls, folder: str | Path, device: str | None = None, *, previous: bool = False, **options: Any) -> Run:
-        """Return the run in a folder, with its network and its history, as of its last checkpoint.
+        """Return the run in a folder, with its network and history, at its last checkpoint.
 
         Raises
         ------
@@ -132,7 +132,7 @@ class Run:
         run = cls(folder, **options)
         path = run.folder / (PREVIOUS if previous else CHECKPOINT)
         if not path.exists() and not previous and (run.folder / PREVIOUS).exists():
-            path = run.folder / PREVIOUS  # the power failed between the two names
+            path = run.folder / PREVIOUS  # the power failed between the two renames
         run._found = found = run._read(path)
         training = found.training
         assert training is not None
@@ -159,9 +159,7 @@ class Run:
             if path.name == CHECKPOINT and (self.folder / PREVIOUS).exists():
                 try:
                     epoch = self._read(self.folder / PREVIOUS).training["position"][0]  # type: ignore[index]
-                    advice = (
-                        f"the one before it, of epoch {epoch + 1}, is whole: resume it with previous=True or --previous"
-                    )
+                    advice = f"the one before it, of epoch {epoch + 1}, is intact: resume it with previous=True or --previous"
                 except (ValueError, LookupError, TypeError):
                     advice = f"{PREVIOUS} is damaged too"
             raise RunError(f"{error}; {advice}") from None
@@ -170,7 +168,7 @@ class Run:
         return found
 
     def _seconds(self, epochs: int) -> list[float]:
-        """Return the times of the epochs, which no result depends on: 0 for those that are not known."""
+        """Return the times of the epochs, 0 where unknown; no result depends on them."""
         try:
             known = [float(x) for x in json.loads((self.folder / TIMING).read_text())["seconds"]]
         except (OSError, ValueError, LookupError, TypeError):
@@ -179,16 +177,16 @@ class Run:
 
     @property
     def is_resumed(self) -> bool:
-        """Whether it goes on from a checkpoint."""
+        """Whether it resumes from a checkpoint."""
         return self._found is not None
 
     def array(self, name: str) -> np.ndarray:
-        """Return an array of the checkpoint, by the name that :meth:`begin` was given it."""
+        """Return an array of the checkpoint by the name that :meth:`begin` got it under."""
         assert self._found is not None
         return self._found.arrays[name]
 
     def check_same(self, settings: Mapping[str, Any]) -> None:
-        """Raise RunError unless a fit that resumes this run has its data and settings; there may be more epochs."""
+        """Raise RunError unless a resuming fit has the data and settings of this run; it may have more epochs."""
         for name, value in settings.items():
             was = self.settings.get(name)
             if name == "epochs":
@@ -209,9 +207,9 @@ class Run:
             why = "a callback stopped it" if stopped == "callback" else f"it {stopped}"  # converged, diverged
             raise RunError(f"the run in {where!r} has ended after {self.position.epoch} epochs: {why}")
         if now < was:
-            raise RunError(f"epochs is {now}; the run in {where!r} has {was}: there may be more, not fewer")
+            raise RunError(f"epochs is {now}; the run in {where!r} has {was}: ask for at least as many")
         if stopped == "epochs" and self.position.epoch >= now:
-            raise RunError(f"the run in {where!r} has {self.position.epoch} epochs already; ask for more than that")
+            raise RunError(f"the run in {where!r} has {self.position.epoch} epochs already; ask for more")
 
     def _lacks_its_end(self) -> bool:
         """Return whether all its epochs are done, and the process ended before it wrote the network."""
@@ -222,12 +220,12 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one training, with signals held back; a folder that holds a run is left as it is.
+        """Lock the folder for one training, with signals deferred; an existing run is left as it is.
 
         Raises
         ------
         RunError
-            Another process trains in the folder, or there is a run already.
+            Another process trains in the folder, or it holds a run already.
         """
         from filelock import FileLock, Timeout
 
@@ -255,7 +253,7 @@ class Run:
             )
 
     def begin_fit(self, training: Training, settings: dict[str, Any]) -> None:
-        """Take a training to where the run stands, if it is resumed; it must have the settings of the run, but for more epochs."""
+        """Bring a resumed training to the state of the run; it must have the run's settings, except for more epochs."""
         if self._found is not None:
             self.check_same(settings)
             self.ends_only = settings["epochs"] == self.settings["epochs"] and self._lacks_its_end()
@@ -264,7 +262,7 @@ class Run:
         self.settings = self.settings | settings
 
     def begin(self, training: Training, arrays: Mapping[str, Array]) -> None:
-        """Begin, or go on: arrays that a checkpoint holds besides those of a network are filled from it, or written first."""
+        """Begin or resume: arrays that a checkpoint holds besides the network's are filled from it, or written first."""
         self._arrays = dict(arrays)
         if not self.is_resumed:  # data and options are right, so that a run which is to be replaced may go
             for name in (CHECKPOINT, PREVIOUS, MODEL, HISTORY, TIMING):
@@ -276,13 +274,13 @@ class Run:
         self.write(training)
 
     def begin_callbacks(self, callbacks: list[Any]) -> None:
-        """Take the callbacks, after their training has begun, to where they were."""
+        """Restore the state of the callbacks, after their training has begun."""
         self._callbacks = callbacks
         if self._found is not None and self._found.training is not None:
             restored(callbacks, self._found.training["callbacks"], self._found.arrays)
 
     def callbacks_of(self, given: Any) -> list[Any]:
-        """Return the callbacks of a fit that resumes this run: those given, which must be like the run's, or the run's own."""
+        """Return the callbacks of a fit that resumes this run: those given, which must match the run's, or the run's own."""
         assert self._found is not None
         assert self._found.training is not None
         return matching(given, self._found.training["callbacks"])
@@ -292,7 +290,7 @@ class Run:
         return self.every.steps - self._steps
 
     def due(self, *, steps: int = 0, epochs: int = 0) -> bool:
-        """Return whether a checkpoint is due after so many steps, or at the end of so many epochs."""
+        """Return whether a checkpoint is due after this many steps, or at the end of this many epochs."""
         self._steps += steps
         return (
             self._interrupts.noted is not None
@@ -302,7 +300,7 @@ class Run:
         )
 
     def write(self, training: Training) -> None:
-        """Write a checkpoint of a training that is between two steps; then end it if a signal has asked for that."""
+        """Write a checkpoint of a training that is between two steps; then end it if a signal was recorded."""
         model, history = training.model, {k: v for k, v in training.history.items() if k != "seconds"}
         descriptions, arrays = described(self._callbacks, model.backend.to_numpy)
         words = {
@@ -321,13 +319,13 @@ class Run:
             raise KeyboardInterrupt
 
     def finish(self, training: Training) -> None:
-        """Write what the training has made."""
+        """Write the trained network and its history."""
         save(training.model.network, self.folder / MODEL)
         columns = {k: v for k, v in training.history.items() if k != "seconds"}
         write_whole(self.folder / HISTORY, strict_json(columns))
 
 
 def strict_json(columns: Mapping[str, list[float]]) -> bytes:
-    """Return columns of numbers as JSON that every reader takes: NaN and infinity are null."""
+    """Return columns of numbers as strict JSON: NaN and infinity are null."""
     finite = {name: [x if math.isfinite(x) else None for x in column] for name, column in columns.items()}
     return (json.dumps(finite, indent=1, allow_nan=False) + "\n").encode()

@@ -1,4 +1,4 @@
-"""Where a training stands: all that a step changes, copied, and the place in the data set."""
+"""The state of a training: a copy of all that a step changes, and the place in the data set."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class Position(NamedTuple):
     """A place between two steps."""
 
     epoch: int = 0
-    """Epochs that are done."""
+    """Finished epochs."""
     steps: int = 0
     """Steps of the optimizer before this epoch, which with the seed give its order."""
     row: int = 0
-    """Rows of this epoch that are done."""
+    """Finished rows of this epoch."""
     skipped: float = 0.0
-    """What the rows among them weigh whose loss does not count, since their step was skipped."""
+    """The weight of those whose step was skipped, so that their loss does not count."""
 
 
 class Snapshot:
-    """A copy of the parameters, the optimizer's state and the losses of an epoch, where they lie.
+    """A copy of the parameters, the optimizer's state and the losses of an epoch, on their device.
 
     Parameters
     ----------
@@ -43,12 +43,12 @@ class Snapshot:
         self._value = self._copies[-1]
 
     def take(self) -> None:
-        """Copy them anew."""
+        """Update the copy."""
         for copy, array in zip(self._copies, self._arrays, strict=True):
             copy[...] = array
 
     def put_back(self) -> None:
-        """Make them what they were."""
+        """Restore the copied values."""
         for copy, array in zip(self._copies, self._arrays, strict=True):
             array[...] = copy
         self._network.refresh()

@@ -25,9 +25,9 @@ class Source:
     Attributes
     ----------
     rows, batch_size : int
-        Of the data set, and of every mini-batch of an epoch but perhaps the last.
+        The size of the data set, and of every mini-batch of an epoch but perhaps the last.
     order : array or None
-        Of the rows of this epoch; None while it is that of ``data``.
+        The order of the rows in this epoch; None means that of ``data``.
     value : array, shape (2,)
         On the device: the loss of the last mini-batch, and the sum over all since it was set to 0.
     """
@@ -46,7 +46,7 @@ class Source:
         return [self.batch_size, rest] if rest else [self.batch_size]
 
     def ahead(self, row: int) -> tuple[int, int]:
-        """Return the size of the mini-batch that begins at a row of the epoch, and how many of that size follow one another."""
+        """Return the size of the mini-batch that begins at a row of the epoch, and how many of that size follow."""
         full = (self.rows - row) // self.batch_size
         return (self.batch_size, full) if full else (self.rows - row, 1)
 
@@ -59,14 +59,14 @@ class Source:
         raise NotImplementedError
 
     def seek(self, row: int) -> None:
-        """Go to a row of the epoch; the counters of the optimizer's state are the caller's."""
+        """Go to a row of the epoch; the caller sets the counters of the optimizer's state."""
 
     def run(self, n: int, times: int) -> None:
-        """Queue so many steps on the next mini-batches of n samples."""
+        """Queue ``times`` steps on the next mini-batches of n samples."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Leave nothing behind that goes on by itself."""
+        """Wait for work in the background."""
 
 
 class Resident(Source):
@@ -117,11 +117,11 @@ class Slot:
 
 
 class Streamed(Source):
-    """A data set on the host: its mini-batches are copied while the device computes, for the same bits as :class:`Resident`.
+    """A data set on the host: its mini-batches are copied while the device computes, with the bits of :class:`Resident`.
 
     There are two buffers on the device, each with a buffer in pinned memory, and two compiled steps that share one workspace. While
-    the device takes a step from one buffer, the host gathers the rows of the next mini-batch and a stream of its own copies
-    them into the other. Events order the two streams in both directions: a step waits for its copy, and a copy waits for the
+    the device takes a step from one buffer, the host gathers the rows of the next mini-batch and a separate stream
+    copies them into the other. Events order the two streams in both directions: a step waits for its copy, and a copy waits for the
     step that read the buffer before. The host waits only where it is two batches ahead: a pinned buffer must not be written
     to before its last copy is done.
 
@@ -167,7 +167,7 @@ class Streamed(Source):
                 pinned = tuple(cupyx.empty_pinned(a.shape, a.dtype) for a in targets)
                 events = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
                 self.slots.append(Slot(pinned, targets, events[0], events[1], runs))
-            for slot in self.slots:  # the first copy comes after the zeros that the buffers began with
+            for slot in self.slots:  # the first copy comes after the initial zeros of the buffers
                 slot.read.record(self._current())
         self.value: Array = memory.arrays["loss"]
         self._next = self._cursor = 0
@@ -205,5 +205,5 @@ class Streamed(Source):
             slot.read.record(compute)
 
     def close(self) -> None:
-        """Wait for the copies; after an interruption one may go on, into memory that would be given to others."""
+        """Wait for the copies; after an interruption one may still be running, into memory that is about to be freed."""
         self.stream.synchronize()

@@ -1,7 +1,7 @@
 """The CUDA backend: products by cuBLAS, everything else by fused kernels, on CuPy's current stream.
 
 A method makes a list of launches (:mod:`gpubackprop.backends.cuda.launches`); an eager call runs the list at once, a compiled
-step keeps it. A compiled step owns its scratch and the workspace of its products, so steps on different streams do not meet;
+step keeps it. A compiled step owns its scratch and the workspace of its products, so steps on different streams do not interfere;
 one step runs on one stream at a time.
 """
 
@@ -32,21 +32,21 @@ from gpubackprop.machine.diagnosis import DeviceUnavailableError, installed, mis
 from gpubackprop.step import Step
 from gpubackprop.step.operations import Matmul, Operation
 
-LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the same stream as handle 0, which cuda.core takes for no stream
-PER_THREAD_STREAM = 2  # CU_STREAM_PER_THREAD: one handle for a stream of each thread
+LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the same stream as handle 0, which cuda.core does not take for a stream
+PER_THREAD_STREAM = 2  # CU_STREAM_PER_THREAD: one handle for a stream per thread
 EPILOGUES = ("auto", "all", "off")
-STREAMS = 8  # whose wrapper for cuda.core is kept
+STREAMS = 8  # streams whose wrappers for cuda.core are kept
 
 
 class Device(cupy.cuda.Device):  # type: ignore[misc]
-    """A CUDA device; where CuPy finds no memory in its context, the error is the one that users know."""
+    """A CUDA device; an out-of-memory error of CuPy in its context becomes DeviceMemoryError."""
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         super().__exit__(kind, error, traceback)
         if isinstance(error, cupy.cuda.memory.OutOfMemoryError):
             needed, (free, _) = error._size, self.memory() or (0, 0)
             raise DeviceMemoryError(
-                f"an array of {needed:,} bytes does not fit on cuda:{self.id}: {free:,} are free, perhaps in pieces",
+                f"an array of {needed:,} bytes does not fit on cuda:{self.id}: {free:,} are free, perhaps fragmented",
                 needed, free,
             ) from None  # fmt: skip
 
@@ -59,11 +59,11 @@ class Device(cupy.cuda.Device):  # type: ignore[misc]
             free, total = self._beyond_pool(pool)
             if wanted <= free:
                 return free + pool.free_bytes(), total
-            pool.free_all_blocks()  # what is left of the pool are pieces between arrays
+            pool.free_all_blocks()  # what is left of the pool are fragments between arrays
             return self._beyond_pool(pool)
 
     def _beyond_pool(self, pool: Any) -> tuple[int, int]:
-        """Return the bytes that the pool may still get, and all there are."""
+        """Return the bytes that the pool can still get, and the total."""
         (free, total), limit = cupy.cuda.runtime.memGetInfo(), pool.get_limit()
         return min(free, max(0, limit - pool.total_bytes())) if limit else free, total
 
@@ -81,7 +81,7 @@ class CudaBackend(Backend):
         Which products end with the next operation, see :mod:`gpubackprop.backends.cuda.epilogues`.
     single_launch_sums : bool
         Let the last block of the backward kernel add up the bias gradient, instead of a second launch. Its order of sums is
-        fixed too. Off until a device has shown it to be right and faster: no emulation runs blocks side by side.
+        fixed too. Off until shown to be right and faster on a device: no emulation runs blocks concurrently.
     nvtx : bool, optional
         Name each operation and each launch of a graph on a profiler's timeline; by default where the environment variable
         GPUBACKPROP_NVTX is 1 when the backend is made.
@@ -89,7 +89,7 @@ class CudaBackend(Backend):
     Raises
     ------
     DeviceUnavailableError
-        What is asked for needs nvmath-python.
+        An option needs nvmath-python.
     """
 
     xp: ModuleType = cupy
@@ -156,12 +156,12 @@ class CudaBackend(Backend):
         return self._device
 
     def queue(self) -> Any:
-        """Return what orders the work that is put on this device now: CuPy's stream, and the thread where each has its own."""
+        """Return what orders work queued on this device now: CuPy's stream, and the thread if each has its own."""
         handle = cupy.cuda.get_current_stream(self._device.id).ptr
         if handle != PER_THREAD_STREAM:
             return handle
         if not hasattr(self._thread, "queue"):
-            self._thread.queue = object()  # a later thread may get this one's number
+            self._thread.queue = object()  # a later thread may get the same id
         return self._thread.queue
 
     def memory(self, wanted: int = 0) -> tuple[int, int] | None:
@@ -187,14 +187,14 @@ class CudaBackend(Backend):
                 self._run(self._launches.of(operation))
 
     def _cublas(self, a: Array, b: Array, out: Array) -> None:
-        """out = a b without a plan, which no capture allows."""
+        """out = a b without a plan, which cannot be captured."""
         if a.dtype.itemsize == 2:
             cupy.matmul(a, b, out=out)
         else:  # cupy.matmul would round to TF32 where the environment variable CUPY_TF32 is set
             cupy.cublas.gemm("N", "N", a, b, out=out)
 
     def _plan(self, o: Matmul) -> Any:
-        """Return cuBLASLt's plan of a product, or None, with a warning where it has none."""
+        """Return cuBLASLt's plan of a product, or None with a warning if it has none."""
         if self._products is None:
             return None
         from gpubackprop.backends.cuda.products import UnsupportedProductError
@@ -203,14 +203,14 @@ class CudaBackend(Backend):
             return self._products.plan_for(o.a, o.b, o.out)
         except UnsupportedProductError as error:
             if o.a.dtype.itemsize == 2 and o.out.dtype != o.a.dtype:
-                raise  # which cuBLAS by itself cannot either
-            warnings.warn(f"{error}; it is left to cuBLAS, without TF32 and outside of CUDA graphs", RuntimeWarning, 3)
+                raise  # cuBLAS cannot either
+            warnings.warn(f"{error}; cuBLAS computes it, without TF32 and outside CUDA graphs", RuntimeWarning, 3)
             return None
 
     def bind(self, operation: Operation) -> Call:
-        """Return the function of an operation of a step, and its arguments; shapes, kernels and grids are settled here.
+        """Return the function of an operation of a step, and its arguments; shapes, kernels and grids are fixed here.
 
-        With nvmath-python it may be captured. Its scratch memory is its own.
+        With nvmath-python it can be captured. It has its own scratch memory.
         """
         check_arrays(self, operation, bound=True)
         with self._device:
@@ -234,7 +234,7 @@ class CudaBackend(Backend):
     def compile(self, step: Step) -> Run:
         """Return the step as CUDA graphs, or, where a product cannot be captured, as a loop over its operations.
 
-        The kernels and products of a kind that has not run yet are loaded; for a product that means to run it.
+        Kernels and products of a kind that has not run yet are loaded; a product is loaded by running it.
         """
         bound = step.bound()
         for operation in bound:
@@ -246,12 +246,12 @@ class CudaBackend(Backend):
             if captured:
                 from gpubackprop.backends.cuda.graph import CapturedStep
 
-                # the largest workspace first: the others are parts of it
+                # the largest workspace first: the others fit into it
                 launches.room(max((plan.workspace for plan in plans), default=0), np.dtype(np.uint8))
                 calls = self._epilogues.calls(operations, lambda one: self._bind(one, launches), launches.room)
             else:
                 calls = [self._bind(operation, launches) for operation in operations]
-            # what was allocated is there, whatever stream the step runs on; the device as a whole must not be waited for
+            # allocations are complete, whatever stream the step runs on; waiting for the whole device would fail
             # while another thread captures
             cupy.cuda.get_current_stream().synchronize()
             if captured:
@@ -267,7 +267,7 @@ class CudaBackend(Backend):
 
     @property
     def epilogue_choices(self) -> list[Any]:
-        """For each pair of a product and the operation after it: whether they are one product, and why."""
+        """For each pair of a product and the operation after it: whether they are fused, and why."""
         return [] if self._products is None else list(self._epilogues.choices.values())
 
     # Launching. The current device is this one.
@@ -281,13 +281,13 @@ class CudaBackend(Backend):
         """Return CuPy's current stream for cuda.core."""
         if not hasattr(
             self._thread, "ready"
-        ):  # a new thread: the default stream alone does not tell the driver a context
+        ):  # a new thread: the default stream alone does not set the driver's context
             cupy.cuda.runtime.setDevice(self._device.id)
             self._thread.ready = True
         handle = cupy.cuda.get_current_stream().ptr or LEGACY_STREAM
         stream = self._streams.get(handle)
         if stream is None:
-            if len(self._streams) >= STREAMS:  # of streams that are gone, most of them
+            if len(self._streams) >= STREAMS:  # most of these streams are gone
                 self._streams.clear()
             stream = self._streams[handle] = Stream.from_handle(handle)
         return stream

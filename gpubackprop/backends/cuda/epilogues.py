@@ -1,8 +1,8 @@
-"""Products that do the next operation on their way to memory.
+"""Products fused with the next operation, as cuBLASLt epilogues.
 
 cuBLASLt can end a product with bias + activation, or with the activation's derivative and the bias gradient. That saves a
-launch and a pass over memory. Which pairs of operations are joined is a rule, never a measurement: the bits of a training
-depend on its shapes and its device alone.
+launch and a pass over memory. A rule decides which pairs are fused, never a measurement: the bits of a training depend
+only on its shapes and its device.
 
 ========  ===============================================  =====================================================
 epilogue  pair                                             used with
@@ -12,10 +12,10 @@ GELU      product, gelu_tanh; product, gelu_tanh backward  "all"
 RELU      product, relu                                    "all"
 ========  ===============================================  =====================================================
 
-GELU is not in "auto" since cuBLASLt was seen to take longer with it than a product and a separate kernel, in float32 and
-bfloat16 (github.com/karpathy/llm.c/pull/338; llm.c has it off). RELU is not since it turns NaN into 0, which hides a
-training that diverges. Where cuBLASLt has no such product, or an address is no multiple of 16, the two operations stay
-apart. :attr:`gpubackprop.backends.cuda.backend.CudaBackend.epilogue_choices` says what was chosen and why.
+GELU is not in "auto" because cuBLASLt was seen to take longer with it than a product and a separate kernel, in float32 and
+bfloat16 (github.com/karpathy/llm.c/pull/338; llm.c has it off). RELU is not because it turns NaN into 0, which hides a
+training that diverges. Where cuBLASLt has no such product, or an address is not a multiple of 16, the two operations stay
+separate. :attr:`gpubackprop.backends.cuda.backend.CudaBackend.epilogue_choices` says what was chosen and why.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WHY_NOT = {
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether a product does the operation after it, and why."""
+    """Whether a product is fused with the operation after it, and why."""
 
     pair: str
     fused: bool
@@ -57,7 +57,7 @@ class Choice:
 
 
 def epilogue_of(first: Any, second: Any) -> tuple[Any, Array, Array | None] | None:
-    """Return the epilogue that does ``second`` after the product ``first``, its vector and its matrix, or None."""
+    """Return the epilogue for ``second`` after the product ``first``, its vector and its matrix, or None."""
     if not isinstance(first, Matmul) or not isinstance(second, BiasActivationForward | BiasActivationBackward):
         return None
     p, q, forward = first, cast(Any, second), isinstance(second, BiasActivationForward)
@@ -108,7 +108,7 @@ class Epilogues:
         return result
 
     def _fused(self, first: Any, second: Any, room: Room) -> Call | None:
-        """Return the call of a product that does ``second`` too, or None; note the choice."""
+        """Return the call of a product fused with ``second``, or None; record the choice."""
         found = epilogue_of(first, second)
         if found is None:
             return None
@@ -118,7 +118,7 @@ class Epilogues:
         name = f"{epilogue.name.lower()} {m}x{n}x{k} {a.dtype.name}{' tf32' if self.products.tf32 else ''}"
         product, reason = None, "" if self.mode == "all" else WHY_NOT.get(epilogue, "")
         if not reason and alignment_of(vector, *([] if matrix is None else [matrix])) < ALIGNMENT:
-            name, reason = f"{name} not aligned", f"an address is no multiple of {ALIGNMENT}"
+            name, reason = f"{name} not aligned", f"an address is not a multiple of {ALIGNMENT}"
         if not reason:
             try:
                 plan = Plan(

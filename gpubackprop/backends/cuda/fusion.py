@@ -1,4 +1,4 @@
-"""Passes that do the dropout after or before them, in one launch."""
+"""Passes fused with the dropout after or before them, in one launch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpubackprop.step.operations import BiasActivationBackward, BiasActivationFo
 
 @dataclass(frozen=True, eq=False)
 class WithDropout:
-    """A pass and the dropout after it (forward) or before it (backward), in one launch and the same bits.
+    """A pass and the dropout after it (forward) or before it (backward), in one launch with the same bits.
 
     ``output``: the activation before the dropout is written too.
     """
@@ -27,7 +27,7 @@ class WithDropout:
 
 
 def fuse_dropout(operations: Sequence[Operation]) -> list[Operation | WithDropout]:
-    """Return operations with dropout done by the pass before or after it; an activation that only dropout reads is not written."""
+    """Return operations with dropout fused into a neighbouring pass; activations that only dropout reads are not written."""
     pending = list(operations)
     result: list[Operation | WithDropout] = []
     while pending:

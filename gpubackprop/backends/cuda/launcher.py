@@ -1,9 +1,9 @@
 """How kernels are launched on a CUDA device: loaded once, on grids that fill it, with scratch memory between them.
 
 Kernels take raw pointers: arrays have been checked by :mod:`gpubackprop.backends.checks`, or are a workspace's. Partial sums go to
-scratch memory. That of an eager operation is its own, from CuPy's pool, which gives it to the next one on the same stream: two
-threads may queue operations on one stream, in any order. That of a compiled step is the step's, and goes with it: its operations
-come one after another and share it.
+scratch memory. An eager operation takes its own from CuPy's pool, which reuses it for the next one on the same stream: two threads
+may queue operations on one stream, in any order. A compiled step owns its scratch, which its operations share, since they run one
+after another.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from gpubackprop.definitions import Array, address, real_of
 from gpubackprop.kernels.cuda import column_sums, passes
 from gpubackprop.kernels.cuda.compile import THREADS, Source, launch_config, load
 
-BLOCKS_PER_MULTIPROCESSOR = 4  # of 256 threads with up to 64 registers: one full wave, the rest by striding
+BLOCKS_PER_MULTIPROCESSOR = 4  # blocks of 256 threads with up to 64 registers: one full wave, the rest by striding
 SCRATCH_STEP = 4096  # elements; scratch grows in multiples of it
 LARGE = 1 << 20
-"""Bytes of a matrix from which on a block takes enough rows that its bias and sums are a few percent of the traffic; below it,
-many blocks with few rows are done sooner."""
+"""Bytes of a matrix above which a block takes enough rows that its bias and sums are a few percent of the traffic; below, many
+blocks with few rows are faster."""
 IN_A_ROW = 32
-"""Terms that one thread adds up one after another in float32. Where terms are equal, each addition may round to the same side, so a
-sum of many would lose digits: 32 lose 2^-20 at the very most, and sums of sums, each of so few, hardly more."""
+"""Terms that one thread adds up in a row in float32. Equal terms may all round to the same side, so a long sum would lose digits:
+32 lose at most 2^-20, and sums of such sums hardly more."""
 MOST_BLOCKS = 65535  # CUDA's limit along y
 
 Grid = tuple[int, int]
@@ -60,13 +60,13 @@ class Launcher:
         self._scratch: dict[np.dtype[Any], Array] = {}
 
     def for_step(self) -> Self:
-        """Return the same for the operations of one step, which share scratch memory of their own."""
+        """Return a launcher for the operations of one step, which share their own scratch memory."""
         own = copy.copy(self)
         own._shared, own._scratch = True, {}
         return own
 
     def _launch(self, kernel: Source, grid: Grid, block: Grid, /, *, scratch: Any = None, **arguments: Any) -> Launch:
-        """Return the launch of a kernel on arguments by the names of its parameters."""
+        """Return the launch of a kernel, with arguments by parameter name."""
         return Launch(launch_config(grid, block), self._kernel(kernel), kernel.arguments(arguments), scratch)
 
     def _kernel(self, source: Source) -> Any:
@@ -77,7 +77,7 @@ class Launcher:
             # a new thread has no context, which the driver's functions need
             cupy.cuda.runtime.setDevice(self.device.id)
             error, function = driver.cuKernelGetFunction(kernel.handle)
-            if not error:  # a driver that loads lazily does it to answer such a question
+            if not error:  # this query makes a driver that loads lazily load it
                 error, _ = driver.cuFuncGetAttribute(driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS, function)
             if error:
                 raise RuntimeError(f"the driver cannot load the kernel {source.name}: {error.name}")
@@ -89,7 +89,7 @@ class Launcher:
     ) -> tuple[Grid, Grid]:
         """Return grid and block for a matrix, see :mod:`gpubackprop.kernels.cuda.passes`.
 
-        A large matrix has at least ``least`` lines to a block, and where ``in_a_row`` is given at most that many to a thread.
+        A large matrix has at least ``least`` lines to a block, and with ``in_a_row`` at most that many to a thread.
         """
         bx, by = passes.block_shape(-(-line // width))
         across, lines = -(-line // (bx * width)), -(-size // line)
@@ -115,7 +115,7 @@ class Launcher:
     ) -> tuple[int, int, list[Launch]]:
         """Return address and rows of a matrix of real numbers with the column sums of a (n, d), and the launches that make it.
 
-        It has so few rows that one row of blocks can add them up; a itself is returned if it has, unless ``always``.
+        It has few enough rows for one row of blocks to add up; if a itself has, it is returned, unless ``always``.
         """
         bx, by = passes.block_shape(d, column_sums.SUM_COLUMNS)
         at_once = column_sums.SUM_ROWS * by
@@ -131,7 +131,7 @@ class Launcher:
         return shorter, rows, [first, *more]
 
     def room(self, size: int, dtype: np.dtype[Any], *, apart: bool = False) -> Array:
-        """Return scratch for ``size`` numbers; that of whole numbers is 0, and its user leaves it so.
+        """Return scratch for ``size`` numbers; integer scratch is 0, and its user leaves it so.
 
         An operation that needs two at once takes the second ``apart``.
         """

@@ -32,8 +32,8 @@ class Launches(Launcher):
     ----------
     device : cupy.cuda.Device
     finish : bool
-        Add up the bias gradient in the launch that makes it, by the last block that comes to its end, where a row of blocks
-        spans whole rows; else in a launch of its own.
+        Add up the bias gradient in the launch that computes it, by the last block to finish, where a row of blocks spans whole
+        rows; else in a separate launch.
     """
 
     def __init__(self, device: Any, finish: bool = False) -> None:
@@ -52,7 +52,7 @@ class Launches(Launcher):
     def bias_activation_forward(
         self, o: table.BiasActivationForward, dropout: table.Dropout | None = None, *, output: bool = True
     ) -> list[Launch]:
-        """``dropout`` is done on the way; ``output``: the activation before it is written too."""
+        """``dropout`` is fused; ``output``: the activation before it is written too."""
         z, b, activation, out = o.z, o.b, o.activation, o.out
         (n, d), dtype = z.shape, z.dtype
         dropped = out if dropout is None else dropout.out
@@ -71,7 +71,7 @@ class Launches(Launcher):
     def bias_activation_backward(
         self, o: table.BiasActivationBackward, dropout: table.Dropout | None = None
     ) -> list[Launch]:
-        """With ``dropout``, that is done to dh first."""
+        """With ``dropout``, dh is masked first."""
         dh, activation, out, db = o.dh if dropout is None else dropout.x, o.activation, o.out, o.db
         (n, d), dtype = dh.shape, dh.dtype
         s, real = o.at, real_of(dtype)
@@ -102,7 +102,7 @@ class Launches(Launcher):
         indices = y.ndim == 1 and softmax
         variant = cuda_loss.Variant(indices, weight is not None, address(out) != address(z), scalars is not None)
         scale = loss.scale(samples or n, d, weight is not None)
-        # dense targets are real: where z has 16 bits, a thread takes as many as 16 bytes of targets hold
+        # dense targets are real: where z has 16 bits, a thread takes 16 bytes of targets
         width = passes.width_of(dtype if indices else real, address(z), address(out), 0 if indices else address(y))
         arguments: dict[str, Any] = {
             "z": address(z), "b": address(b), "y": address(y), "weight": _address_or_0(weight), "out": address(out),
@@ -217,7 +217,7 @@ class Launches(Launcher):
         gradients, max_norm, scalars, loss_scaling = o.gradients, o.max_norm, o.scalars, o.loss_scaling
         size, dtype = gradients.size, check_dtype(gradients.dtype)
         if address(gradients) % VECTOR_BYTES:
-            raise ValueError("gradients must be aligned to 16 bytes, as backend.zeros gives them")
+            raise ValueError("gradients must be aligned to 16 bytes, as backend.zeros returns them")
         vectors = size * dtype.itemsize // VECTOR_BYTES + 1
         blocks = max(self._flat_grid(vectors), -(-vectors // (THREADS * IN_A_ROW)))
         partial = self.room(2 * blocks, dtype)
@@ -268,7 +268,7 @@ class Launches(Launcher):
         ]  # fmt: skip
 
     def _mask(self, dtype: np.dtype[Any], dropout: table.Dropout | None) -> dict[str, Any]:
-        """Return the arguments by which kernels make a mask; they read none of them without dropout."""
+        """Return the arguments of a kernel's dropout mask; without dropout it reads none of them."""
         real = real_of(dtype).type
         if dropout is None:
             return {"counters": 0, "bound": 0, "scale": real(1), "low": 0, "high": 0, "layer": 0, "first": 0}
@@ -280,7 +280,7 @@ class Launches(Launcher):
 
 
 def _copy_unit(nbytes: int, *addresses: int) -> tuple[str, int]:
-    """Return (storage, width) of the widest access that rows of ``nbytes`` allow; bits are copied, whatever they mean."""
+    """Return (storage, width) of the widest access that rows of ``nbytes`` allow; bits are copied unchanged."""
     for size, unit in ((16, ("f4", 4)), (8, ("f8", 1)), (4, ("f4", 1))):
         if not any(number % size for number in (nbytes, *addresses)):
             return unit

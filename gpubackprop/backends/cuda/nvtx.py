@@ -1,7 +1,7 @@
 """Named ranges on the timeline of a profiler (NVTX, as in Nsight Systems), off by default.
 
-A range is what the host does: the queueing of an operation, its capture, or the launch of a graph. Off, nothing is there: the
-functions are wrapped where a backend or a step is made, not asked each time.
+A range is work of the host: the queueing of an operation, its capture, or the launch of a graph. When off it costs nothing:
+functions are wrapped when a backend or a step is made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Ranged = Callable[[str, F], F]
 
 
 def choose(nvtx: bool | None) -> Ranged[Any]:
-    """Return :func:`ranged` or :func:`plain`; None asks the environment variable GPUBACKPROP_NVTX."""
+    """Return :func:`ranged` or :func:`plain`; None reads the environment variable GPUBACKPROP_NVTX."""
     if nvtx is None:
         nvtx = os.environ.get("GPUBACKPROP_NVTX", "0") not in ("", "0")
     if nvtx and not cupy.cuda.nvtx.available:

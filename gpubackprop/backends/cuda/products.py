@@ -1,9 +1,9 @@
-"""Matrix products by cuBLASLt: planned once per shape, outside any capture, then one call without a decision in it.
+"""Matrix products by cuBLASLt: planned once per shape, outside any capture, then one call without decisions.
 
 CuPy refuses cuBLAS while a stream is captured, so a step that becomes a CUDA graph takes its products from here. cuBLASLt
-reads memory by columns; a row-major (r, c) array is a column-major (c, r) one. The product out = a b is therefore asked for as
-out^T = b^T a^T: its first operand is b, its second a, and an operand that is the transpose of a row-major array is one whose
-columns lie in memory as they are, so nothing is ever copied.
+reads memory by columns; a row-major (r, c) array is a column-major (c, r) one. So the product out = a b is computed as
+out^T = b^T a^T: its first operand is b, its second a, and the transpose of a row-major array is column-major already, so
+nothing is ever copied.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
-from nvmath.bindings import cublasLt as lt  # noqa: N813  (its own name is in camel case)
+from nvmath.bindings import cublasLt as lt  # noqa: N813  (its name is in camel case)
 
 from gpubackprop.definitions import Array
 
 ALIGNMENT = 16
-"""Bytes: the widest access of a thread. An address may have a larger power of two as a divisor, but that depends on what was
-allocated before, and a plan made for it, with bits of its own, would too."""
-PLANS = 4096  # kept, one for each shape, type and order that was met
+"""Bytes: the widest access of a thread. An address may be aligned to more, but that depends on what was allocated
+before, and so would the plan and its bits."""
+PLANS = 4096  # plans kept, one for each shape, type and order
 
 Room = Callable[[int, np.dtype[Any]], Array]
 
@@ -59,7 +59,7 @@ class Kind(NamedTuple):
     a_transposed, b_transposed : bool
         The operand is the transpose of a C-contiguous array.
     dtype, out_dtype : str
-        Of the operands and of the result; products of 16-bit types are summed in float32.
+        Dtypes of the operands and the result; products of 16-bit types are summed in float32.
     """
 
     m: int
@@ -76,30 +76,30 @@ class Kind(NamedTuple):
 
 
 def kind_of(a: Array, b: Array, out: Array) -> Kind:
-    """Return what product out = a b is; raise ValueError where the arrays are none of a product."""
+    """Return the kind of the product out = a b; raise ValueError if the arrays form none."""
     check_product(a, b, out)
     (m, n), k = out.shape, a.shape[1]
     return Kind(m, n, k, is_transposed(a), is_transposed(b), a.dtype.name, out.dtype.name)
 
 
 class Plan:
-    """A product of a kind, with an epilogue; arrays are given by address.
+    """A product of a kind, with an epilogue; arrays are passed by address.
 
     Parameters
     ----------
     handle : int
-        Of cuBLASLt.
+        The handle of cuBLASLt.
     kind : Kind
     tf32 : bool
         Round float32 operands to TF32 for the tensor cores.
     epilogue : Epilogue
-        What is done to the result on its way to memory.
+        The operation fused to the result.
     bias, aux, aux_ld : int
         Addresses of the epilogue's vector and matrix, and the leading dimension of the latter.
     alignment : int
-        Bytes, that of the least aligned array; an algorithm may rely on it.
+        Bytes, the smallest of all arrays; an algorithm may rely on it.
     workspace : int
-        Bytes that an algorithm may use.
+        Bytes an algorithm may use.
 
     Attributes
     ----------
@@ -149,7 +149,7 @@ class Plan:
             buffer = np.array([value], integer)
             lt.matmul_desc_set_attribute(self.desc, name, buffer.ctypes.data, buffer.nbytes)
         type_, out_type = CUDA_TYPE[dtype], CUDA_TYPE[out_dtype]
-        # first operand b, second a, each as it lies in memory, by columns
+        # first operand b, second a, each as stored, by columns
         self.b_layout = lt.matrix_layout_create(type_, *((k, n, k) if b_transposed else (n, k, n)))
         self.a_layout = lt.matrix_layout_create(type_, *((m, k, m) if a_transposed else (k, m, k)))
         self.out_layout = lt.matrix_layout_create(out_type, n, m, n)
@@ -160,7 +160,7 @@ class Plan:
         self._choose(alignment, workspace)
 
     def _choose(self, alignment: int, workspace: int) -> None:
-        """Take the first algorithm of cuBLASLt's heuristic; the same one is used from now on, so results keep their bits."""
+        """Take the first algorithm of cuBLASLt's heuristic, and keep it, so results keep their bits."""
         preference = lt.matmul_preference_create()
         names = lt.MatmulPreferenceAttribute
         limit, aligned = np.array([workspace], np.uint64), np.array([alignment], np.uint32)
@@ -251,7 +251,7 @@ class Products:
         Raises
         ------
         ValueError
-            The arrays are none of a product.
+            The arrays do not form a product.
         UnsupportedProductError
             cuBLASLt has no algorithm for it.
         """
@@ -259,10 +259,10 @@ class Products:
         return plan
 
     def load(self, product: Product) -> None:
-        """Run a product once, if none of its kind has run: that loads its code, for which a capture is no place."""
+        """Run a product once, if none of its kind has run: loading its code during a capture is not allowed."""
         plan = product.plan
         if plan.description not in self._loaded:
-            workspace = cupy.empty(plan.workspace, np.uint8) if plan.workspace else None  # the step's is for its stream
+            workspace = cupy.empty(plan.workspace, np.uint8) if plan.workspace else None  # not the step's
             product._replace(workspace=workspace)()
             self._loaded.add(plan.description)
 
@@ -273,12 +273,12 @@ def alignment_of(*arrays: Array) -> int:
 
 
 def check_product(a: Array, b: Array, out: Array) -> None:
-    """Raise ValueError unless out = a b is a product of matrices of one type; 16 bits may give float32."""
+    """Raise ValueError unless out = a b is a product of matrices of one type; 16-bit operands may have a float32 result."""
     shapes = a.ndim == b.ndim == out.ndim == 2 and (a.shape[0], b.shape[1]) == out.shape and a.shape[1] == b.shape[0]
     types = a.dtype == b.dtype and a.dtype.name in CUDA_TYPE
     types = types and (out.dtype == a.dtype or (a.dtype.itemsize == 2 and out.dtype == np.float32))
     if not shapes or not types or not out.flags.c_contiguous:
         raise ValueError(
-            f"no product: {a.shape} of {a.dtype} by {b.shape} of {b.dtype} into {out.shape} of {out.dtype}, strides "
+            f"not a product: {a.shape} of {a.dtype} by {b.shape} of {b.dtype} into {out.shape} of {out.dtype}, strides "
             f"{out.strides}; it must be (m, k) by (k, n) of one floating dtype into (m, n), C-contiguous"
         )
