@@ -51,7 +51,9 @@ def begin(name: str, folder: Path) -> None:
         X, y, given, dropout = parts(name)
         model = gb.MLP([64, 64, 32, 10], "tanh", dropout=dropout, seed=7)
         callbacks = [gb.ReduceOnPlateau(patience=2), gb.EarlyStopping(patience=50)] if setting.get("plateau") else []
-        model.fit(X, y, checkpoint=folder, checkpoint_every="0.02s", callbacks=callbacks, progress=False, **given)
+        leave(
+            model.fit(X, y, checkpoint=folder, checkpoint_every="0.02s", callbacks=callbacks, progress=False, **given)
+        )
 
 
 def go_on(name: str, folder: Path) -> None:
@@ -61,7 +63,12 @@ def go_on(name: str, folder: Path) -> None:
     else:
         X, y, given, _ = parts(name)
         data = {key: given[key] for key in ("validation_data", "sample_weight") if key in given}
-        gb.resume(folder, checkpoint_every="0.02s").fit(X, y, progress=False, **data)
+        leave(gb.resume(folder, checkpoint_every="0.02s").fit(X, y, progress=False, **data))
+
+
+def leave(history: gb.History) -> None:
+    """Tell by the exit status whether a fit was interrupted; the command line does so itself."""
+    sys.exit(130 if history.interrupted else 0)
 
 
 def shell(*arguments: str) -> None:
@@ -110,7 +117,7 @@ def interrupted(name: str, folder: Path, seconds: float, numbers: random.Random)
         ):  # it was done before, or there was nothing to resume
             break
         ended.append(f"{number.name} {child.exitcode}")
-        allowed = {"SIGKILL": (-9,), "SIGINT": (130, 0, 1), "SIGTERM": (143, -15)}[number.name]
+        allowed = {"SIGKILL": (-9,), "SIGINT": (130,), "SIGTERM": (143, -15)}[number.name]
         assert child.exitcode in allowed, ended
     else:
         child = process(go_on, name, folder)
