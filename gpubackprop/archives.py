@@ -1,7 +1,7 @@
-"""Compressed files from anywhere: what is unpacked is checked against what was promised, and never more than a limit.
+"""Compressed files from untrusted sources: the unpacked size is checked against the header and a limit.
 
 A file may unpack to :data:`LEAST` bytes, or to :data:`RATIO` times its own size where that is more: images of digits shrink to a
-fifth, files that are made to fill a memory to a thousandth. Whoever has data that shrink as much unpacks them first.
+fifth, files made to exhaust memory to a thousandth. Data that compress that well must be unpacked first.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ HEADERS: dict[Any, Any] = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): 
 
 
 class ArchiveError(ValueError):
-    """What is wrong with a file; the caller adds its name."""
+    """A fault in a file; the caller adds its name."""
 
 
 def limit_of(path: Path) -> int:
-    """Return to how many bytes a file may be unpacked."""
+    """Return the most bytes that a file may unpack to."""
     return max(LEAST, RATIO * path.stat().st_size)
 
 
 def read_unpacked(path: Path) -> bytes:
-    """Return what is in a file, unpacked if it is gzipped.
+    """Return the content of a file, unpacked if it is gzipped.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def read_unpacked(path: Path) -> bytes:
                     raise _too_large(limit, len(content))
                 unpacked.write(chunk)
     except (OSError, EOFError, zlib.error) as error:
-        raise ArchiveError(f"it is truncated or no whole gzip file ({error})") from None
+        raise ArchiveError(f"it is truncated or not a valid gzip file ({error})") from None
     return unpacked.getvalue()
 
 
@@ -78,7 +78,7 @@ def read_npz(content: bytes, wanted: Collection[str], limit: int) -> tuple[dict[
     except (ArchiveError, MemoryError):
         raise
     except Exception as error:  # a damaged archive may raise anything in the parsers of zip files and headers
-        raise ArchiveError(f"it is truncated or no whole .npz file ({error or type(error).__name__})") from None
+        raise ArchiveError(f"it is truncated or not a valid .npz file ({error or type(error).__name__})") from None
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> np.ndarray:
@@ -86,29 +86,31 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> np.nd
         file: Any = opened
         shape, fortran, dtype = _header(file, name)
         if dtype.hasobject:
-            raise ArchiveError("it holds Python objects, which are not loaded: a pickle may run any code")
+            raise ArchiveError("it holds Python objects, which are not loaded: a pickle can run any code")
         size, there = math.prod(shape) * dtype.itemsize, entry.file_size - file.tell()
         if not dtype.itemsize or any(d < 0 for d in shape) or size != there:
-            raise ArchiveError(f"{name} is no whole array: shape {shape}, {dtype}, but {there} bytes of data")
+            raise ArchiveError(f"{name} is incomplete: shape {shape}, {dtype}, but {there} bytes of data")
         memory = np.empty(size, np.uint8)
         view, filled = memory.data, 0
         while filled < size and (more := file.readinto(view[filled : filled + AT_ONCE])):
             filled += more
-        if filled < size or file.read(1):  # at the end of the entry its checksum is looked at
+        if filled < size or file.read(1):  # at the end of the entry its checksum is verified
             raise ArchiveError(f"{name} is truncated: {filled} of {size} bytes of data")
     return memory.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _header(file: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, order and dtype of an .npy file; NumPy limits how long a header it looks at."""
+    """Return shape, order and dtype of an .npy file; NumPy limits the length of a header."""
     if not file.peek(6).startswith(np.lib.format.MAGIC_PREFIX):
         raise ArchiveError(f"{name} in it is not an array of NumPy")
     version = np.lib.format.read_magic(file)
     if version not in HEADERS:
-        raise ArchiveError(f"{name} has version {version} of the format .npy, which is for names of fields: no numbers")
+        raise ArchiveError(
+            f"{name} has version {version} of the format .npy, which is for structured arrays, not numbers"
+        )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what stands in a header
+            warnings.simplefilter("ignore")  # as written in a header
             shape, fortran, dtype = HEADERS[version](file)
     except MemoryError:  # parentheses too deep for Python's parser
         raise ArchiveError(f"the header of {name} cannot be parsed") from None

@@ -1,9 +1,9 @@
-"""A digest of functions by everything that a compiler reads of them, and of plain values: what compiled code is filed under.
+"""A digest of functions, by everything that a compiler reads of them, and of plain values: the cache key of compiled code.
 
-A function is its code and that of the functions in it, its defaults, what it is closed over, and every global that its code
-names, by value: numbers, arrays by their bytes, other functions likewise, whatever module they are in. Of a module, it is the
-attributes that any of the code names. What an installed library defines is its name and the library's version. What is none of
-these cannot be told from a changed one, so a digest with it says that it does not last: it equals no other.
+A function is digested by its code and that of nested functions, its defaults, its closure, and every global that its code names,
+by value: numbers, arrays by their bytes, other functions likewise, in any module. A module is digested by the attributes that the
+code names, and a definition of an installed library by its name and the library's version. Any other object cannot be told from a
+changed one, so its digest is marked as not lasting: it equals no other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 _LIBRARIES = frozenset({"builtins", "numpy", "scipy", "numba", "llvmlite", "numba_cuda", "cuda", "cupy", "ml_dtypes"})
-"""Packages whose functions are known by name and version, beside the standard library."""
+"""Packages whose functions are known by name and version, besides the standard library."""
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 _LOADS_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _PURE = frozenset({
@@ -33,7 +33,7 @@ _PURE = frozenset({
     "pow", "range", "reversed", "round", "set", "sorted", "str", "sum", "tuple", "type", "zip",
     "ArithmeticError", "TypeError", "ValueError",
 })  # fmt: skip
-"""Built-in functions whose result depends on their arguments alone."""
+"""Built-in functions whose result depends only on their arguments."""
 _PURE_NUMPY: tuple[Any, ...] = (np.where, np.ndim, np.finfo, np.iinfo, np.dtype, np.ndarray, np.errstate)
 _MISSING = object()
 _C_FUNCTION: Any = ctypes.CFUNCTYPE(None).__mro__[1]
@@ -55,7 +55,7 @@ class Digest(str):
 def fingerprint(*items: Any, known: Mapping[int, str] | None = None) -> Digest:
     """Return a digest of functions and values.
 
-    Compiled code is filed under it, so it does not depend on addresses, on the order of sets, or on the process.
+    It is the cache key of compiled code, so it does not depend on addresses, on the order of sets, or on the process.
 
     Parameters
     ----------
@@ -71,9 +71,9 @@ def fingerprint(*items: Any, known: Mapping[int, str] | None = None) -> Digest:
 
 
 def thaw(function: Any) -> None:
-    """Let Numba compile anew those helpers of a function that have changed since they were compiled.
+    """Make Numba recompile the helpers of a function that have changed since they were compiled.
 
-    Numba compiles a helper once for each signature and keeps to the globals of that time, here and, with ``cache=True``, on disk.
+    Numba compiles a helper once per signature with the globals of that time, in memory and, with ``cache=True``, on disk.
     """
     walk = _Walk({})
     walk.value(function)
@@ -86,7 +86,7 @@ def thaw(function: Any) -> None:
             _frozen[helper] = digest
     given = [
         (helper, list(helper.overloads)) for helper in changed if not helper._can_compile
-    ]  # with signatures of their own
+    ]  # with their own signatures
     for helper in changed:
         helper._make_finalizer()()
         helper._reset_overloads()
@@ -100,25 +100,25 @@ def thaw(function: Any) -> None:
 
 _frozen: weakref.WeakKeyDictionary[Any, Digest] = (
     weakref.WeakKeyDictionary()
-)  # what helpers were when they were compiled
+)  # digests of helpers when they were compiled
 
 
 class Watch:
-    """The digest of an item, and whether it would be the same for another made now, which is found without making it.
+    """The digest of an item, and a check whether it would still be the same, without recreating the item.
 
     Parameters
     ----------
     item, known
-        As :func:`fingerprint` takes them.
+        As in :func:`fingerprint`.
     results : bool
-        It is also about what the functions in ``item`` return for the same arguments: they, and what they call, must depend on
-        nothing else than their arguments and what is read here.
+        Also cover what the functions in ``item`` return for the same arguments: they, and what they call, must depend only on
+        their arguments and what is read here.
 
     Attributes
     ----------
     digest : Digest
     possible : bool
-        False where that cannot be told: the watch holds for nothing.
+        False where that cannot be decided: the watch never holds.
     """
 
     def __init__(self, item: Any, known: Mapping[int, str], results: bool = False) -> None:
@@ -130,7 +130,7 @@ class Watch:
         self._item, self._names, self._cells, self._functions = item, walk.read, walk.cells, walk.functions
 
     def holds_for(self, item: Any) -> bool:
-        """Return whether ``item`` is made of the same, and no global or attribute that it reads has been set since."""
+        """Return whether ``item`` is built from the same objects, and no global or attribute that it reads has been set since."""
         if not (self.possible and _same(item, self._item)):
             return False
         for names, name, value in self._names:
@@ -150,7 +150,7 @@ class Watch:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Return whether two items are one, or are functions of one code and equal numbers."""
+    """Return whether two items are identical, or functions with the same code and equal numbers."""
     kind = type(a)
     if a is b:
         return True
@@ -183,7 +183,7 @@ _NUMBERS = frozenset({float, int, bool, np.float32, np.float64, np.int64, np.int
 
 
 class _Code:
-    """What the compiler reads of a code object, which never changes: a digest, and the names it looks up."""
+    """What the compiler reads of a code object, which is immutable: a digest, and the names it looks up."""
 
     def __init__(self, code: types.CodeType) -> None:
         walk = _Walk({})
@@ -219,25 +219,25 @@ class _Walk:
     def __init__(self, known: Mapping[int, str]) -> None:
         self.known = known
         self.lasting = True
-        self.fixed = True  # nothing was met that can be changed where it is, such as an array
-        self.pure = True  # what is called depends on its arguments and on what is read here alone
+        self.fixed = True  # nothing mutable was found, such as an array
+        self.pure = True  # callees depend only on their arguments and on what is read here
         self.functions: list[tuple[types.FunctionType, types.CodeType, Any]] = []
         self.read: list[tuple[dict[str, Any], str, Any]] = []
         self.wrapped: list[Any] = []  # by Numba
         self.cells: list[tuple[types.CellType, Any]] = []
         self._hash = hashlib.sha256()
         self._seen: dict[int, int] = {}
-        self._alive: list[Any] = []  # so that no two objects of a walk have one id
+        self._alive: list[Any] = []  # keeps ids unique during a walk
         self._modules: list[types.ModuleType] = []
         self._names: set[str] = set()
 
     def digest(self) -> Digest:
-        """Return the digest of all that was fed."""
+        """Return the digest of everything fed."""
         text = self._hash.hexdigest()[:24]
         return Digest(text if self.lasting else f"{text}-{next(_number)}", self.lasting)
 
     def feed(self, *plain: Any) -> None:
-        """Add plain values, each told from the next."""
+        """Add plain values, each delimited."""
         for part in plain:
             text = f"{type(part).__name__}:{part!r}".encode()
             self._hash.update(b"%d:%b" % (len(text), text))
@@ -251,7 +251,7 @@ class _Walk:
             self.feed(item)
         elif id(item) in self.known:
             self.feed("known", self.known[id(item)])
-        elif isinstance(item, tuple | np.generic | np.dtype | np.ndarray):  # equal is as good as identical
+        elif isinstance(item, tuple | np.generic | np.dtype | np.ndarray):  # equal counts as identical
             self._data(item)
         elif id(item) in self._seen:
             self.feed("seen", self._seen[id(item)])
@@ -261,7 +261,7 @@ class _Walk:
             self._object(item)
 
     def attributes(self) -> None:
-        """Add those attributes of the modules met that any of the code met names."""
+        """Add the attributes of all modules found that any of the code names."""
         done: set[tuple[int, str]] = set()
         while True:
             pairs = [
@@ -273,7 +273,7 @@ class _Walk:
             for k, name in pairs:
                 module = self._modules[k]
                 library = _library(module.__name__)
-                # what a library makes when it is asked for is known by the library's version, which is there anyway
+                # attributes that a library creates on access are covered by its version
                 item = vars(module).get(name, _MISSING) if library else getattr(module, name, _MISSING)
                 self.read.append((vars(module), name, vars(module).get(name, _MISSING)))
                 self.fixed &= library or "__getattr__" not in vars(module)
@@ -281,7 +281,7 @@ class _Walk:
                     self.feed("attribute", k, name)
                     if library and not _has_value(item):
                         self.pure &= _pure(item)
-                        self._version(module.__name__)  # an object or a function of the library's
+                        self._version(module.__name__)  # the library's object or function
                     else:
                         self.value(item)
 
@@ -291,9 +291,9 @@ class _Walk:
             self._modules.append(item)
             if _library(item.__name__):
                 self._version(item.__name__)
-        elif hasattr(item, "py_func") and hasattr(item, "targetoptions"):  # a function as Numba wraps it
+        elif hasattr(item, "py_func") and hasattr(item, "targetoptions"):  # a function wrapped by Numba
             self.feed("compiled", type(item).__name__)
-            self.pure = False  # as far as Python is concerned
+            self.pure = False  # its Python code
             if hasattr(item, "_reset_overloads"):
                 self.wrapped.append(item)
             fixed = self.fixed
@@ -401,7 +401,7 @@ class _Walk:
                 self.value(vars(kind)[name])
 
     def _of_library(self, item: Any) -> bool:
-        """Add the name of what a library defines; return False where it does not, or nobody knows which version of it."""
+        """Add the name of a library's definition; return False if it is not one, or the version is unknown."""
         module, name = getattr(item, "__module__", None), getattr(item, "__qualname__", getattr(item, "__name__", None))
         if not (callable(item) and isinstance(module, str) and isinstance(name, str)):
             return False
@@ -410,7 +410,7 @@ class _Walk:
         found: Any = sys.modules.get(module)
         for part in name.split("."):
             found = getattr(found, part, None)
-        if found is not item:  # made by a function: its name does not say what it is
+        if found is not item:  # made by a function: its name does not identify it
             return False
         self.feed("library", module, name)
         self.pure &= _pure(item)
@@ -428,7 +428,7 @@ class _Walk:
             self.value(item)
 
     def _opaque(self, item: Any) -> None:
-        """Add what cannot be looked into: it equals nothing but, if it is a C function, itself."""
+        """Add an opaque object: it equals nothing but, if it is a C function, itself."""
         self.lasting = False
         if isinstance(item, _C_FUNCTION):
             self.feed("address", ctypes.cast(item, ctypes.c_void_p).value)
@@ -447,7 +447,7 @@ def _library(module: str) -> bool:
 
 
 def _pure(item: Any) -> bool:
-    """Return whether something of a library gives the same for the same arguments at any time."""
+    """Return whether a library's function always returns the same for the same arguments."""
     if isinstance(item, type):
         return (
             issubclass(item, np.generic)
@@ -460,11 +460,11 @@ def _pure(item: Any) -> bool:
 
 
 def _has_value(item: Any) -> bool:
-    """Return whether an attribute of a library is looked into: a number, or code, that somebody may have put there."""
+    """Return whether an attribute of a library is digested by value: a number or code that somebody may have set."""
     return isinstance(item, (*_PLAIN, np.ndarray, np.generic, tuple, list, types.FunctionType, types.ModuleType, type))
 
 
 def _says_what_it_is(item: Any) -> bool:
-    """Return whether the text of an object says all of it: Numba's types, LLVM's types and constants."""
+    """Return whether the text of an object describes it fully: Numba's types, LLVM's types and constants."""
     known: Iterable[str] = ("numba.core.types", "numba.core.typing", "llvmlite.ir", "numba.cuda.types")
     return any(type(item).__module__.startswith(name) for name in known) and " at 0x" not in str(item)

@@ -1,8 +1,8 @@
-"""CSV files as arrays: the delimiter and the header are found, and every cell that cannot be used is named by its row and column.
+"""CSV files as arrays: delimiter and header are detected, and a cell that cannot be used is reported by row and column.
 
-Apache Arrow splits the lines into cells and turns cells into numbers, some megabytes at a time. Nothing is guessed in
-silence: where two readings of a file are possible the error says so, and :attr:`Table.found` tells what was found. Rows
-are counted as an editor or a spreadsheet does: from 1, with the header and blank lines.
+Apache Arrow splits lines into cells and parses numbers, some megabytes at a time. Nothing is guessed silently: an
+ambiguous file is an error, and :attr:`Table.found` says what was found. Rows are counted as in an editor or a
+spreadsheet: from 1, with the header and blank lines.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import numpy as np
 
 from gpubackprop.definitions import check_flag
 
-FIRST_BLOCK, BLOCK = 1 << 20, 1 << 22  # bytes looked at at a time
+FIRST_BLOCK, BLOCK = 1 << 20, 1 << 22  # bytes in the first block
 AT_ONCE = 1 << 20  # bytes parsed at once: they stay in the caches
 LONGEST = 1 << 30  # bytes of a row
 WIDEST = 100_000  # columns; each takes Arrow some kilobytes
-SAMPLE = 100  # rows by which the delimiter and the header are judged
+SAMPLE = 100  # rows that decide the delimiter and the header
 DELIMITERS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
 MISSING = {"", "nan", "na", "n/a", "#n/a", "null", "none", "?", "-", "."}  # in a column of numbers
 BYTE_ORDER_MARKS = re.compile(rb"(\xef\xbb\xbf)*")
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # in linear time: one way to match
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # linear time: there is only one way to match
 
 
 class CsvError(ValueError):
-    """What is wrong with the content of a file; the caller adds its name."""
+    """A fault in the content of a file; the caller adds its name."""
 
 
 @dataclass
 class Table:
-    """Features, targets, and one line that says how the file was read.
+    """Features, targets, and a line that says how the file was read.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ def read_csv(
     ----------
     content : bytes
         UTF-8, or UTF-16 with a byte-order mark. Values are separated by commas, semicolons, tabs or bars, numbers may have decimal
-        commas where commas do not separate, and a value in quotation marks ends in its own line. Blank lines are skipped.
+        commas where commas do not separate, and a quoted value ends on its own line. Blank lines are skipped.
     classification : bool
         There is one target; it may be text.
     targets : int
@@ -73,12 +73,12 @@ def read_csv(
     target : str or int, optional
         The name of the target column, or its number from 1.
     header : bool, optional
-        Whether the first row holds names; by default that is found out.
+        Whether the first row holds names; detected by default.
 
     Raises
     ------
     CsvError
-        For anything that is not a whole table of numbers (and labels).
+        For anything but a complete table of numbers (and labels).
     """
     header = None if header is None else check_flag("header", header)
     name = None if target is None else str(target)
@@ -100,13 +100,13 @@ def _normal(content: bytes) -> bytes:
 
 
 class _Block:
-    """Some whole lines of a file. Which of them are rows is looked up only where a message or a careful look needs it.
+    """Some complete lines of a file. Which of them are rows is determined only where a message or a close check needs it.
 
     Attributes
     ----------
     content : bytes
     line, newlines : int
-        The number of its first line, and how many end in it.
+        The number of its first line, and how many lines end in it.
     skipped : int
         Rows before the samples: 1 for a header.
     """
@@ -122,12 +122,12 @@ class _Block:
         return [(number, row) for number, row in lines if row and not row.isspace()]
 
     def number(self, i: int) -> int:
-        """Return the number of the line of sample i."""
+        """Return the line number of sample i."""
         return self.rows[i + self.skipped][0]
 
 
 def _blocks(content: bytes) -> Iterator[_Block]:
-    """Yield a file in blocks of lines, which end with newlines alone; the first block is small, by it all is judged."""
+    """Yield a file in blocks of lines that end in newlines; the first is small, since it decides the format."""
     start, line, size = 0, 1, FIRST_BLOCK
     while start < len(content):
         end = content.find(b"\n", start + size) + 1 or len(content)
@@ -143,7 +143,7 @@ def _blocks(content: bytes) -> Iterator[_Block]:
 
 
 class _Reader:
-    """Reads one file; what was found on the way is kept for messages."""
+    """Reads one file; what was found is kept for messages."""
 
     def __init__(self, classification: bool, targets: int, target: str | None, header: bool | None) -> None:
         self.classification, self.targets, self.target, self.header = classification, targets, target, header
@@ -153,7 +153,7 @@ class _Reader:
         self.is_target: list[bool] = []
         self.comma: str = ""  # where a number has a decimal comma, and where a decimal point
         self.point: str = ""
-        self.labels: dict[bool, str] = {}  # where the first label is that is a number, and the first that is none
+        self.labels: dict[bool, str] = {}  # places of the first numeric label and the first other one
         self.unsure = False  # whether the first row is a sample: only its label could tell
 
     def read(self, content: bytes) -> Table:
@@ -206,7 +206,7 @@ class _Reader:
         named = [j for j, name in enumerate(self.first) if name == target]
         number = int(target) if _is_whole(target) else 0
         numbered = [number - 1] if 1 <= number <= len(self.first) else []
-        # a number, or a label of the column, may as well stand in a row that is a sample
+        # a number, or a label of the column, can also be in a sample
         if named and self.header is None and (self._is_number(target) or any(target in below[j] for j in named)):
             raise self._cannot_tell()
         found = [] if self.header is False else named
@@ -267,7 +267,7 @@ class _Reader:
     # ------------------------------------------------------------------ cells
 
     def _plain(self, block: _Block) -> list[Any] | None:
-        """Return the columns of a block in which nothing is amiss, features as numbers; or None."""
+        """Return the columns of a block without faults, features as numbers; or None."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -275,7 +275,7 @@ class _Reader:
         if b'"' in content:
             return None
         if self.delimiter != "," and (self.comma or b"," in content or (not self.point and b"." in content)):
-            return None  # there may be decimal commas, or what must not come with them
+            return None  # there may be decimal commas, or conflicts with them
         types = [pa.string() if target and self.classification else pa.float64() for target in self.is_target]
         try:
             table = self._parse(content, types, at_once=max(AT_ONCE, 4 * self.row_bytes))
@@ -289,7 +289,7 @@ class _Reader:
         return [pc.utf8_trim_whitespace(column) if column.type == pa.string() else column for column in columns]
 
     def _text(self, block: _Block) -> list[Any]:
-        """Return the columns of a block as text without blanks around it: of no columns if it has no rows."""
+        """Return the columns of a block as stripped text, no columns if it has no rows."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -334,7 +334,7 @@ class _Reader:
         refuse: Callable[[Any], str] | None = None,
         at_once: int | None = None,
     ) -> Any:
-        """Return a table of Arrow, parsed so many bytes at once; without types, its columns are those of the first row."""
+        """Return a table of Arrow, parsed in blocks of this size; without types, its columns are those of the first row."""
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
 
@@ -349,7 +349,7 @@ class _Reader:
         )
 
     def _quoted(self, content: bytes, block: _Block) -> bytes:
-        """Return rows without blanks before opening quotation marks; each mark must be closed in its own row."""
+        """Return rows without blanks before opening quotation marks; each quotation mark must be closed in its row."""
         for number, row in block.rows:
             if row.count(b'"') % 2:
                 raise CsvError(f"row {number} has a quotation mark that is not closed")
@@ -387,7 +387,7 @@ class _Reader:
         return result
 
     def _numbers(self, column: Any, j: int, block: _Block) -> np.ndarray | None:
-        """Return a column as numbers, or None if some cell is no number."""
+        """Return a column as numbers, or None if some cell is not a number."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -414,18 +414,18 @@ class _Reader:
                     worst = (i, j, cell)
                     break
         if worst is None:
-            return CsvError(f"the rows from {block.number(0)} on hold a cell that is no number")
+            return CsvError(f"the rows from {block.number(0)} on hold a cell that is not a number")
         return self._cell_error(*worst, block)
 
     def _cell_error(self, i: int, j: int, cell: str, block: _Block) -> CsvError:
         place = self._place(block.number(i), j)
         if cell.lower() in MISSING:
             return CsvError(
-                f"{place} is missing{f' ({cell!r})' if cell else ''}; fill it in, or leave out the row or the column"
+                f"{place} is missing{f' ({cell!r})' if cell else ''}; fill it in, or remove the row or the column"
             )
         if self._is_number(cell) or cell.lower().lstrip("+-") in ("inf", "infinity"):
-            return CsvError(f"{place} is {_shorten(cell)!r}, which is no finite number")
-        return CsvError(f"{place} is {_shorten(cell)!r}, which is no number")
+            return CsvError(f"{place} is {_shorten(cell)!r}, which is not a finite number")
+        return CsvError(f"{place} is {_shorten(cell)!r}, which is not a number")
 
     def _targets(self, columns: list[Any], block: _Block) -> np.ndarray:
         chosen = self._targets_at()
@@ -449,13 +449,11 @@ class _Reader:
         large = np.abs(result) >= 2**53
         if large.any():
             i = int(np.argmax(large))
-            raise CsvError(
-                f"{self._place(block.number(i), j)} is {_shorten(cells[i])!r}: too large for the label of a class"
-            )
+            raise CsvError(f"{self._place(block.number(i), j)} is {_shorten(cells[i])!r}: too large for a class label")
         return result
 
     def _check(self, y: np.ndarray) -> None:
-        """Check what only all labels together can tell."""
+        """Check all labels together."""
         if len(self.labels) == 2:
             raise CsvError(
                 f"the target is a number in some rows and text in others: {self.labels[True]}, {self.labels[False]}"
@@ -495,7 +493,7 @@ def _to_float(column: Any) -> np.ndarray | None:
 
 
 def _delimiter(rows: list[bytes]) -> str:
-    """Return the delimiter that is in every row alike and leaves the largest share of numbers; commas if there is none."""
+    """Return the delimiter that splits every row alike and yields the largest share of numbers; comma if there is none."""
     sample = [re.sub(r'"[^"]*"', '""', row.decode(errors="replace")) for row in rows]
     candidates = [d for d in DELIMITERS if d in sample[0]]
     alike = [d for d in candidates if len({row.count(d) for row in sample}) == 1]
@@ -513,7 +511,7 @@ def _is_whole(cell: str) -> bool:
 
 
 def _consecutive(cells: list[str]) -> bool:
-    """Return whether cells are whole numbers that follow one another, as 0, 1, 2 (names of columns) do."""
+    """Return whether cells are consecutive whole numbers, such as 0, 1, 2 (names of columns)."""
     if len(cells) < 2 or not all(map(_is_whole, cells)):
         return False
     return [int(cell) for cell in cells] == list(range(int(cells[0]), int(cells[0]) + len(cells)))

@@ -16,8 +16,8 @@ from gpubackprop.csv_files import read_csv
 from gpubackprop.definitions import check_count, check_seed
 
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-FEW = 5  # samples of a class, on average, below which numbers are no classes: a fifth of fewer is less than one test sample
-MANY = 100  # classes; with gaps between so many numbers they are no classes either
+FEW = 5  # samples of a class, on average, below which numbers are not classes: a fifth of fewer is less than one test sample
+MANY = 100  # classes; more numbers, with gaps between them, are not classes either
 NPZ_NAMES = (
     ("X", "y"),
     ("x", "y"),
@@ -38,7 +38,7 @@ class DataSet:
         What the class indices stand for.
     name : str
     found : str
-        What was found in the file, in one line.
+        What was found in the file, on one line.
     """
 
     X: np.ndarray
@@ -52,7 +52,7 @@ class DataSet:
 
 @dataclass
 class _Part:
-    """The training set or the test set, as it is in the file."""
+    """The training set or the test set, as read from the file."""
 
     X: np.ndarray
     y: np.ndarray
@@ -74,24 +74,24 @@ def load_dataset(
     ----------
     source : str or Path
         ``"digits"`` or a path. An .npz file has ``X`` and ``y``, or ``x_train``, ``y_train``, ``x_test``, ``y_test``. A .csv file
-        has one sample a row, its target last, and may have a header; see :mod:`gpubackprop.csv_files`. Beside an IDX file of
-        images lies one of labels, its name with "labels" and "idx1" for "images" and "idx3"; ``t10k-...`` in the same folder
-        is the test set.
+        has one sample per row, its target last, and may have a header; see :mod:`gpubackprop.csv_files`. An IDX file of images
+        needs one of labels in the same folder, named with "labels" and "idx1" for "images" and "idx3"; ``t10k-...`` there is
+        the test set.
     classification : bool
         The targets are classes; they may be strings.
     targets : int
-        Of a regression from a .csv file: how many of its last columns are targets.
+        For a regression from a .csv file: how many of its last columns are targets.
     test_fraction, seed
-        The share of samples kept for the test, and the seed of the choice, where the file has no test set.
+        The fraction of samples for the test set, and the seed of the split, if the file has no test set.
     target : str or int, optional
-        Of a .csv file: the target column, by its name or its number from 1.
+        For a .csv file: the target column, by its name or its number from 1.
     header : bool, optional
-        Of a .csv file: whether its first row is a header; found out by default.
+        For a .csv file: whether its first row is a header; detected by default.
 
     Returns
     -------
     DataSet
-        X in float64, samples flattened. Images of bytes (and rows of bytes with values above 1) are scaled to [0, 1]; targets
+        X in float64, samples flattened. Byte images (and rows of bytes with values above 1) are scaled to [0, 1]; targets
         never are.
 
     Raises
@@ -99,7 +99,7 @@ def load_dataset(
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is truncated, of another format, or holds what cannot be learned from.
+        The file is truncated, has another format, or holds data that cannot be used for training.
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction is {test_fraction}; it must be in (0, 1)")
@@ -157,13 +157,13 @@ def _check(parts: list[_Part], classification: bool, found: str) -> str:
         if len(part.X) != len(part.y):
             raise ValueError(f"there are {len(part.X)} samples {where}and {len(part.y)} targets")
         if part.X.dtype.kind not in "biuf":
-            raise ValueError(f"the features {where}are no numbers (dtype {part.X.dtype})")
+            raise ValueError(f"the features {where}are not numbers (dtype {part.X.dtype})")
         if part.y.dtype.kind == "S":
             part.y = np.char.decode(part.y, "utf-8")
         text = part.y.dtype.kind in "UO"
         if part.y.dtype.kind not in "biufUO" or (text and not classification):
-            raise ValueError(f"the targets {where}are no numbers (dtype {part.y.dtype})")
-        with np.errstate(over="ignore"):  # longer numbers that float64 has none for are infinite
+            raise ValueError(f"the targets {where}are not numbers (dtype {part.y.dtype})")
+        with np.errstate(over="ignore"):  # longdouble numbers beyond float64 become infinite
             part.X, part.y = (a.astype(np.float64) if a.dtype == np.longdouble else a for a in (part.X, part.y))
         for name, a in (("features", part.X), ("targets", part.y)):
             if a.dtype.kind == "f" and not np.isfinite(a).all():
@@ -192,7 +192,7 @@ def _check(parts: list[_Part], classification: bool, found: str) -> str:
 
 
 def _to_classes(parts: list[_Part], found: str) -> tuple[list[str] | None, str]:
-    """Replace labels by class indices; return what they stand for, if they are anything else, and what was found."""
+    """Replace labels by class indices; return the labels, if they differ from the indices, and what was found."""
     if parts[0].y.ndim == 2:
         return None, f"{found}, one column a class"
     both = np.concatenate([part.y for part in parts])
@@ -273,7 +273,7 @@ def _read_idx_set(path: Path, content: bytes) -> tuple[list[_Part], str]:
         return name.replace("images", "labels").replace("idx3", "idx1")
 
     if labels_of(path.name) == path.name:
-        raise ValueError("it has no 'images' in its name, by which the file of labels is found")
+        raise ValueError("its name lacks 'images', which leads to the file of labels")
     sources = [path]
     test = path.with_name(path.name.replace("train", "t10k"))
     if test.name != path.name and test.is_file():
@@ -283,7 +283,7 @@ def _read_idx_set(path: Path, content: bytes) -> tuple[list[_Part], str]:
         images = _parse_idx(content if source == path else read_unpacked(source), source.name)
         labels_path = source.with_name(labels_of(source.name))
         if not labels_path.is_file():
-            raise ValueError(f"there is no file of labels {labels_path.name!r} beside it")
+            raise ValueError(f"there is no file of labels {labels_path.name!r} in its folder")
         labels = _parse_idx(read_unpacked(labels_path), labels_path.name)
         if images.ndim < 2 or labels.ndim != 1:
             raise ValueError(
@@ -300,7 +300,7 @@ def _parse_idx(content: bytes, name: str) -> np.ndarray:
     if magic != 0 or kind not in IDX_TYPES or rank == 0:
         begins = content[:4].hex(" ")
         raise ValueError(
-            f"{name!r} is no IDX file: it begins with {begins or 'nothing'}, not with 00 00, a type and a rank"
+            f"{name!r} is not an IDX file: it begins with {begins or 'nothing'}, not with 00 00, a type and a rank"
         )
     if len(content) < 4 + 4 * rank:
         raise ValueError(f"{name!r} is truncated in its header")
@@ -309,6 +309,6 @@ def _parse_idx(content: bytes, name: str) -> np.ndarray:
     expected, have = math.prod(shape) * dtype.itemsize, len(content) - 4 - 4 * rank
     if have != expected:
         raise ValueError(
-            f"{name!r} is no whole IDX file: its header promises {expected} bytes of data, there are {have}"
+            f"{name!r} is not a complete IDX file: its header promises {expected} bytes of data, there are {have}"
         )
     return np.frombuffer(content, dtype, offset=4 + 4 * rank).reshape(shape).astype(dtype.newbyteorder("="))

@@ -57,21 +57,21 @@ def refused(path: Path, message: str) -> None:
 @pytest.mark.parametrize(
     ("X", "message"),
     [
-        (header("{'descr': '<f8', 'fortran_order': False, 'shape': (8, 1000000000000)}"), "X is no whole array: shape"),
-        (header("{'descr': '<f8', 'fortran_order': False, 'shape': (-1, -8)}", bytes(64)), "X is no whole array: shape"),
-        (header("{'descr': '<U0', 'fortran_order': False, 'shape': (8, 1000000000000)}"), "X is no whole array: shape"),
-        (header("{'descr': '<V2000000000', 'fortran_order': False, 'shape': (8, 1)}"), "X is no whole array: shape"),
-        (header("{'descr': '<f8', 'fortran_order': False, 'shape': (8, 2)}", bytes(100)), "X is no whole array: shape"),
+        (header("{'descr': '<f8', 'fortran_order': False, 'shape': (8, 1000000000000)}"), "X is incomplete: shape"),
+        (header("{'descr': '<f8', 'fortran_order': False, 'shape': (-1, -8)}", bytes(64)), "X is incomplete: shape"),
+        (header("{'descr': '<U0', 'fortran_order': False, 'shape': (8, 1000000000000)}"), "X is incomplete: shape"),
+        (header("{'descr': '<V2000000000', 'fortran_order': False, 'shape': (8, 1)}"), "X is incomplete: shape"),
+        (header("{'descr': '<f8', 'fortran_order': False, 'shape': (8, 2)}", bytes(100)), "X is incomplete: shape"),
         (header("{'descr': '|O', 'fortran_order': False, 'shape': (8, 2)}", b"cos\nsystem\n"), "holds Python objects"),
-        (header("{'descr': '<f8', 'fortran_order': False, 'shape': " + "(" * 5000 + "}"), "no whole .npz file|cannot be parsed"),
-        (header("{'descr': " + "-" * 9000 + "1, 'fortran_order': False, 'shape': ()}"), "no whole .npz file|cannot be parsed"),
-        (header("{'descr': '<f8', 'fortran_order': False, 'shape': (8, 2)" + " " * 20000 + "}"), "no whole .npz file"),
-        (header("__import__('os').abort()"), "no whole .npz file"),
+        (header("{'descr': '<f8', 'fortran_order': False, 'shape': " + "(" * 5000 + "}"), "not a valid .npz file|cannot be parsed"),
+        (header("{'descr': " + "-" * 9000 + "1, 'fortran_order': False, 'shape': ()}"), "not a valid .npz file|cannot be parsed"),
+        (header("{'descr': '<f8', 'fortran_order': False, 'shape': (8, 2)" + " " * 20000 + "}"), "not a valid .npz file"),
+        (header("__import__('os').abort()"), "not a valid .npz file"),
         (b"\x93NUMPY\x03\x00" + npy(np.zeros((8, 2)))[8:], "X has version"),
         (b"x,y\n1,2\n", "X in it is not an array of NumPy"),
         (b"", "X in it is not an array of NumPy"),
-        (npy(np.zeros((8, 2), complex)), "the features are no numbers"),
-        (npy(np.zeros(8, [("a", "f8")])), "the features have shape|the features are no numbers"),
+        (npy(np.zeros((8, 2), complex)), "the features are not numbers"),
+        (npy(np.zeros(8, [("a", "f8")])), "the features have shape|the features are not numbers"),
     ],
 )  # fmt: skip
 def test_an_array_that_is_not_what_its_header_says(X: bytes, message: str, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_damaged_entry_of_an_archive_is_found(tmp_path: Path) -> None:
     whole = path.read_bytes()
     place = whole.index(np.float64(5).tobytes())
     path.write_bytes(whole[:place] + b"\1" + whole[place + 1 :])
-    refused(path, "truncated or no whole .npz file .*CRC")
+    refused(path, "truncated or not a valid .npz file .*CRC")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("X.npy", npy(np.zeros((8, 2))))
         with pytest.warns(UserWarning, match="Duplicate name"):
@@ -118,15 +118,15 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 2
     assert len(found.stderr.splitlines()) == 1
-    assert "X is no whole array" in found.stderr
+    assert "X is incomplete" in found.stderr
 
 
 def test_long_digits_are_looked_at_in_linear_time() -> None:
     """A quadratic search would take minutes over the first, hours over the second; the test's own limit is the runner's."""
     digits = b"1" * 1_000_000
     cases: dict[bytes, Any] = {
-        b"1,0\n2,1\n%bx,1\n" % digits: "is no number",
-        b"%b,%b\n1,2\n3,4\n" % (digits, digits): "is no finite number",
+        b"1,0\n2,1\n%bx,1\n" % digits: "is not a number",
+        b"%b,%b\n1,2\n3,4\n" % (digits, digits): "is not a finite number",
     }
     for content, message in cases.items():
         with pytest.raises(CsvError, match=message):

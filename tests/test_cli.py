@@ -115,7 +115,7 @@ def test_a_mistake_is_named_without_a_traceback_and_exits_2(run, arguments, mess
     ("rows", "message"),
     [
         ("1,2,0\n3,nan,1\n4,5,0\n", "d.csv': row 2, column 2 is missing ('nan')"),
-        ("1,2,0\n3,inf,1\n4,5,0\n2,2,1\n", "d.csv': row 2, column 2 is 'inf', which is no finite number"),
+        ("1,2,0\n3,inf,1\n4,5,0\n2,2,1\n", "d.csv': row 2, column 2 is 'inf', which is not a finite number"),
         ("1,2,0\n3,4,0\n4,5,0\n", "d.csv': all targets are of one class only"),
         ("1,2,0\n", "at least 2 are needed"),
         ("a,b,y\n1,2,0\n3,,1\n", "d.csv': row 3, column 'b' is missing"),
@@ -231,7 +231,7 @@ def test_explain_writes_a_page_and_shows_values_and_the_fused_step(run, tmp_path
     assert status == 0
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert document.read_text(encoding="utf-8").endswith("\\end{document}\n")
-    assert out.index("Phew!") < out.index("THE STEP AS IT IS RUN") < out.index("dW_1 agrees with finite differences")
+    assert out.index("Phew!") < out.index("THE STEP AS IT RUNS") < out.index("dW_1 agrees with finite differences")
     assert "         X " in out
     assert max(map(len, out.splitlines())) <= max(100, len(f"wrote {document}"))
 

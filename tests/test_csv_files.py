@@ -103,14 +103,14 @@ def test_a_header_is_found_by_all_cells_of_the_first_row(header, body, is_header
         ("age,b,y\n1,2,0\n3,4,\n", "row 3, column 'y' is missing"),
         ("age,b,y\n1,2,u\n3,4,u\n3,4,?\n", r"row 4, column 'y' is missing \('\?'\)"),
         ("age,age,y\n1,2,0\n3,,1\n", "row 3, column 2 is missing"),
-        ("1,2,0\n3,-inf,1\n", "row 2, column 2 is '-inf', which is no finite number"),
-        ("1,2,0\n3,1e400,1\n", "row 2, column 2 is '1e400', which is no finite number"),
-        ("1,2,0\n3,x,1\n", "row 2, column 2 is 'x', which is no number"),
-        ("1,2,0\n3,0x1F,1\n", "'0x1F', which is no number"),
-        ("1,2,0\n3,1_000,1\n", "'1_000', which is no number"),
-        ('1,2,0\n3,"1,000",1\n', "'1,000', which is no number"),
-        ("1,2,0\n3,True,1\n", "'True', which is no number"),
-        ("1,2,0\n3,１,1\n", "'１', which is no number"),
+        ("1,2,0\n3,-inf,1\n", "row 2, column 2 is '-inf', which is not a finite number"),
+        ("1,2,0\n3,1e400,1\n", "row 2, column 2 is '1e400', which is not a finite number"),
+        ("1,2,0\n3,x,1\n", "row 2, column 2 is 'x', which is not a number"),
+        ("1,2,0\n3,0x1F,1\n", "'0x1F', which is not a number"),
+        ("1,2,0\n3,1_000,1\n", "'1_000', which is not a number"),
+        ('1,2,0\n3,"1,000",1\n', "'1,000', which is not a number"),
+        ("1,2,0\n3,True,1\n", "'True', which is not a number"),
+        ("1,2,0\n3,１,1\n", "'１', which is not a number"),
         ("1|2,5|0\n3|1.234|1\n", "commas and decimal points in one file: row 1, column 2 is '2,5', row 2, column 2 is '1.234'"),
         ("1,2,0\n3,4\n", "row 2 has 2 columns, the first has 3"),
         ("1,2,0\n\n3,4,5,6\n", "row 3 has 4 columns, the first has 3"),
@@ -120,7 +120,7 @@ def test_a_header_is_found_by_all_cells_of_the_first_row(header, body, is_header
         (b"1,2,0\n3,\0,1\n", "row 2 holds a NUL byte"),
         (b"\xff\xfe1", "it begins like UTF-16, but is not"),
         ("1,2,0\n1,2,u\n1,2,1\n", "number in some rows and text in others: row 1, column 3 is '0', row 2, column 3 is 'u'"),
-        ("1,2,9007199254740993\n1,2,9007199254740992\n", "too large for the label of a class"),
+        ("1,2,9007199254740993\n1,2,9007199254740992\n", "too large for a class label"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line(text, message):
@@ -192,7 +192,7 @@ def test_a_regression_has_real_targets_in_its_last_columns():
     table = read("a,b,c\n1,2,3.5\n4,5,6.5\n", classification=False, targets=2)
     assert table.X.tolist() == [[1], [4]]
     assert table.y.tolist() == [[2, 3.5], [5, 6.5]]
-    with pytest.raises(CsvError, match="row 3, column 'c' is 'x', which is no number"):
+    with pytest.raises(CsvError, match="row 3, column 'c' is 'x', which is not a number"):
         read("a,b,c\n1,2,3.5\n4,5,x\n", classification=False)
 
 

@@ -82,7 +82,7 @@ def test_csv_of_a_regression_keeps_real_targets(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.npz", b"PK\x03\x04 cut off", "truncated or no whole .npz file"),
+        ("a.npz", b"PK\x03\x04 cut off", "truncated or not a valid .npz file"),
         ("a.csv", b"", "it is empty"),
         ("a.csv", b"1,2\n3\n", "row 2 has 1 column, the first has 2"),
         ("a.csv", b"1,0.5\n2,1\n", r"not classes, but real numbers such as 0\.5; .*--loss mean_squared_error"),
@@ -90,14 +90,14 @@ def test_csv_of_a_regression_keeps_real_targets(tmp_path):
         ("a.csv", b"PKs,y\n1,0\n2,0\n", r"of one class only \(0\)"),
         ("a.csv", b"1,0\n", "it has 1 sample; at least 2 are needed"),
         ("a.bin", b"abc\x00def", "neither .npz nor IDX"),
-        ("a.gz", b"\x1f\x8b\x08 cut", "truncated or no whole gzip file"),
+        ("a.gz", b"\x1f\x8b\x08 cut", "truncated or not a valid gzip file"),
         (
             "x-images-idx3-ubyte",
             b"\0\0\x08\x03\0\0\0\x05\0\0\0\x02\0\0\0\x02abc",
             "promises 20 bytes of data, there are 3",
         ),
         ("x-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "truncated in its header"),
-        ("values", b"\0\0\x08\x01\0\0\0\x01a", "'images' in its name"),
+        ("values", b"\0\0\x08\x01\0\0\0\x01a", "its name lacks 'images'"),
     ],
 )
 def test_a_wrong_file_is_an_error_of_one_line_that_names_it(tmp_path, name, content, message):
@@ -149,13 +149,13 @@ def test_bytes_are_pixels_in_the_features_and_never_in_the_targets(tmp_path, rng
     [
         ({"X": np.zeros(50), "y": np.arange(50) % 2}, r"the features have shape \(50,\); they must be \(samples, features\)"),
         ({"X": np.zeros((4, 0)), "y": np.arange(4) % 2}, r"the features have shape \(4, 0\)"),
-        ({"X": np.array([["a"], ["b"]]), "y": [0, 1]}, "the features are no numbers"),
-        ({"X": np.zeros((2, 1), complex), "y": [0, 1]}, "the features are no numbers"),
+        ({"X": np.array([["a"], ["b"]]), "y": [0, 1]}, "the features are not numbers"),
+        ({"X": np.zeros((2, 1), complex), "y": [0, 1]}, "the features are not numbers"),
         ({"X": np.array([[None], [1]], object), "y": [0, 1]}, "Python objects, which are not loaded"),
         ({"X": np.array([[1.0], [np.nan]]), "y": [0, 1]}, r"the features hold NaN or infinity \(1 of 2 values\), first in sample"),
         ({"X": np.zeros((2, 1)), "y": [0, np.inf]}, "the targets hold NaN or infinity"),
         ({"X": np.zeros((2, 1)), "y": 1}, r"the targets have shape \(\)"),
-        ({"X": np.zeros((2, 1)), "y": np.zeros((2, 1), "M8[s]")}, "the targets are no numbers"),
+        ({"X": np.zeros((2, 1)), "y": np.zeros((2, 1), "M8[s]")}, "the targets are not numbers"),
         ({"x_train": np.zeros((2, 2)), "y_train": [0, 1], "x_test": np.zeros((1, 3)), "y_test": [0]}, "different shapes"),
     ],
 )  # fmt: skip
@@ -185,7 +185,7 @@ def test_names_of_classes_in_an_npz_file(tmp_path):
         (lambda X, y: idx(X), lambda X, y: idx(y) + b"\0", "promises 20 bytes of data, there are 21"),
         (lambda X, y: idx(X), lambda X, y: idx(y[:-1]), "there are 20 samples and 19 targets"),
         (lambda X, y: idx(X), lambda X, y: b"", "begins with nothing"),
-        (lambda X, y: idx(X), None, "there is no file of labels 'train-labels-idx1-ubyte' beside it"),
+        (lambda X, y: idx(X), None, "there is no file of labels 'train-labels-idx1-ubyte' in its folder"),
     ],
 )
 def test_idx_files_that_do_not_belong_together(tmp_path, images, images_file, labels_file, message):

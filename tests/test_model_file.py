@@ -155,7 +155,7 @@ def test_metadata_that_nobody_wrote_are_refused(trained: Path) -> None:
     save_file(tensors, trained, metadata | {"sha257": "0" * 64})
     refused(trained, "its metadata have the unknown entry 'sha257'")
     save_file(tensors, trained, metadata | {"sha256": "0" * 64})
-    refused(trained, "its digest is not that of its content")
+    refused(trained, "its digest does not match its content")
 
 
 def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:

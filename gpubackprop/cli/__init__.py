@@ -1,4 +1,4 @@
-"""The command line, a module for each command. A heavy import is inside the command that needs it."""
+"""The command line, a module for each command. Heavy imports are inside the commands that need them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _arguments(given: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line: a mistake of the user is one line on standard error and exit status 2."""
+    """Run the command line: a user's mistake is one line on standard error and exit status 2."""
     from gpubackprop.backends import DeviceUnavailableError
 
     for stream in (sys.stdout, sys.stderr):

@@ -17,7 +17,7 @@ def explain(
     batch_size: Annotated[int, typer.Option(help="Samples in the mini-batch.")] = 5,
     seed: Seed = 0,
     values: Annotated[bool, typer.Option("--values", help="Show the numbers in the arrays.")] = False,
-    fused: Annotated[bool, typer.Option("--fused", help="Add the step as it is run, operation by operation.")] = False,
+    fused: Annotated[bool, typer.Option("--fused", help="Add the step as it runs, operation by operation.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the page into this file, as HTML without scripts.")] = None,
     latex: Annotated[Path | None, typer.Option(help="Write the page into this file, as LaTeX.")] = None,
 ) -> None:
@@ -31,7 +31,7 @@ def explain(
     )
     print(explanation.text(values=values))
     if fused:
-        print(f"\nTHE STEP AS IT IS RUN\n\n{explanation.fused()}")
+        print(f"\nTHE STEP AS IT RUNS\n\n{explanation.fused()}")
     for path, write in ((html, explanation.html), (latex, explanation.latex)):
         if path is not None:
             write_whole(path, write(values=values).encode())

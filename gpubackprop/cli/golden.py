@@ -11,15 +11,15 @@ from gpubackprop.cli.options import parse_layers
 
 
 def golden(
-    out: Annotated[Path, typer.Option(help="The .npz file; a .json file with the equations comes beside it.")],
+    out: Annotated[Path, typer.Option(help="The .npz file; a .json file with the equations is written next to it.")],
     layers: Annotated[str, typer.Option(help="Layer sizes, inputs first.")] = "4-4-4-3",
     activation: Annotated[str, typer.Option(help="relu, tanh, gelu, ...")] = "tanh",
     loss: Annotated[str, typer.Option(help="softmax_cross_entropy, mean_squared_error, ...")] = "softmax_cross_entropy",
     optimizer: Annotated[str, typer.Option(help="sgd, momentum or adam.")] = "sgd",
     samples: Annotated[int, typer.Option(help="Samples in the batch.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of inputs, targets and parameters.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of inputs, targets and parameters.")] = 7,
 ) -> None:
-    """Write every array of forward pass, backward pass and update in float64, to compare a network of your own with."""
+    """Write every array of forward pass, backward pass and update in float64, to compare your implementation with."""
     from gpubackprop.inspect.golden import ITERATIONS, Problem, write_golden
     from gpubackprop.inspect.rehearsal import Rehearsal
 

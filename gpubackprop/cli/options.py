@@ -1,4 +1,4 @@
-"""Options that several commands have, and what their texts mean."""
+"""Options shared by several commands, and their parsers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Layers = Annotated[str | None, typer.Option(help="Layer sizes, inputs first: 64-
 Activation = Annotated[str, typer.Option(help="relu, tanh, gelu, ...; or one per hidden layer: relu,tanh.")]
 LossName = Annotated[str, typer.Option(help="softmax_cross_entropy, mean_squared_error, ...")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, auto or reference.")]
-Seed = Annotated[int, typer.Option(help="Of initial weights, mini-batches and dropout; the same on every device.")]
+Seed = Annotated[int, typer.Option(help="Seed of initial weights, mini-batches and dropout; the same on every device.")]
 
 
 def parse_layers(text: str) -> list[int]:
@@ -27,7 +27,7 @@ def parse_layers(text: str) -> list[int]:
 def make_optimizer(
     name: str, learning_rate: float | None, schedule: str, weight_decay: float | None, steps: int
 ) -> Optimizer:
-    """Return an optimizer of a name with its own defaults, and a schedule over all steps."""
+    """Return the named optimizer with its defaults, and a schedule over all steps."""
     from gpubackprop.optimizers import OPTIMIZERS
     from gpubackprop.schedules import SCHEDULES
 

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from gpubackprop.training.history import History
 
 CONTROLS = ("out", "resume", "previous", "overwrite", "checkpoint_every", "quiet")
-"""Options of one call; all others are settings of the run, which it keeps."""
+"""Options of one call; all others are settings that the run keeps."""
 
 
 def train(
     ctx: typer.Context,
     data: Annotated[str, typer.Option(help="'digits', or an .npz, .csv or IDX file, gzipped or not.")] = "digits",
     target: Annotated[
-        str | None, typer.Option(help="Of a .csv file: the target column, by name or number; the last by default.")
+        str | None, typer.Option(help="For a .csv file: the target column, by name or number; the last by default.")
     ] = None,
     header: Annotated[
-        bool | None, typer.Option(help="Whether the first row of a .csv file is a header; found out by default.")
+        bool | None, typer.Option(help="Whether the first row of a .csv file is a header; detected by default.")
     ] = None,
     layers: Layers = None,
     activation: Activation = "relu",
@@ -41,18 +41,20 @@ def train(
         str, typer.Option(help="constant, step, exponential, cosine, linear_warmup, one_cycle.")
     ] = "constant",
     weight_decay: Annotated[float | None, typer.Option(help="The optimizer's own by default.")] = None,
-    dropout: Annotated[float, typer.Option(help="Share of hidden units dropped in training.")] = 0.0,
+    dropout: Annotated[float, typer.Option(help="Fraction of hidden units dropped in training.")] = 0.0,
     epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 30,
     batch_size: Annotated[int, typer.Option(help="Samples in a mini-batch.")] = 32,
-    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better test loss.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after this many epochs without a better test loss.")
+    ] = None,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoint, model, history and learning curve.")] = None,
     resume: Annotated[
-        str | None, typer.Option(help="Go on with the run in this folder, or in --out; it keeps its settings.")
+        str | None, typer.Option(help="Resume the run in this folder, or in --out; it keeps its settings.")
     ] = None,
-    previous: Annotated[bool, typer.Option(help="With --resume: take the checkpoint before the last.")] = False,
+    previous: Annotated[bool, typer.Option(help="With --resume: use the checkpoint before the last.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
     checkpoint_every: Annotated[str, typer.Option(help="30s, 5min, 2h, '500 steps' or '2 epochs'.")] = "30s",
     quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
@@ -83,7 +85,7 @@ def train(
     print(f"{d.name}: {len(d.X):,} training and {len(d.X_test):,} test samples, {d.X.shape[1]} features")
     print(f"{model}, {model.parameters.count:,} parameters")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DivergenceWarning)  # said below, in one line
+        warnings.simplefilter("ignore", DivergenceWarning)  # printed below, on one line
         if run is not None:
             done = len(run.history.get("loss", []))
             print(f"resuming after {done} of {o.epochs} epochs")
@@ -113,7 +115,7 @@ def train(
 
 
 def _check(o: SimpleNamespace, out: Path | None) -> None:
-    """Check what can be checked before the data are read, and make paths of data independent of the folder."""
+    """Check what can be checked before the data are read, and make data paths independent of the current folder."""
     from gpubackprop.backends import get_backend
     from gpubackprop.definitions import check_count
     from gpubackprop.machine.files import check_folder
@@ -126,11 +128,11 @@ def _check(o: SimpleNamespace, out: Path | None) -> None:
 
 
 def _folder(resume: str, out: Path | None) -> Path:
-    """Return the folder of the run to go on with."""
+    """Return the folder of the run to resume."""
     if not resume and out is None:
-        raise ValueError("--resume goes on with the run in a folder; name it: --resume FOLDER")
+        raise ValueError("--resume needs the folder of the run: --resume FOLDER")
     if resume and out is not None and Path(resume).resolve() != out.resolve():
-        raise ValueError(f"--resume is {resume!r} and --out is {str(out)!r}; a run goes on in its own folder")
+        raise ValueError(f"--resume is {resume!r} and --out is {str(out)!r}; a run resumes in its own folder")
     return Path(resume) if resume else Path(out or "")
 
 
@@ -141,25 +143,25 @@ def _resumed(ctx: typer.Context, folder: Path, settings: dict[str, Any], *, prev
     run = resume(folder, previous=previous, checkpoint_every=every)
     if not run.about:
         raise ValueError(
-            f"the run in {str(folder)!r} was not begun by 'gpubackprop train'; resume it in Python, with gpubackprop.resume"
+            f"the run in {str(folder)!r} was not started by 'gpubackprop train'; resume it in Python, with gpubackprop.resume"
         )
     given = {name for name in settings if getattr(ctx.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"}
     if "epochs" not in given:
         settings["epochs"] = run.settings["epochs"]
     elif settings["epochs"] > run.settings["epochs"]:
-        end = "" if run.about["schedule"] == "constant" else "; where the schedule ends, its last rate stays"
+        end = "" if run.about["schedule"] == "constant" else "; after the end of the schedule its last rate stays"
         print(f"--epochs is {settings['epochs']} instead of {run.settings['epochs']}{end}")
     for name, value in (settings | {"data": _absolute(settings["data"])}).items():
         if name != "epochs" and name in given and value != run.about[name]:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(
-                f"{option} is {value}; the run in {str(folder)!r} has {run.about[name]}, and keeps it: leave {option} out"
+                f"{option} is {value}; the run in {str(folder)!r} has {run.about[name]}, and keeps it: omit {option}"
             )
     return run
 
 
 def _absolute(data: str) -> str:
-    """Return the path of a file from wherever the run is resumed; ``digits`` is none."""
+    """Return the absolute path of a file, so that the run can resume anywhere; ``digits`` is not a path."""
     return str(Path(data).resolve()) if Path(data).exists() else data
 
 
@@ -171,7 +173,7 @@ def _model(o: SimpleNamespace, sizes: list[int], loss: Loss) -> MLP:
 
 
 def _sizes(layers: str | None, d: DataSet, loss: Loss) -> list[int]:
-    """Return the layer sizes asked for, which must fit the data, or two hidden layers."""
+    """Return the given layer sizes, which must fit the data, or two hidden layers."""
     kind, y, y_test = loss.kind, d.y, d.y_test
     n_outputs = int(max(y.max(), y_test.max())) + 1 if kind.takes_indices else 1 if y.ndim == 1 else y.shape[1]
     sizes = parse_layers(layers) if layers is not None else [d.X.shape[1], 64, 32, n_outputs]
@@ -196,7 +198,7 @@ def _check_data(data: str, d: DataSet, model: MLP) -> None:
 
 
 def _print_results(model: MLP, history: History, before: int, result: dict[str, float]) -> None:
-    """Print how a training ended; some epochs were there before it."""
+    """Print how a training ended; some epochs may precede it."""
     from gpubackprop.inspect.pictures import sparkline
     from gpubackprop.mlp import fingerprint
 

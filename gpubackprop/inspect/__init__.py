@@ -1,1 +1,1 @@
-"""Looking into a network: its step explained, its gradients and devices compared, its training in pictures."""
+"""Inspecting a network: its step explained, its gradients and devices compared, its training in pictures."""

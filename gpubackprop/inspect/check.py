@@ -40,7 +40,7 @@ class DeviceCheck:
 
     @property
     def verdict(self) -> str:
-        """The result in one line."""
+        """The result on one line."""
         return (
             f"{self.device}: {'ok' if self.ok else 'WRONG'}: worst {self.arrays.worst:.1f} ulps, bound {self.bound:.0f}"
         )

@@ -1,4 +1,4 @@
-"""Backpropagation in a given network: the text with its numbers, and the step that is run, operation by operation."""
+"""Backpropagation in a given network: the text with its numbers, and the step as it runs, operation by operation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Explanation:
     page : Page
         The text on backpropagation, with the equations and numbers of the network.
     operations : list of ExplainedOperation
-        Of the step as it is run, fused.
+        Those of the fused step.
     step : Step
     tolerance : float
     ok : bool
@@ -69,7 +69,7 @@ class Explanation:
         return self.text()
 
     def text(self, *, values: bool = False) -> str:
-        """Return the page as plain text, with the numbers in the arrays if asked for."""
+        """Return the page as plain text, with ``values`` also the arrays."""
         return self.page.plain(values=values)
 
     def html(self, *, values: bool = False) -> str:
@@ -85,7 +85,7 @@ class Explanation:
         return document(self.page, values=values)
 
     def fused(self) -> str:
-        """Return the operations of the step as it is run: what is fused, its shapes, FLOP, what it needs, and the checks."""
+        """Return the operations of the step as it runs: what is fused, its shapes, FLOP, what it needs, and the checks."""
         lines = [self.title]
         phase = ""
         for e in self.operations:
@@ -134,9 +134,9 @@ def explain(
     Returns
     -------
     Explanation
-        In float64, on the reference backend, whatever the network's own device.
+        In float64, on the reference backend, for a network on any device.
     """
-    from threadpoolctl import threadpool_limits  # `import gpubackprop` goes without these
+    from threadpoolctl import threadpool_limits  # not needed by `import gpubackprop`
 
     from gpubackprop.inspect.text import speak
     from gpubackprop.inspect.walk import walk
@@ -154,7 +154,7 @@ def explain(
     if X is None or y is None:
         X, y = random_batch(model.architecture, batch_size, rng)
         remarks = ", ".join(filter(None, (f"seed {seed}", remarks)))
-    with threadpool_limits(limits=1):  # many small products: threads would wait for each other longer than they compute
+    with threadpool_limits(limits=1):  # many small products: threads would only wait for each other
         walked = walk(model, X, y, rng, tolerance)
         page, ok = speak(walked, remarks)
     sizes = "-".join(map(str, model.layer_sizes))

@@ -1,10 +1,9 @@
-"""Golden files: every array of a forward phase, a backward phase and an update, in float64, to compare one's own network with.
+"""Golden files: every array of a forward phase, a backward phase and an update, in float64, to compare another implementation with.
 
 The arrays are those of the reference backend's own step, see :mod:`gpubackprop.inspect.rehearsal`.
 
-The network is small and square by default (4-4-4-3): a transposed or misplaced matrix fits there, and shows in the numbers alone.
-Biases are not zero, the number of samples is another one than any layer's, and two iterations show what is kept from one to the
-next.
+The network is small and square by default (4-4-4-3): a transposed or misplaced matrix fits there, and shows only in the numbers.
+Biases are not zero, the number of samples differs from all layer sizes, and two iterations show the state kept between them.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ READ_ME = [
     "Rows are samples: X is (n, d_0), W_l is (d_{l-1}, d_l), z_l = h_{l-1} W_l + b_l. Layers are 1, 2, ... and o, the output.",
     "NAME.1 and NAME.2 are of the first and the second iteration; W_l.2 and b_l.2 are the parameters after the first update.",
     "probe_phi and probe_dphi are phi and phi' at probe_z; probe_loss and probe_do are the loss and its gradient at probe_o.",
-    "Hand in a JSON object or an .npz file of any of these arrays under these names; '.1' may be left out.",
+    "Hand in a JSON object or an .npz file with any of these arrays under these names; '.1' may be omitted.",
     "In JSON an array is a list of its rows; NaN and Infinity are allowed. Compute and write in double precision.",
 ]
 UPDATES = {
@@ -54,7 +53,7 @@ UPDATES = {
 
 @dataclass(frozen=True)
 class Problem:
-    """What a golden file is about; names are checked here."""
+    """The problem of a golden file; names are checked here."""
 
     layers: tuple[int, ...] = (4, 4, 4, 3)
     activation: str = "tanh"
@@ -77,7 +76,7 @@ class Problem:
         return [*map(str, range(1, len(self.layers) - 1)), "o"]
 
     def given(self) -> dict[str, Array]:
-        """Return what a run begins with: inputs, targets, parameters, and extreme arguments to look at."""
+        """Return the inputs of a run: features, targets, parameters, and extreme arguments."""
         rng, (d_0, d_o), kind = (
             np.random.default_rng(self.seed),
             (self.layers[0], self.layers[-1]),
@@ -95,7 +94,7 @@ class Problem:
 
 
 def equations(problem: Problem) -> dict[str, str]:
-    """Return what each kind of array is computed by, and "given" for what a run begins with."""
+    """Return the equation of each kind of array, "given" for inputs."""
     loss, do = loss_in_words(LOSSES[problem.loss], problem.given()["y"])
     return {
         "z": "z_l = h_{l-1} W_l + b_l, where h_0 is X", "h": f"h_l = phi(z_l), phi = {problem.activation}",
@@ -113,9 +112,9 @@ def equation_of(key: str, problem: Problem) -> str:
 
 
 def write_golden(path: Path, problem: Problem, arrays: Mapping[str, Array]) -> list[Path]:
-    """Write arrays into an .npz file and, with their equations, into a .json file beside it; returns both paths."""
+    """Write arrays into an .npz file and, with their equations, into a .json file next to it; returns both paths."""
     if path.suffix != ".npz":
-        raise ValueError(f"--out is {str(path)!r}; give a name that ends in .npz, and the .json file comes beside it")
+        raise ValueError(f"--out is {str(path)!r}; give a name that ends in .npz; the .json file is written next to it")
     about, beside = _about(problem), path.with_suffix(".json")
     described = {
         key: {"equation": equation_of(key, problem), "shape": a.shape, "values": a.tolist()}
@@ -129,20 +128,18 @@ def write_golden(path: Path, problem: Problem, arrays: Mapping[str, Array]) -> l
 
 
 def _json(about: dict[str, Any], arrays: dict[str, Any]) -> str:
-    """Return all of it as JSON, an array a line."""
+    """Return all of it as JSON, one array per line."""
     head = "".join(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)},\n" for key, value in about.items())
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(a, ensure_ascii=False)}" for key, a in arrays.items())
     return f'{{\n{head} "arrays": {{\n{lines}\n }}\n}}\n'
 
 
 def read_golden(path: Path) -> tuple[Problem, dict[str, Array]]:
-    """Return what a golden file is about, and its arrays; of the .npz or of the .json file."""
+    """Return the problem and the arrays of a golden file, .npz or .json."""
     arrays = read_arrays(path)
     about = arrays.pop("about", None)
     if about is None:
-        raise ValueError(
-            f"{str(path)!r} is no golden file: it does not say what it is about; gpubackprop golden writes one"
-        )
+        raise ValueError(f"{str(path)!r} is not a golden file: it has no description; gpubackprop golden writes one")
     fields = json.loads(str(about))
     if fields["format"] != FORMAT:
         raise ValueError(

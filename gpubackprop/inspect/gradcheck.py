@@ -26,11 +26,11 @@ class GradientCheck:
     Attributes
     ----------
     name : str
-        Of the gradient: dW_1, db_o, dh_2, ....
+        The gradient: dW_1, db_o, dh_2, ....
     computed, expected : float
         <gradient, v> by backpropagation, and (loss(x + e v) - loss(x - e v)) / 2 e.
     error : float
-        |computed - expected| / max(|computed|, |expected|, floor), where floor is what the rounding of the loss allows to see.
+        |computed - expected| / max(|computed|, |expected|, floor), floor from the rounding of the loss.
     """
 
     name: str
@@ -80,7 +80,7 @@ def check_gradients(
     tolerance : float
         Relative. A kink (relu, hinge, ...) between x - e v and x + e v may exceed it.
     seed : int
-        Of the directions.
+        The seed of the directions.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def check_gradient(step: Step, run: Any, name: str, gradient: Array, rng: np.ran
     """Check one gradient of a step along a random direction."""
     v = rng.normal(size=gradient.shape)
     v /= np.linalg.norm(v)
-    # along the gradient too, or a random direction in many dimensions would see little of it
+    # along the gradient too: a random direction in many dimensions would see little of it
     size = np.linalg.norm(gradient)
     if size > 0:
         v += gradient / size

@@ -1,8 +1,8 @@
-"""Grade somebody's own backpropagation against a golden file: the first wrong array, and the likely cause.
+"""Grade an implementation of backpropagation against a golden file: the first wrong array, and the likely cause.
 
-A mistake is put into the step of the golden file, and the whole run with it is compared with what was handed in. So any subset of
-the arrays will do, and that a mistake explains all wrong arrays is seen, not guessed. Mistakes add up: the next one is looked for
-on top of those found.
+Each known mistake is put into the step of the golden file, and the whole run with it is compared with the given arrays. So any
+subset of the arrays will do, and whether a mistake explains all wrong arrays is computed, not guessed. Mistakes add up: the next
+one is searched on top of those found.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Grade:
     given, wrong, unexplained : int
         Arrays.
     notes : list of str
-        What was done with the arrays before they were compared.
+        What was done to the arrays before the comparison.
     single : bool
         They were computed or saved in single precision.
     """
@@ -73,7 +73,7 @@ class Grade:
 
 
 def fits(a: Array, g: Array, rtol: float = RTOL) -> bool:
-    """Return whether a is g, relative to the largest number of g; rows with NaN or infinity need only be the same rows."""
+    """Return whether a equals g, relative to the largest number of g; NaN and infinity need only be in the same rows."""
     if a.shape != g.shape or a.dtype.kind not in "fiu":
         return False
     with np.errstate(over="ignore", invalid="ignore"):
@@ -93,10 +93,10 @@ def grade(mine: Mapping[str, Any], problem: Problem, given: Mapping[str, Array] 
     Parameters
     ----------
     mine : mapping of str to array
-        Any of the file's arrays, by its keys; ``.1`` may be left out.
+        Any of the file's arrays, by its keys; ``.1`` may be omitted.
     problem : Problem
     given : mapping of str to array, optional
-        Inputs, targets and parameters of the file; by default those that the problem makes.
+        Inputs, targets and parameters of the file; by default those of the problem.
 
     Raises
     ------
@@ -129,14 +129,14 @@ def grade(mine: Mapping[str, Any], problem: Problem, given: Mapping[str, Array] 
 
 @dataclass
 class _Search:
-    """A search for the mistakes in given arrays, one after another."""
+    """Searches for the mistakes in given arrays, one after another."""
 
     rehearsal: Rehearsal
     golden: Mapping[str, Array]
     arrays: Mapping[str, Array]
     rtol: float
     strict: bool
-    """A mistake may not spoil arrays that are right without it; two may, where the second makes up for the first."""
+    """A mistake must not spoil arrays that are right without it; two may, if the second compensates the first."""
 
     def __post_init__(self) -> None:
         self.keys = [key for key in self.golden if key in self.arrays]
@@ -159,7 +159,7 @@ class _Search:
         return [key for key in self.keys if not self._fits(key, run)]
 
     def _candidates(self, first: str) -> list[tuple[Made, ...]]:
-        """Return the mistakes after which the array ``first`` is the one given, of those that explain most."""
+        """Return the mistakes that reproduce the given array ``first``, among those that explain most."""
         mistakes = [(m, layer) for m in MISTAKES for layer in (None, *(self.rehearsal.names if m.per_layer else ()))]
         best = self._best([(made,) for made in mistakes], first)
         if not best:  # two mistakes in one array
@@ -186,7 +186,7 @@ class _Search:
         return right if all(self._fits(key, run) for key in upto) and right >= before else 0
 
     def causes(self) -> list[str]:
-        """Return the causes found, and how the first array differs that none of them explains."""
+        """Return the causes found, and how the first unexplained array differs."""
         found = ["; or: ".join(list(dict.fromkeys(map(_cause, each)))[:3]) for each in self.alternatives]
         if self.left:
             first = self.left[0]
@@ -204,23 +204,23 @@ def _cause(made: tuple[Made, ...]) -> str:
 
 
 def _read(mine: Mapping[str, Any], golden: Mapping[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """Return the arrays under the keys of the golden file, samples as rows, and what was done to them."""
+    """Return the arrays under the keys of the golden file, samples as rows, and the changes made to them."""
     full = {(key if key in golden else f"{key}.1"): np.asarray(array) for key, array in mine.items()}
     unknown = [key.removesuffix(".1") for key in full if key not in golden]
     arrays = {key: array for key, array in full.items() if key in golden}
     if not arrays:
         have = ", ".join(list(golden)[:12])
         raise ValueError(
-            f"none of the arrays has a name that the golden file has ({have}, ...); given: {', '.join(unknown) or 'none'}"
+            f"none of the arrays has a name of the golden file ({have}, ...); given: {', '.join(unknown) or 'none'}"
         )
     strange = [key for key, array in arrays.items() if sorted(array.shape) != sorted(golden[key].shape)]
     if 2 * len(strange) > len(arrays):
         shapes = f"{strange[0]} has {arrays[strange[0]].shape}, there {golden[strange[0]].shape}"
         raise ValueError(
-            f"{len(strange)} of {len(arrays)} arrays have not the shape of the golden file's: {shapes}; give the golden file that "
+            f"{len(strange)} of {len(arrays)} arrays differ in shape from the golden file's: {shapes}; give the golden file that "
             "your network was made from"
         )
-    notes = [f"left out, since the golden file has none of that name: {', '.join(unknown)}"] if unknown else []
+    notes = [f"ignored, since the golden file does not have them: {', '.join(unknown)}"] if unknown else []
     samples = [key for key in arrays if golden[key].ndim == 2 and key[0] != "W" and kind_of(key) != "dW"]
     if samples and all(arrays[key].shape == golden[key].shape[::-1] != golden[key].shape for key in samples):
         notes.append("samples are columns in your arrays, as in the text: read transposed")
@@ -229,7 +229,7 @@ def _read(mine: Mapping[str, Any], golden: Mapping[str, Array]) -> tuple[dict[st
 
 
 def _in_single_precision(arrays: Mapping[str, Array], golden: Mapping[str, Array]) -> bool:
-    """Return whether most numbers that should have 53 bits have 24."""
+    """Return whether most numbers that should have 53 bits have only 24."""
 
     def short(x: Array) -> bool:
         with np.errstate(over="ignore"):
@@ -240,9 +240,9 @@ def _in_single_precision(arrays: Mapping[str, Array], golden: Mapping[str, Array
 
 
 def _difference(a: Array, g: Array) -> str:
-    """Say how two arrays differ, where no known mistake explains it."""
+    """Say how two arrays differ if no known mistake explains it."""
     if a.dtype.kind not in "fiu":
-        return "it holds no real numbers"
+        return "it does not hold real numbers"
     if a.shape != g.shape:
         return f"its shape is {a.shape}, not {g.shape}" + (": transposed" if a.shape == g.shape[::-1] else "")
     if not np.isfinite(a).all():

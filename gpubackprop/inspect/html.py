@@ -1,4 +1,4 @@
-"""A page as HTML: one file that holds everything and runs no script; equations are MathML."""
+"""A page as HTML: a single file without scripts; equations are MathML."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ figure td { padding: .1rem .45rem; text-align: right; }
 
 
 def html(page: Page, *, values: bool = False) -> str:
-    """Return the page as an HTML document; the arrays can be unfolded, and are already where ``values`` are asked for."""
+    """Return the page as an HTML document; the arrays can be unfolded, and with ``values`` are unfolded."""
     title = escape(page.title.capitalize())
     parts = enumerate(page.parts, 1)
     contents = "".join(f'<li><a href="#part-{number}">{escape(part.title)}</a></li>' for number, part in parts)
@@ -111,7 +111,7 @@ def _blocks(blocks: Sequence[Block], values: bool) -> Iterator[str]:
 
 
 def _formula(text: str) -> str:
-    """Return an equation in pieces, so that a long one can go on in the next line."""
+    """Return an equation in pieces, so that a long one can wrap."""
     return " ".join(map(mathml, re.split(r" (?=[=+·−] )|(?<=,)\s+", text)))
 
 

@@ -1,4 +1,4 @@
-"""What this package is on this machine, in a few lines; ``gpubackprop doctor`` checks that it works."""
+"""The package on this machine, in a few lines; ``gpubackprop doctor`` checks that it works."""
 
 from __future__ import annotations
 

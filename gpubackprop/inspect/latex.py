@@ -26,7 +26,7 @@ HEAD = r"""\documentclass[11pt]{article}
 
 
 def document(page: Page, *, values: bool = False) -> str:
-    """Return the page as a LaTeX document, with the arrays if asked for."""
+    """Return the page as a LaTeX document, with ``values`` also the arrays."""
     lines = [
         HEAD,
         rf"\begin{{center}}\Large {_text(page.title.capitalize())}\end{{center}}",
@@ -85,7 +85,7 @@ def _words(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Return text with the signs that LaTeX reads as something else, or has in mathematics alone."""
+    """Return text with the characters escaped that LaTeX treats specially, or has only in mathematics."""
     text = re.sub(r"([&%$#_{}])", r"\\\1", text).replace("^", r"\^{}").replace("|", "$|$").replace("²", "$^2$")
     for sign, written in (*LATEX_SIGNS.items(), ("ℓ", r"\ell"), ("Σ", r"\Sigma"), ("′", "'")):
         if sign not in "{}%":

@@ -1,4 +1,4 @@
-"""Mistakes that people make in backpropagation: what each puts in an array's place, a function of the right array and its place."""
+"""Mistakes that people make in backpropagation: each replaces an array by a function of the right one and its place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Wrong = Callable[[Array, At], Array]
 
 
 def _layer(name: str, cause: str, kind: str, wrong: Wrong) -> Mistake:
-    """Return a mistake that may be in all layers or in one alone."""
+    """Return a mistake that may be in all layers or in one."""
     return Mistake(name, cause, {kind: wrong}, per_layer=True)
 
 
@@ -36,7 +36,7 @@ def _wrong_output(name: str, cause: str, wrong: Wrong) -> list[Mistake]:
 
 
 def _derivative_of_h(at: At) -> Callable[[Array], Array]:
-    """Return phi' as a function of h alone, where there is one in the books."""
+    """Return phi' as a function of h alone, if textbooks have one."""
     formulas: dict[str, Callable[[Array], Array]] = {
         "tanh": lambda h: 1 - h * h,
         "sigmoid": lambda h: h * (1 - h),
@@ -46,7 +46,7 @@ def _derivative_of_h(at: At) -> Callable[[Array], Array]:
 
 
 def _transposed(W: Array) -> Array:
-    """Return W^T where it fits: what is not square cannot be taken for its transpose unseen."""
+    """Return W^T where it fits: a matrix that is not square cannot be transposed unnoticed."""
     return W.T if W.shape[0] == W.shape[1] else W
 
 

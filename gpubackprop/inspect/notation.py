@@ -1,4 +1,4 @@
-"""The equations of a network in two notations side by side: the text's, one sample a column, and ours, samples as rows."""
+"""The equations of a network in two notations side by side: the text's, samples as columns, and ours, samples as rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpubackprop.activations import Activation
 from gpubackprop.inspect.walk import Walk
 from gpubackprop.losses import Loss
 
-DERIVATIVES = {  # phi' in words, of activations without parameters of one's own
+DERIVATIVES = {  # phi' in words, of activations with default parameters
     "identity": "1",
     "relu": "1 where z > 0, else 0",
     "leaky_relu": "1 where z > 0, else 0.01",
@@ -41,7 +41,7 @@ class Equation(NamedTuple):
 
 
 class Notation:
-    """Symbols and equations of a network; layers are counted from 1, and the output layer is L + 1.
+    """Symbols and equations of a network; layers count from 1, and the output layer is L + 1.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Notation:
         return self.n * self.sizes[l]
 
     def _of_layer(self, l: int) -> dict[str, Equation]:
-        """Return the gradients of the parameters of layer l, and of what comes into it where that is a hidden layer's output."""
+        """Return the gradients of the parameters of layer l, and of its input if that is a hidden layer's output."""
         n, d_in, d, m, x, delta = self.n, self.sizes[l - 1], self.sizes[l], self.layer[l], self.x[l], self.delta[l]
         rows, below, k = self._rows(l), self._rows(l - 1), self.layer[l - 1]
         found = {
@@ -126,7 +126,7 @@ class Notation:
 
 
 def derivative_in_words(activation: Activation) -> str:
-    """Return phi' as a formula of z or h, or nothing where there is no short one."""
+    """Return phi' as a formula of z or h, or nothing if there is no short one."""
     return "" if activation.parameters else DERIVATIVES.get(activation.name, "")
 
 

@@ -1,4 +1,4 @@
-"""A page: parts of blocks, which say what stands there and not how it looks, and plain text as one of its renderers."""
+"""A page: parts made of blocks, which hold the content and not its looks, and plain text as one of its renderers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Item(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A step of a phase; what it computes stands below it."""
+    """A step of a phase; what it computes is below it."""
 
     number: int
     text: str
@@ -43,7 +43,7 @@ class Pair(NamedTuple):
 
 
 class Note(NamedTuple):
-    """What is said about the pair above it: on its left, on its right, and a number at the end of the line."""
+    """Remarks on the pair above: on its left, on its right, and a number at the end of the line."""
 
     text: str
     ours: str
@@ -67,7 +67,7 @@ class Table(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """Matrices by name, beside each other; shown where values are asked for."""
+    """Matrices by name, side by side; shown where values are asked for."""
 
     arrays: Mapping[str, np.ndarray]
 
@@ -107,13 +107,13 @@ class Page:
 
 
 def number(value: float, digits: int = 6) -> str:
-    """Return a number with so many digits after the point, or in scientific notation where it is too large or small for that."""
+    """Return a number with ``digits`` digits after the point, or in scientific notation if it is too large or small."""
     fixed = value == 0 or 10.0**-digits <= abs(value) < 1e6
     return f"{value:.{digits}f}" if fixed else f"{value:.{max(digits - 3, 1)}e}"
 
 
 def shown(name: str, array: np.ndarray) -> tuple[str, list[list[str]], bool]:
-    """Return an array's name, its first rows and columns as text, and whether that is not all of it."""
+    """Return an array's name, its first rows and columns as text, and whether it is cut."""
     rows = array[:, None] if name == "y" and array.ndim == 1 else np.atleast_2d(array)  # one target for each sample
     written = (lambda value: number(value, 4)) if array.dtype.kind == "f" else str
     cells = [[written(value) for value in row[:LARGEST].tolist()] for row in rows[:LARGEST]]
@@ -161,7 +161,7 @@ def _table(table: Table) -> list[str]:
 
 
 def _side_by_side(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Return matrices beside each other, each under its name, in rows of at most WIDTH columns."""
+    """Return matrices side by side, each under its name, in rows of at most WIDTH columns."""
     rows: list[list[list[str]]] = [[]]
     for name, array in arrays.items():
         name, cells, cut = shown(name, array)

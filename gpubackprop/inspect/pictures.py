@@ -1,4 +1,4 @@
-"""Pictures of a training: a learning curve for the file system, and a line of it for the terminal."""
+"""Pictures of a training: a learning curve as a file, and as a line for the terminal."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def learning_curve(history: dict[str, list[float]], path: Path, title: str) -> N
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """Return the values that are finite as a line of blocks, at most ``width`` characters."""
+    """Return the finite values as a line of block characters, at most ``width`` characters."""
     values = [v for v in values if math.isfinite(v)] or [0.0]
     if len(values) > width:
         values = [values[i * len(values) // width] for i in range(width - 1)] + [values[-1]]

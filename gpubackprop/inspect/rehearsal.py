@@ -1,7 +1,7 @@
-"""The step of a golden file, run again and again: with mistakes in it, each put in an array's place where it is computed.
+"""The step of a golden file, run repeatedly with mistakes in it, each replacing an array where it is computed.
 
-All later operations see what a mistake has made, so that a run with it is the network of somebody who made it. The operations are
-the reference backend's own.
+All later operations see the result of a mistake, so a run with it is the network of somebody who made it. The operations are
+those of the reference backend.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Mistake(NamedTuple):
     cause: str
     wrong: Mapping[str, Callable[[Array, Any], Array]]
     per_layer: bool = False
-    """It may be in one layer alone."""
+    """It may be in a single layer."""
 
 
 Made = tuple[Mistake, str | None]
@@ -36,11 +36,11 @@ Made = tuple[Mistake, str | None]
 
 
 class _StopRun(Exception):  # noqa: N818  (no error)
-    """What comes next cannot be computed from an array of a wrong shape, or is not asked for."""
+    """The rest cannot be computed from an array of a wrong shape, or is not wanted."""
 
 
 class Rehearsal:
-    """The network of a golden file, whose step can be run again and again, with mistakes in it or without."""
+    """The network of a golden file, whose step can be run repeatedly, with or without mistakes."""
 
     def __init__(self, problem: Problem, given: Mapping[str, Array]) -> None:
         p, self.given = problem, dict(given)
@@ -139,7 +139,7 @@ class Rehearsal:
             raise _StopRun
 
     def _put(self, kind: str, l: int, array: Array) -> bool:
-        """Put what the mistakes make of an array in its place, and keep it; returns whether it is another one."""
+        """Replace an array by what the mistakes make of it, and keep it; returns whether it changed."""
         value = self._wrong(kind, array, At(self, l))
         self._keep(f"{kind}_{self.names[l - 1]}.{self.t}", value)
         if value is array:
@@ -225,7 +225,7 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class At:
-    """The place of an array in a run, as a mistake sees it: what is there already."""
+    """The place of an array in a run, as a mistake sees it: what is computed so far."""
 
     run: Rehearsal
     l: int
@@ -238,7 +238,7 @@ class At:
 
     @property
     def layer(self) -> str:
-        """The name of the layer; of the probes none."""
+        """The name of the layer; the probes have none."""
         return self.run.names[self.l - 1] if self.l else ""
 
     @property
@@ -324,7 +324,7 @@ class At:
         return self.run.kept[name]
 
     def updated_W(self) -> Array:  # noqa: N802  (the symbol)
-        """Return W_l as it is after its update, which is taken back again."""
+        """Return W_l after its update, which is undone again."""
         run, names = self.run, tuple(self.run.begin)
         before = {name: run.array(name).copy() for name in names}
         run.take_step()

@@ -1,4 +1,4 @@
-"""Equations as they stand on a page, typeset: one parser, and MathML and LaTeX as its writers."""
+"""Equations of a page, typeset: one parser, with MathML and LaTeX writers."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ IN_WORDS = re.compile(
     """,
     re.VERBOSE,
 )
-"""What is typeset within a sentence; the rest of it are words."""
+"""What is typeset within a sentence; the rest is words."""
 
 RAISED = {"ᵀ": "T", "²": "2", "′": "′"}
 
 
 class Writer(NamedTuple):
-    """How a parser's pieces are written; each function takes what is written already."""
+    """How a parser's pieces are written; each function takes pieces already written."""
 
     symbol: Callable[[str, str, str], str]
     """Of an operator before it ("∇", "d" or nothing), a letter, and what is written of its subscript."""
     function: Callable[[str], str]
-    """Of a letter that is no array, as h in h(r)."""
+    """A letter that is not an array, as h in h(r)."""
     fraction: Callable[[str, str], str]
     raised: Callable[[str, str], str]
     lowered: Callable[[str, str], str]
@@ -95,7 +95,7 @@ def _symbol(operator: str, name: str, to: Writer) -> str:
 
 
 def write_words(sentence: str, text: Callable[[str], str], math: Callable[[str], str]) -> str:
-    """Return a sentence, its symbols written by ``math`` and what is between them by ``text``."""
+    """Return a sentence, its symbols written by ``math`` and the words between them by ``text``."""
     done, at = [], 0
     for match in IN_WORDS.finditer(sentence):
         done += [text(sentence[at : match.start()]), math(match.group())]

@@ -19,7 +19,7 @@ from gpubackprop.training.convergence import Convergence
 
 ETA, TOL, N_ITER_NO_CHANGE = 0.1, 1e-4, 10
 MOST_ITERATIONS, MOST_FLOPS = 1000, 10**9
-"""Of the iterations till convergence, so that no network takes more than a second or two."""
+"""Limit of the iterations till convergence, so that no network takes more than a second or two."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Walk:
     network : Network
         A float64 copy on the reference backend, without dropout.
     step : Step
-        Forward and backward phase; every array has memory of its own.
+        Forward and backward phase; every array has its own memory.
     arrays : dict of str to array
         By the names of the step.
     checks : dict of str to GradientCheck
@@ -107,7 +107,7 @@ def walk(network: Network, X: Any, y: Any, rng: np.random.Generator, tolerance: 
 
 
 def descend(network: Network, X: Array, y: Array) -> Descent:
-    """Take steps of plain gradient descent, of a copy, until the loss has not fallen by TOL for so many iterations."""
+    """Take steps of plain gradient descent on a copy until the loss has not fallen by TOL for some iterations."""
     copy = network.twin()
     step = copy.step(len(X), SGD(ETA), class_indices=y.ndim == 1)
     step.names.array("X")[...], step.names.array("y")[...] = X, y

@@ -1,1 +1,1 @@
-"""The machine: which devices there are and what they lack, the folder for compiled kernels, what was measured here."""
+"""The machine: its devices and what they lack, the folder of compiled kernels, measurements."""

@@ -2,8 +2,8 @@
 
 The folder is ``$GPUBACKPROP_CACHE_DIR``, by default the platform's user cache folder. An entry's name holds a digest of everything
 that shaped it (code, constants, versions, architecture), so an entry is never stale, only unused. Its content begins with a digest
-of itself: a damaged entry counts as missing, and the next write replaces it. Since entries are run, a folder or a file that
-somebody else could have written is not used. Whatever is wrong with the disk costs the time to compile, and nothing else.
+of itself: a damaged entry counts as missing, and the next write replaces it. Since entries are executed, a folder or a file that
+another user could have written is not used. A faulty disk costs only the time to compile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAGIC = b"gpubackprop cache entry 1\n"
 
 
 def cache_folder() -> Path | None:
-    """Return the folder of compiled kernels, or None where there is no place for one: no home folder, or no absolute one."""
+    """Return the folder of compiled kernels, or None if there is no home folder, or no absolute one."""
     chosen = os.environ.get("GPUBACKPROP_CACHE_DIR")
     with suppress(OSError, RuntimeError, KeyError):  # no HOME and no entry in the password file, no current folder
         if chosen:
@@ -43,7 +43,7 @@ def cache_problem(part: str = "") -> str | None:
 
 
 def cache_finding() -> Finding:
-    """Return where compiled kernels are kept, or why they are not and what to do; then they are compiled anew in each process."""
+    """Return where compiled kernels are kept, or why they are not and what to do; then each process compiles them again."""
     folder = cache_folder()
     if (unsafe := _unsafe()) or folder is None:
         return unsafe or NO_FOLDER
@@ -61,7 +61,7 @@ def cache_finding() -> Finding:
 
 OTHER_FOLDER = "set GPUBACKPROP_CACHE_DIR to a folder of your own"
 OTHER_COMMAND = 'export GPUBACKPROP_CACHE_DIR="$HOME/.gpubackprop"'
-LEAST_FREE = 64 << 20  # bytes, several times what all kernels of a few networks take
+LEAST_FREE = 64 << 20  # bytes, several times the size of all kernels of a few networks
 
 
 def _not_used(text: str, advice: str = "", command: str = "") -> Finding:
@@ -74,7 +74,7 @@ NO_FOLDER = _not_used(
 
 
 def _unsafe(part: str = "") -> Finding | None:
-    """Return who else could write entries, which are run, or None."""
+    """Return which other user could write entries, which are executed, or None."""
     folder = cache_folder()
     if folder is None:
         return NO_FOLDER
@@ -86,10 +86,10 @@ def _unsafe(part: str = "") -> Finding | None:
             try:
                 status = place.stat()
             except FileNotFoundError:
-                continue  # it will be made, for us alone
+                continue  # it will be created, for us alone
             if place in ours and status.st_uid != os.geteuid():
                 return _not_used(f"{place} belongs to another user", OTHER_FOLDER, OTHER_COMMAND)
-            # in a sticky folder such as /tmp nobody can replace what is another's
+            # in a sticky folder such as /tmp nobody can replace another user's files
             if _writable_by_others(status.st_mode) and (place in ours or not status.st_mode & stat.S_ISVTX):
                 command = f"chmod go-w {shlex.quote(str(place))}"
                 return _not_used(f"{place} can be written by other users", command=command)
@@ -97,7 +97,7 @@ def _unsafe(part: str = "") -> Finding | None:
 
 
 def read(name: str) -> bytes | None:
-    """Return the content of the entry called ``name``, or None where there is none that is whole and ours."""
+    """Return the content of the entry called ``name``, or None if there is none that is intact and ours."""
     path = _path(name)
     if path is None:
         return None
@@ -115,14 +115,14 @@ def read(name: str) -> bytes | None:
 
 
 def write(name: str, content: bytes) -> None:
-    """Store an entry: all of it or nothing, whatever other processes do."""
+    """Store an entry atomically, also against other processes."""
     path = _path(name)
     if path is None:
         return
     with suppress(OSError):
         for place in reversed([place for place in _and_parents(path.parent) if not place.exists()]):
             place.mkdir(mode=0o700, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent)  # readable and writable by its owner alone
+        handle, temporary = tempfile.mkstemp(dir=path.parent)  # readable and writable only by its owner
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(_head(name, content) + content)
@@ -133,7 +133,7 @@ def write(name: str, content: bytes) -> None:
 
 
 def _path(name: str) -> Path | None:
-    """Return the path of an entry, or None where the folder is not to be used, which is said once."""
+    """Return the path of an entry, or None, with one warning, if the folder must not be used."""
     folder = cache_folder()
     if folder is None:
         return None
@@ -150,7 +150,7 @@ _said: set[str] = set()
 
 
 def _head(name: str, content: bytes) -> bytes:
-    """Return what comes before an entry's content: it tells damage, and an entry under the name of another."""
+    """Return the header of an entry, which detects damage and an entry under another's name."""
     return _MAGIC + hashlib.sha256(name.encode() + b"\0" + content).digest()
 
 

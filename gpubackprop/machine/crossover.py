@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from gpubackprop.code_digest import fingerprint
 from gpubackprop.machine.diagnosis import cuda_version
 
-BATCH = 128  # samples in a mini-batch where it is not known: the default of ``fit``
+BATCH = 128  # samples in a mini-batch if unknown: the default of ``fit``
 
 
 def step_flops(layer_sizes: Sequence[int], batch: int = BATCH) -> int:
@@ -20,14 +20,14 @@ def step_flops(layer_sizes: Sequence[int], batch: int = BATCH) -> int:
 
 
 def remember(device: str, flops: float) -> None:
-    """Keep the FLOP of a step from which on a device is faster than the CPU."""
+    """Store the FLOP of a step above which a device is faster than the CPU."""
     from gpubackprop.machine import cache
 
     cache.write(_file(), json.dumps({**_stored(), device: flops}).encode())
 
 
 def recall(device: str) -> float | None:
-    """Return the FLOP of a step from which on a device is faster than the CPU, or None where it was not measured."""
+    """Return the FLOP of a step above which a device is faster than the CPU, or None if it was not measured."""
     found = _stored().get(device)
     return float(found) if isinstance(found, int | float) else None
 
@@ -37,11 +37,11 @@ def _stored() -> dict[str, float]:
 
     try:
         found = json.loads(cache.read(_file()) or b"{}")
-    except ValueError:  # damaged: as if it had not been measured
+    except ValueError:  # damaged: treat as not measured
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _file() -> str:
-    """Return the name of the file: another machine, or another driver, has another one."""
+    """Return the name of the file, one per machine and driver."""
     return f"crossover-{fingerprint(platform.node(), platform.processor(), os.cpu_count(), cuda_version())}.json"

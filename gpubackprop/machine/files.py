@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes, *, before: Path | None = None) -> None:
-    """Write a file so that nobody ever sees half of it, neither now nor after the power has failed.
+    """Write a file atomically: nobody sees half of it, not even after a power failure.
 
     The bytes are on the disk (fsync) before the file has its name, and the name before this returns. With ``before``, the file
     that had the name is kept under that one.
@@ -31,7 +31,7 @@ def write_whole(path: Path, content: bytes, *, before: Path | None = None) -> No
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk; Windows does so by itself, and cannot open a folder."""
+    """Sync the names in a folder to the disk; Windows does so by itself, and cannot open a folder."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -47,9 +47,9 @@ def _umask() -> int:
 
 
 def check_folder(name: str, folder: Path) -> None:
-    """Raise ValueError unless files can be written to a folder, which is made: better now than after the work.
+    """Create a folder, and raise ValueError unless files can be written to it: better now than after the work.
 
-    ``name`` is what the caller calls it.
+    ``name`` is the caller's name for it.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{name} is {str(folder)!r}, which is a file; name a folder")

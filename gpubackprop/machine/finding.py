@@ -1,4 +1,4 @@
-"""What a check of the machine found: a state, a sentence, and the one command that mends this machine."""
+"""What a check of the machine found: a state, a sentence, and the command that fixes this machine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ State = Literal["ok", "warning", "skipped", "missing", "wrong"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Parameters
     ----------
     name : str
         What was checked.
     state : {"ok", "warning", "skipped", "missing", "wrong"}
-        ``"warning"``: it works, with less or slower. ``"skipped"``: there is nothing here to check.
+        ``"warning"``: it works, but with less or more slowly. ``"skipped"``: there is nothing here to check.
     text : str
         What there is, or what is wrong.
     advice : str
@@ -39,6 +39,6 @@ class Finding:
 
     @property
     def message(self) -> str:
-        """Text, advice and command in one line."""
+        """Text, advice and command on one line."""
         run = f"run: {self.command}" if self.command else ""
         return "; ".join(part for part in (self.text, self.advice, run) if part)

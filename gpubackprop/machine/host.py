@@ -1,4 +1,4 @@
-"""The processor: its name, how many of it this process may use, and the libraries that use threads of it."""
+"""The processor: its name, how many cores this process may use, and the libraries that run threads on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from gpubackprop.machine.finding import Finding
 
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS")
-QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of processors in a period
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # limits of a container: microseconds of CPU time per period
 
 
 def processor() -> str:
@@ -30,7 +30,7 @@ def usable() -> int:
 
 
 def blas() -> list[dict[str, Any]]:
-    """Return the libraries of products and of threads that are loaded, and their threads."""
+    """Return the loaded BLAS and threading libraries, and their threads."""
     from threadpoolctl import threadpool_info
 
     return [
@@ -41,7 +41,7 @@ def blas() -> list[dict[str, Any]]:
 
 
 def threads_finding() -> Finding:
-    """Return how many threads there are for whom, and whether they have a processor each."""
+    """Return the threads of each library, and whether each has its own processor."""
     libraries = blas()
     named = [f"{b['internal_api']} {b['version'] or ''}".strip() + f" {b['num_threads']} threads" for b in libraries]
     limits = [f"{name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name)]

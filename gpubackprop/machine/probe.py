@@ -1,7 +1,7 @@
-"""What the NVIDIA driver and the CUDA libraries of this machine answer, as JSON; run as a process of its own.
+"""What the NVIDIA driver and the CUDA libraries of this machine answer, as JSON; run in a separate process.
 
-``cuInit`` in a process leaves CUDA unusable in every process that is forked from it afterwards, and a library once loaded stays: so
-the question is asked elsewhere. Nothing of the package is imported here.
+``cuInit`` in a process leaves CUDA unusable in every process that is forked from it afterwards, and a loaded library stays, so
+they are probed elsewhere. Nothing of the package is imported here.
 """
 
 from __future__ import annotations
@@ -65,5 +65,5 @@ def ask_libraries() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(ask_driver()), flush=True)  # said first: a library that ends the process takes nothing with it
+    print(json.dumps(ask_driver()), flush=True)  # printed first, in case loading a library kills the process
     print(json.dumps(ask_libraries()), flush=True)
