@@ -1,4 +1,4 @@
-"""A case: one piece of work at one size on one device, who does it, and the row of the report that comes of it."""
+"""A case: one piece of work at one size on one device, its candidates, and its row of the report."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run measures.
+    """The settings of a run.
 
     Parameters
     ----------
     rounds, cold_rounds : int
-        Samples of each time; and where each is a process of its own.
+        Samples of each time; and if each is a separate process.
     seconds : float
-        That a sample lasts, where one run is shorter.
+        How long a sample lasts, if one run is shorter.
     pause : float
         Seconds before each sample.
     """
@@ -45,16 +45,16 @@ class Settings:
 
 @dataclass
 class Prepared:
-    """The candidates of a case, made and checked; the first is the one that the others are compared with.
+    """The candidates of a case, built and checked; the first is the baseline.
 
     Parameters
     ----------
     left_out, wrong : dict
-        Who takes no part, and why; whose result differs from the reference, and how: it gets no time.
+        Candidates left out, and why; candidates whose result differs from the reference, and how: they are not timed.
     flops, bytes : int
         Of one unit of work.
     facts : dict
-        More for the row.
+        Further entries of the row.
     cold : bool
         Every run is a sample, the first one too.
     """
@@ -70,7 +70,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured, before anything of it is made."""
+    """What is measured, before anything is built."""
 
     suite: str
     name: str
@@ -81,7 +81,7 @@ class Case:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What tells the case from all others of a report."""
+        """What distinguishes the case from all others of a report."""
         return self.suite, self.device, self.dtype, self.name
 
 
@@ -89,7 +89,7 @@ Cases = Iterator[Case]
 
 
 def key_of(row: Row) -> tuple[str, str, str, str]:
-    """Return the key of the case that a row is of."""
+    """Return the key of a row's case."""
     return row["suite"], row["device"], row["dtype"], row["case"]
 
 
@@ -99,7 +99,7 @@ def is_ours(name: str, row: Row) -> bool:
 
 
 def run_case(case: Case, settings: Settings) -> Row:
-    """Make, check and time the candidates of a case; return its row."""
+    """Build, check and time the candidates of a case; return its row."""
     prepared = case.prepare()
     samples: dict[str, list[Sample]] = {}
     if prepared.candidates:
@@ -133,7 +133,7 @@ def _entry(candidate: Candidate, samples: dict[str, list[Sample]], base: str) ->
 
 
 def best_seconds(entry: Row) -> Row:
-    """Return the summary of a candidate's device time where it is known, else of its wall time."""
+    """Return the summary of a candidate's device time if known, else of its wall time."""
     found: Row = entry["device_seconds"] or entry["wall_seconds"]
     return found
 
@@ -141,19 +141,19 @@ def best_seconds(entry: Row) -> Row:
 def admit(
     prepared: Prepared, candidate: Candidate, result: Callable[[], np.ndarray], expected: np.ndarray, allowed: float
 ) -> None:
-    """Let a candidate take part if what it computes is what is expected; else name it, with the reason.
+    """Add a candidate if it computes what is expected; else list it with the reason.
 
     Parameters
     ----------
     result : callable
-        Returns what is compared, after having done the work once.
+        Does the work once and returns the result to compare.
     """
     try:
         off = float(np.abs(result() - expected).max())
-    except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
+    except Exception as error:  # whatever keeps a peer from running: it is listed with the reason
         prepared.left_out[candidate.name] = reason_of(error)
         return
-    if off <= allowed:  # NaN is not
+    if off <= allowed:  # False for NaN
         prepared.candidates.append(candidate)
     else:
         prepared.wrong[candidate.name] = f"its result differs from the reference by {off:.3g}"

@@ -24,12 +24,12 @@ def bench(
     context: typer.Context,
     *,
     suite: Annotated[str, typer.Option(help=f"Some of {', '.join(SUITES)}.")] = ",".join(SUITES),
-    device: Annotated[str, typer.Option(help="cpu,cuda:0; all there are by default.")] = "",
+    device: Annotated[str, typer.Option(help="cpu,cuda:0; all available by default.")] = "",
     peers: Annotated[
         str, typer.Option(help="Some of numpy, cupy, torch, jax, sklearn, thinc, keras, tinygrad.")
     ] = "all",
     dtype: Annotated[str, typer.Option(help=f"Some of {', '.join(DTYPES)}.")] = "float32",
-    threads: Annotated[int, typer.Option(help="Threads of the CPU, for everybody.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of the CPU, for all candidates.", min=1)] = 1,
     optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     quick: Annotated[bool, typer.Option("--quick", help="Few sizes, few rounds: less than 60 seconds.")] = False,
     sizes: Annotated[
@@ -38,11 +38,11 @@ def bench(
     rounds: Annotated[int | None, typer.Option(help="Samples of each time: 25, with --quick 9.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.json and report.html.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the report in --out.")] = False,
-    dry: Annotated[bool, typer.Option("--dry", hidden=True, help="Tiny sizes, to see that it runs.")] = False,
+    dry: Annotated[bool, typer.Option("--dry", hidden=True, help="Tiny sizes, to check that it runs.")] = False,
 ) -> None:
-    """Time the same work on every device and in every peer; check it, and write a report.
+    """Time the same work on every device and in every peer, check the results, and write a report.
 
-    Wrong results are not timed, and make the exit code 1. Ctrl-C keeps what was measured; --resume continues.
+    Wrong results are not timed, and make the exit code 1. Ctrl-C keeps the measurements; --resume continues.
     """
     if context.invoked_subcommand is not None:
         return
@@ -58,7 +58,7 @@ def bench(
         "rounds": rounds or (2 if dry else 9 if quick else 25),
         "cold_rounds": 1 if dry else 2 if quick else 5,
         "seconds": 0.0 if dry else 0.003 if quick else 0.01,
-        "pause": 0.2 if threads > 1 and not (quick or dry) else 0.0,  # OpenBLAS's threads wait that long for more work
+        "pause": 0.2 if threads > 1 and not (quick or dry) else 0.0,  # OpenBLAS's threads spin that long for more work
         "quick": quick,
         "dry": dry,
     }
@@ -118,9 +118,9 @@ def compare(
     reports: Annotated[
         list[Path], typer.Argument(help="Two reports or more, files or folders; the first is the baseline.")
     ],
-    threshold: Annotated[float, typer.Option(help="Changes of less than this share are no regression.")] = 0.05,
+    threshold: Annotated[float, typer.Option(help="Smaller relative changes are not regressions.")] = 0.05,
 ) -> None:
-    """Compare reports; exit with 1 where something of ours became slower beyond noise."""
+    """Compare reports; exit with 1 if something of ours became slower beyond noise."""
     from gpubackprop.bench.compare import compare_reports
     from gpubackprop.bench.report import read_report
 

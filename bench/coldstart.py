@@ -1,9 +1,9 @@
-"""What a process of its own needs from its start to its first training step; the suite ``coldstart`` runs this file.
+"""The phases of a process from its start to its first training step; the suite ``coldstart`` runs this file.
 
     python -P coldstart.py WHO MODULE DEVICE OPTIMIZER LAYERS BATCH THREADS STARTED
 
 prints the seconds of each phase as JSON; STARTED is the time at which the caller started it. What only this comparison needs,
-the data and the peer's own module, is in no phase; variables of the environment have set the threads.
+the data and the peer's own module, counts in no phase; environment variables have set the threads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 
 BEGUN = time.time()
 
-# what is imported from here on is not the interpreter's time
+# imports from here on do not count as the interpreter's time
 import json  # noqa: E402
 import sys  # noqa: E402
 

@@ -1,7 +1,7 @@
 """Two reports side by side: what changed beyond noise.
 
-Two runs differ by what the machine was doing, too. So a time counts as changed only if it changed both by the clock and against
-each of the others in its row, who were timed in the same rounds: those show what the machine did. The test is that of Mann and
+Two runs also differ by the load of the machine. So a time counts as changed only if it changed both by the clock and relative to
+each of the others in its row, which were timed in the same rounds and show the load. The test is that of Mann and
 Whitney (1947) on the samples, at 5 % over all times together (Holm (1979)); a change smaller than the threshold is none.
 """
 
@@ -35,7 +35,7 @@ class Change:
     against : list of float
         The same ratio of the time over that of each of the others in its row.
     p : float
-        How likely as large a difference is by chance, of the likeliest of all these.
+        The largest p-value of all these comparisons.
     """
 
     key: Key
@@ -69,7 +69,7 @@ COLUMNS = (
 
 
 def compare_reports(reports: list[Report], threshold: float) -> tuple[list[str], int]:
-    """Return lines that compare each report with the first, and how many times became slower in any of them."""
+    """Return lines that compare each report with the first, and how many times became slower in any."""
     lines: list[str] = []
     regressions = 0
     for report in reports[1:]:
@@ -85,7 +85,7 @@ def compare_reports(reports: list[Report], threshold: float) -> tuple[list[str],
         lines.append(f"{slower} slower, {faster} faster, {len(found) - slower - faster} with {SAME}")
         missing = len(keys(reports[0]) ^ keys(report))
         if missing:
-            lines.append(f"{missing} cases are in one of the reports only")
+            lines.append(f"{missing} cases are in only one of the reports")
         lines.append("")
     return lines[:-1], regressions
 
@@ -130,7 +130,7 @@ def _change(key: Key, name: str, before: Row, after: Row) -> Change:
 
 
 def _chance(x: np.ndarray, y: np.ndarray) -> float:
-    """Return how likely two samples of one distribution differ as much."""
+    """Return the probability that two samples of one distribution differ as much."""
     from scipy.stats import mannwhitneyu
 
     if min(len(x), len(y)) < 2 or np.ptp([*x, *y]) == 0:
@@ -151,13 +151,13 @@ def _samples(before: Row, after: Row, name: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _others(before: Row, after: Row) -> list[str]:
-    """Return who is in both rows and not ours; the products and the parts of a step are ours, too."""
+    """Return the candidates in both rows that are not ours; products and parts of a step count as ours."""
     names = [name for name in before["candidates"] if name in after["candidates"] and not is_ours(name, before)]
     return [name for name in names if not name.startswith((" ", "products"))]
 
 
 def _environments(before: Report, after: Report) -> Iterator[str]:
-    """Yield what the two reports were measured on, and in what they differ."""
+    """Yield the environments of the two reports and their differences."""
     for label, report in (("a", before), ("b", after)):
         e = report["environment"]
         gpus = "".join(f", {gpu['name']}" for gpu in e["gpus"])

@@ -1,4 +1,4 @@
-"""The devices as they are measured: their array module, timer, memory and how they run a list of calls."""
+"""The devices to measure: array module, timer, memory, and how they run a list of calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gpubackprop.machine.host import usable
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 NUMBERS_OF_PAGE = 4096 // 16
-DEFAULT_CACHE = 32 << 20  # bytes, where the system does not tell
+DEFAULT_CACHE = 32 << 20  # bytes, if the system does not tell
 
 
 class Host:
@@ -33,7 +33,7 @@ class Host:
         self.backend: Any = gb.get_backend("cpu")
 
     def timer(self) -> Timer:
-        """Return a timer of what runs here."""
+        """Return a timer for work on this device."""
         return WallTimer(lambda: None)
 
     def queue(self, name: str, calls: Sequence[Call], units: int = 1) -> Candidate:
@@ -41,11 +41,11 @@ class Host:
         return Candidate(name, in_turn(calls), self.timer(), units)
 
     def scope(self) -> AbstractContextManager[Any]:
-        """Return where the arrays of a case are made."""
+        """Return a context in which the arrays of a case are made."""
         return contextlib.nullcontext()
 
     def synchronize(self) -> None:
-        """Do nothing: what was called is done."""
+        """Do nothing: calls are synchronous."""
 
     def cache_bytes(self) -> int:
         """Return the size of the largest cache."""
@@ -61,12 +61,12 @@ class Host:
 
 
 class Gpu:
-    """A CUDA device; what is measured runs on a stream of its own."""
+    """A CUDA device; measurements run on a separate stream."""
 
     on_gpu = True
 
     def __init__(self, name: str) -> None:
-        self.backend: Any = gb.get_backend(name)  # it says what is missing, CuPy included
+        self.backend: Any = gb.get_backend(name)  # its error names what is missing, CuPy included
         import cupy
 
         self.name, self.xp = self.backend.device, cupy
@@ -74,7 +74,7 @@ class Gpu:
         self.stream = cupy.cuda.Stream(non_blocking=True)
 
     def timer(self) -> Timer:
-        """Return a timer of what runs on the stream."""
+        """Return a timer for work on the stream."""
         return CudaTimer(self.stream)
 
     def queue(self, name: str, calls: Sequence[Call], units: int = 1) -> Candidate:
@@ -86,7 +86,7 @@ class Gpu:
         return Candidate(name, run, self.timer(), units, time.perf_counter() - started)
 
     def capture(self, calls: Sequence[Call]) -> Any:
-        """Return a graph of the calls, which wait for nothing."""
+        """Return a graph of the calls, which must not wait."""
         with self.stream:
             self.stream.begin_capture()
             try:
@@ -99,7 +99,7 @@ class Gpu:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """Make arrays on this stream, in a pool of their own: nobody else gets the addresses that a graph has seen."""
+        """Make arrays on this stream, in a separate pool: nobody else gets addresses used by a graph."""
         pool = self.xp.cuda.MemoryPool()
         with self.xp.cuda.Device(self.index), self.xp.cuda.using_allocator(pool.malloc), self.stream:
             yield
@@ -148,7 +148,7 @@ def cache_sizes() -> dict[str, str]:
 
 
 def read(path: Path) -> str | None:
-    """Return what is in a file of the system, or None where there is none."""
+    """Return the content of a system file, or None if there is none."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError:
@@ -198,14 +198,14 @@ def keeping(run: Run, keep: Any) -> Run:
 
 
 def copies_beyond_cache(device: Device, nbytes: int, most: int) -> int:
-    """Return how many sets of arrays to take in turn, so that none is still in the cache when its turn comes again."""
+    """Return how many sets of arrays to rotate through, so that none is still in the cache at its next turn."""
     return max(2, min(most, -(-2 * device.cache_bytes() // max(nbytes, 1)) + 1))
 
 
 def copy_pair(device: Device, nbytes: int) -> tuple[Any, Any]:
-    """Return a target of zeros and a source of ones, of which a copy reads and writes so many bytes, by 16, the widest type.
+    """Return a target of zeros and a source of ones, for a copy of this many bytes in 16-byte elements, the widest type.
 
-    Their places within a page differ: a C library's copy can be ten times slower where the target begins just behind the source.
+    Their offsets within a page differ: a C library's copy can be ten times slower if the target begins just after the source.
     """
     elements = max(1, nbytes // 32)
     first = -(-elements // NUMBERS_OF_PAGE) * NUMBERS_OF_PAGE + NUMBERS_OF_PAGE // 4

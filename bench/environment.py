@@ -1,4 +1,4 @@
-"""What numbers depend on: processor, devices, clocks, libraries, threads, settings, commit."""
+"""The environment that numbers depend on: processor, devices, clocks, libraries, threads, settings, commit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def environment(devices: list[Device], threads: int) -> dict[str, Any]:
 
 
 def gpu(device: Gpu) -> dict[str, Any]:
-    """Return what is known of a GPU."""
+    """Return the properties of a GPU."""
     cupy, index = device.xp, device.index
     attributes, properties = cupy.cuda.Device(index).attributes, cupy.cuda.runtime.getDeviceProperties(index)
     runtime = cupy.cuda.runtime.runtimeGetVersion()
@@ -64,7 +64,7 @@ def gpu(device: Gpu) -> dict[str, Any]:
 
 
 def clocks(cupy: Any, index: int) -> dict[str, str] | None:
-    """Return clocks, temperature and power as ``nvidia-smi`` gives them at this moment, or None without it."""
+    """Return current clocks, temperature and power from ``nvidia-smi``, or None without it."""
     try:
         bus = cupy.cuda.runtime.deviceGetPCIBusId(index)
         command = ["nvidia-smi", f"--id={bus}", f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader"]
@@ -76,7 +76,7 @@ def clocks(cupy: Any, index: int) -> dict[str, str] | None:
 
 
 def commit() -> str | None:
-    """Return the commit of the source tree, with ``+`` if it was changed since, or None outside of one."""
+    """Return the commit of the source tree, with ``+`` for uncommitted changes, or None outside one."""
     root = Path(__file__).parents[1]
     if not (root / "pyproject.toml").is_file():  # installed from a wheel, maybe inside somebody else's repository
         return None

@@ -33,7 +33,7 @@ class Kernel:
     unfused : callable
         Does the same to the arrays, by name, with the array module's own operations.
     expected : callable, optional
-        Does the same to the arrays, for the comparison, where ``unfused`` does not give the same numbers.
+        Does the same to the arrays, for the comparison, if ``unfused`` gives other numbers.
     """
 
     name: str
@@ -79,7 +79,7 @@ def kernels_of(backend: Any, dtype: str, shape: tuple[int, int], *, few: bool = 
         own = shape if len(case.shapes[-1]) == 2 else (shape[0] * shape[1],)
         plain = partial(UNFUSED[name], backend.xp)
         kernel = Kernel(name, case, own, dtype if dtype in case.dtypes else real, backend, plain)
-        if name == "dropout":  # whose plain one has random numbers of its own
+        if name == "dropout":  # its plain version has other random numbers
             kernel.expected = partial(_on_the_host, kernel)
         yield kernel
 
@@ -100,15 +100,15 @@ def _on_the_host(kernel: Kernel, a: Arrays) -> None:
 
 
 def disagreement(kernel: Kernel, given: Arrays, found: Arrays, expected: Arrays, times: float) -> str | None:
-    """Return how the arrays found differ from those expected, or None where they agree.
+    """Return how arrays differ from the expected ones, or None if they agree.
 
-    The arrays given are those before; they and those expected are in float64. ``times``: so many times the bound of the case is
-    allowed, since the expression is another.
+    The arrays given are those before; they and those expected are in float64. ``times`` multiplies the bound of
+    the case, since the expression differs.
     """
     xp, bounds = kernel.backend.xp, kernel.case.bounds(kernel.dtype, given, expected)
     for name in kernel.case.outputs:
         difference = xp.abs(kernel.wide({name: found[name]})[name] - expected[name])
         over = float(xp.max(difference / (times * bounds[name] + 1e-30)))
-        if not over <= 1:  # NaN is no agreement either
+        if not over <= 1:  # NaN does not agree either
             return f"{name} differs by {over:.3g} times what rounding explains"
     return None

@@ -1,4 +1,4 @@
-"""The ledger of a step, read off its list of operations: what it does, and the least time this machine needs for it."""
+"""The ledger of a step, from its list of operations: what it does, and the least time this machine needs for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ledger(device: Device, step: Step) -> Row:
     dict
         ``flops`` and ``bytes`` as the operations count them, also by phase and as a list per operation; ``launches`` of kernels
         and calls of products by the host, without a graph; ``graph_launches`` with one, else None; ``synchronizations``,
-        which are 0 where the step can be captured, since a graph holds none, and None where it is not known;
+        which are 0 where the step can be captured, since a graph holds none, and None if unknown;
         ``allocations``: on a GPU how many, on the CPU bytes at most at a time, of a warm step.
     """
     run: Any = step.compile()
@@ -74,7 +74,7 @@ def _allocations(device: Device, run: Any) -> int:
 
 
 class _Counting:
-    """Counts what CuPy's allocator is asked for."""
+    """Counts the requests to CuPy's allocator."""
 
     def __init__(self, cupy: Any) -> None:
         outer = self
@@ -96,7 +96,7 @@ class _Counting:
 
 
 def ceilings(rows: Iterable[Row], device: str, dtype: str) -> Row | None:
-    """Return the limits of a machine as the rows of ``gemm`` and ``bandwidth`` show them, or None where they are missing.
+    """Return the limits of a machine as the rows of ``gemm`` and ``bandwidth`` show them, or None if they are missing.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def ceilings(rows: Iterable[Row], device: str, dtype: str) -> Row | None:
 
 
 def bandwidth_of(ceilings: Row, nbytes: int) -> float:
-    """Return the most bytes per second that touching as many bytes reached, or more, or the next smaller size measured."""
+    """Return the best bandwidth for this many bytes or more, or of the next smaller size measured."""
     smaller = max((size for size, _ in ceilings["copies"] if size <= nbytes), default=0)
     return float(max(speed for size, speed in ceilings["copies"] if size >= smaller))
 
@@ -136,7 +136,7 @@ def _fastest(row: Row) -> float:
 
 
 def annotate(row: Row, rows: list[Row]) -> None:
-    """Add to a row how near it comes to the limits that the rows before it show: to the floor, or to a large copy."""
+    """Add to a row how close it comes to the limits in earlier rows: to the floor, or to a large copy."""
     limits = ceilings([*rows, row], row["device"], row["dtype"])
     if not row["candidates"]:
         return

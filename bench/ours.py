@@ -20,12 +20,12 @@ from gpubackprop.step.operations import Operation
 
 MOST_COMPARED = 1600  # steps
 TOLERANCE = {"float64": 1e-6, "float32": 2e-3, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 5e-2}
-"""How far losses may be apart after the compared steps, relative to the first loss: rounding of the products, over steps."""
+"""Tolerance of losses after the compared steps, relative to the first loss: rounding of the products, over steps."""
 
 
 @dataclass
 class Trained(Candidate):
-    """Somebody who trains: ``run`` queues ``units`` steps, ``loss`` waits for the loss of the last one."""
+    """A candidate that trains: ``run`` queues ``units`` steps, ``loss`` waits for the loss of the last one."""
 
     loss: Callable[[], float] = field(kw_only=True)
 
@@ -87,7 +87,7 @@ def ours(device: Device, problem: Problem) -> Iterator[tuple[str, Callable[[], T
 
 
 def finish(run: Any, units: int = 1) -> Any:
-    """Capture a step now, where the backend would do so later."""
+    """Capture a step now, which the backend would do later."""
     if hasattr(run, "graph"):
         run.graph(units)
     return run
@@ -108,7 +108,7 @@ def parts(device: Device, problem: Problem) -> list[Candidate]:
     """Return the products alone, as one call, and forward, backward and update each, as one call per operation."""
     step = step_of(problem, device.backend)
     calls = dict(zip(map(id, step.operations), calls_of(step), strict=True))
-    in_turn([calls[id(operation)] for operation in step.operations])()  # so that the parts meet the numbers of a step
+    in_turn([calls[id(operation)] for operation in step.operations])()  # so that the parts see the numbers of a step
     device.synchronize()
     groups: dict[str, list[Operation]] = {"products": [o for o in step.operations if o.name == "matmul"]}
     for name, phases in (("forward", ("forward", "loss")), ("backward", ("backward",)), ("update", ("update",))):
@@ -135,13 +135,13 @@ def parts(device: Device, problem: Problem) -> list[Candidate]:
 def entrants(
     device: Device, problem: Problem, libraries: tuple[str, ...], *, slow: bool
 ) -> tuple[list[Trained], Prepared]:
-    """Make and check everybody who trains; return those who train alike, and a case with the names of the others."""
+    """Build and check all candidates that train; return those that agree, and a case with the names of the others."""
     prepared = Prepared([])
     trained: list[Trained] = []
     for name, make in ours(device, problem):
         try:
             trained.append(make())
-        except Exception as error:  # one way of running the step is no reason to lose the others
+        except Exception as error:  # a failure of one way to run the step must not lose the others
             prepared.left_out[name] = reason_of(error)
     for name, peer in make_peers(problem, libraries, slow=slow):
         if isinstance(peer, Peer):
@@ -153,7 +153,7 @@ def entrants(
 
 
 def whole_peers(problem: Problem, settings: Settings, prepared: Prepared) -> Iterator[tuple[str, Peer]]:
-    """Yield the peers but those that differ from another in their step alone; name those that take no part."""
+    """Yield the peers except those that differ from another only in their step; list those left out."""
     for name, peer in make_peers(problem, settings.libraries, slow=not settings.quick):
         if isinstance(peer, str):
             prepared.left_out[name] = peer
@@ -162,10 +162,10 @@ def whole_peers(problem: Problem, settings: Settings, prepared: Prepared) -> Ite
 
 
 def compare(problem: Problem, trained: list[Trained], prepared: Prepared) -> dict[str, Any]:
-    """Train plain NumPy in float64 until its loss has moved, the others as long; name whoever is elsewhere as wrong.
+    """Train plain NumPy in float64 until its loss has moved, the others as long; mark those that end elsewhere as wrong.
 
-    The tolerance is relative to the first loss, and the loss has to move by four times as much: whoever stands still, or goes
-    another way, is found.
+    The tolerance is relative to the first loss, and the loss has to move by four times as much: a candidate that stands still
+    or takes another path is found.
     """
     wide = replace(problem, dtype="float64", device="cpu")
     baseline = ArrayPeer(wide, np)
@@ -184,7 +184,7 @@ def compare(problem: Problem, trained: list[Trained], prepared: Prepared) -> dic
             for _ in range(steps // one.units):
                 one.run()
             loss = one.loss()
-        except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
+        except Exception as error:  # whatever keeps a peer from running: it is listed with the reason
             prepared.left_out[one.name] = reason_of(error)
             continue
         if not abs(loss - expected) <= allowed:

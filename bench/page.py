@@ -1,4 +1,4 @@
-"""The report as one page without anything outside of it: plots and tables, on a screen and on paper."""
+"""The report as one self-contained page: plots and tables, for screen and paper."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def _page(report: Report) -> Iterator[str]:
     yield f"<code>gpubackprop {html.escape(' '.join(report['command']))}</code></p>"
     yield from (f"<p class='warning'>{warning}</p>" for warning in tables.warnings(report))
     yield (
-        "<p>Candidates are timed in turn, round by round, so that a slow moment falls on all of them. Times are medians with "
+        "<p>Candidates are timed in turn, round by round, so that a slow moment affects all of them. Times are medians with "
         "their interquartile range (IQR); ratios are medians over rounds with a 95&nbsp;% bootstrap interval. Results are "
-        "checked against the reference before they are timed. Compilation and transfers are in no time but those of their "
+        "checked against the reference before they are timed. Compilation and transfers are timed only in their "
         "own suites. Arrays of fused kernels come from memory, not from the cache; their share is that of the bandwidth of "
         "a large copy.</p>"
     )

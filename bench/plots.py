@@ -23,7 +23,7 @@ MARKERS = "osD^vPX*<>hp"
 
 
 def figures(report: Report) -> Iterator[tuple[str, Any]]:
-    """Yield the title and the figure of each plot that the report has the rows for."""
+    """Yield the title and the figure of each plot that the report has rows for."""
     by_group = groups(row for row in report["rows"] if row["candidates"])
     steps: dict[str, list[Row]] = {}
     for (suite, device, dtype), rows in by_group.items():
@@ -116,14 +116,14 @@ def write_pictures(report: Report, folder: Path) -> None:
 
 
 def time_of(row: Row, name: str) -> float:
-    """Return the seconds of a candidate: of the base, times the ratio, so that drift falls on nobody."""
+    """Return the seconds of a candidate: of the base, times the ratio, so that drift cancels."""
     base = float(best_seconds(row["candidates"][row["base"]])["median"])
     over = row["candidates"][name]["over_base"]
     return base if over is None else base * float(over["median"])
 
 
 def names_of(rows: list[Row]) -> list[str]:
-    """Return the candidates that train, the parts of our step left aside."""
+    """Return the candidates that train, without the parts of our step."""
     names = dict.fromkeys(name for row in rows for name in row["candidates"])
     return [
         name for name in names if not name.startswith(" ") and name not in ("gpubackprop, eager", "products, K steps")
@@ -153,7 +153,7 @@ def peers(rows: list[Row]) -> Any:
 
 
 def roofline(rows: list[Row]) -> Any:
-    """FLOP per second against FLOP per byte, under the limits that products and copies reached on this machine."""
+    """FLOP per second against FLOP per byte, under the ceilings of products and copies on this machine."""
     import numpy as np
 
     figure, axes = figure_of(9, 4.6)

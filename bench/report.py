@@ -1,4 +1,4 @@
-"""The report: a JSON document, written after every case, so that an interruption loses nothing. ``schema.json`` describes it."""
+"""The report: a JSON document, written after every case, so an interruption loses nothing. ``schema.json`` describes it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def new_report(settings: Settings, environment: Row, command: list[str]) -> Repo
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write the report into a folder, all of it or nothing; a list of numbers is one line."""
+    """Write the report into a folder, the whole file or nothing; a list of numbers is one line."""
     text = json.dumps(report, indent=1, allow_nan=False)
     text = re.sub(r"\[[-+.\de,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)
     write_whole(folder / NAME, (text + "\n").encode())
@@ -49,7 +49,7 @@ def read_report(path: Path) -> Report:
     Raises
     ------
     ValueError
-        It is no report, one of another schema, or a damaged one.
+        It is not a report, has another schema, or is damaged.
     """
     file = path / NAME if path.is_dir() else path
     if file.exists() and not file.is_file():
@@ -61,7 +61,7 @@ def read_report(path: Path) -> Report:
         schema = report["schema"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{file} is no report of gpubackprop bench: {type(error).__name__} {one_line(str(error))}"
+            f"{file} is not a report of gpubackprop bench: {type(error).__name__} {one_line(str(error))}"
         ) from None
     if schema != SCHEMA:
         raise ValueError(f"{file} has schema {shown(schema)}; this version reads schema {SCHEMA}: measure again")
@@ -83,7 +83,7 @@ def _whole(text: str) -> int:
 
 
 def _check(report: Report, name: str) -> None:
-    """Raise ValueError unless a report is as ``schema.json`` describes it, and its rows agree with themselves."""
+    """Raise ValueError unless a report is as ``schema.json`` describes it, and its rows are consistent."""
     from jsonschema import Draft202012Validator  # which only a reader of reports needs
 
     schema = json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))
@@ -106,13 +106,13 @@ def resumed(folder: Path, settings: Settings, environment: Row) -> Report:
     Raises
     ------
     ValueError
-        There is none, or it was measured otherwise: rows of two machines, versions or settings do not belong in one report.
+        There is none, or it was measured differently: rows of two machines, versions or settings do not belong in one report.
     """
     if not (folder / NAME).is_file():
         raise ValueError(f"--resume continues {folder / NAME}, which does not exist")
     report = read_report(folder)
     before, now = dict(report["settings"]), json.loads(json.dumps(asdict(settings)))
-    for same in ("sizes", "libraries"):  # more of either may be asked for
+    for same in ("sizes", "libraries"):  # more of either may be requested
         before.pop(same), now.pop(same)
     for name, was, is_now in (
         ("settings", before, now),
@@ -147,7 +147,7 @@ def keys(report: Report) -> set[tuple[str, str, str, str]]:
 
 
 def errors(report: Report) -> list[str]:
-    """Return what is wrong with ours: results, and cases that could not be measured."""
+    """Return our failures: wrong results, and cases that could not be measured."""
     found = [
         f"{', '.join(key_of(row))}: {name} is WRONG: {reason}"
         for row in report["rows"]

@@ -1,4 +1,4 @@
-"""A run: all cases of the suites asked for, on every device and in every dtype, each kept as soon as it is measured."""
+"""A run: all cases of the requested suites, on every device and in every dtype, each saved as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gpubackprop.bench.suites import NothingToMeasureError, cases_of
 from gpubackprop.bench.suites.crossover import overtaking
 from gpubackprop.machine.crossover import remember
 
-QUICK_SECONDS = 45.0  # after which a quick run begins no case
-COLD_SECONDS = 30.0  # that a cold start takes longer than other cases: it begins new processes, and we compile
+QUICK_SECONDS = 45.0  # after which a quick run starts no case
+COLD_SECONDS = 30.0  # extra seconds of a cold start: it starts new processes, and we compile
 
 
 @dataclass
 class Run:
-    """A run: the report that it fills, where that is written, and who is shown each row and told what is left out."""
+    """A run: the report that it fills, its folder, and the callbacks for each row and for what is left out."""
 
     report: Report
     settings: Settings
@@ -36,7 +36,7 @@ class Run:
     def measure(self, suites: list[str], devices: list[Device]) -> None:
         """Measure what is not in the report yet; write it after every case.
 
-        Ctrl-C ends the run; what was measured is kept, and the report says that it was interrupted.
+        Ctrl-C ends the run; the measurements are kept, and the report says that it was interrupted.
         """
         try:
             for suite in with_ceilings(suites):
@@ -74,7 +74,7 @@ class Run:
             return
         try:
             row = run_case(case, self.settings)
-        except Exception as error:  # one case, too large for the memory say, is no reason to lose the others
+        except Exception as error:  # one failing case, say too large for the memory, must not lose the others
             leave_out(reason_of(error), case.name, failed=not isinstance(error, MemoryError))
             return
         finally:
@@ -97,7 +97,7 @@ class Run:
 
 
 def with_ceilings(suites: list[str]) -> list[str]:
-    """Return the suites in order; with those that show the machine's ceilings where a floor is to be given."""
+    """Return the suites in order, with those that measure the machine's ceilings if a floor is needed."""
     needed = {"step": ("bandwidth", "gemm"), "latency": ("bandwidth", "gemm"), "kernels": ("bandwidth",)}
     wanted = {name for suite in suites for name in (suite, *needed.get(suite, ()))}
     return [suite for suite in SUITES if suite in wanted]

@@ -1,4 +1,4 @@
-"""What is measured by default, and sizes from a file: the names of the cases in a report are the form of the file."""
+"""The default sizes, and sizes from a file, written like the names of the cases in a report."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def read_sizes(path: Path) -> Sizes:
     Raises
     ------
     ValueError
-        There is another name in it, or a size that cannot be read.
+        It has an unknown name, or a size that cannot be read.
     """
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     for suite, texts in content.items():
@@ -108,7 +108,7 @@ def read_sizes(path: Path) -> Sizes:
 
 
 def check_size(suite: str, text: str) -> None:
-    """Raise ValueError where a size cannot be read."""
+    """Raise ValueError if a size cannot be read."""
     if suite in ("transfer", "bandwidth"):
         parse_shape(text, 1)
     elif suite in ("gemm", "kernels"):

@@ -1,4 +1,4 @@
-"""A report as tables: what is shown of a row, from one list of columns. :mod:`gpubackprop.bench.render` writes them."""
+"""A report as tables, from one list of columns. :mod:`gpubackprop.bench.render` writes them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gpubackprop.bench.sizes import SUITES
 
 SAME = "no significant difference"
 UNITS = ((1e-3, "us", 1e6), (1.0, "ms", 1e3), (float("inf"), "s", 1.0))
-TIME = "time"  # a column's unit: the one that suits the case
-KERNELS = ("kernels",)  # a line is a case there, not a candidate of one
+TIME = "time"  # the unit of a column is the one that suits the case
+KERNELS = ("kernels",)  # suites with one line per case, not per candidate
 OTHERS = tuple(suite for suite in SUITES if suite not in KERNELS)
 PIVOTS = {"step": "gpubackprop", "products": "plain products"}
-"""Suites shown in Markdown, one line to a case, and the candidate that the others are compared with."""
+"""Suites shown in Markdown, one line per case, and the baseline of each."""
 
 
 class Line(NamedTuple):
@@ -32,18 +32,18 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its heading, and what it says of an item.
+    """A column: its heading, and its text for an item.
 
     Parameters
     ----------
     text : callable
-        Returns the cell of an item, "" where there is nothing to say; a column of nothing is not shown.
+        Returns the cell of an item, "" for an empty one; a column of empty cells is not shown.
     suites : sequence of str
         Those whose tables have the column.
     only_page : sequence of str
-        Those in which it does not fit into the 80 columns of a terminal.
+        Those where it does not fit into the 80 columns of a terminal.
     width : int
-        The least on a terminal.
+        The least width on a terminal.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Column:
 
 @dataclass
 class Table:
-    """Cells with their headings; facts beside the title; what is wrong; notes below; ``words`` where cells are no numbers."""
+    """Cells with their headings; facts beside the title; what is wrong; notes below; ``words`` if cells are not numbers."""
 
     columns: list[Column]
     cells: list[list[str]]
@@ -121,7 +121,7 @@ COLUMNS = (
 
 
 def table(columns: Iterable[Column], items: Iterable[Any], suite: str = "", unit: str = "", **more: Any) -> Table:
-    """Return the table of the items, without the columns of other suites and those that say nothing.
+    """Return the table of the items, without the columns of other suites and empty ones.
 
     ``unit`` is that of columns of time.
     """
@@ -189,7 +189,7 @@ def _speed(row: Row, seconds: float) -> Iterator[str]:
 
 
 def _ledger(row: Row, unit: str, factor: float) -> Iterator[str]:
-    """Yield what a step does and how near it comes to the floor."""
+    """Yield what a step does and how close it comes to the floor."""
     ledger, on_gpu = row.get("ledger"), row["device"] != "cpu"
     if ledger is None:
         return
@@ -237,7 +237,7 @@ def _pivoted(name: str) -> Column:
 
 
 def left_out(report: Report) -> Table:
-    """Return who and what has no time, and why."""
+    """Return the candidates and cases without a time, and why."""
     found = {(o["suite"], o["case"] or "all", f"{o['device']} {o['dtype']}", o["reason"]) for o in report["left_out"]}
     for row in report["rows"]:
         found |= {(row["suite"], name, row["device"], reason) for name, reason in row["left_out"].items()}
@@ -247,7 +247,7 @@ def left_out(report: Report) -> Table:
 
 
 def conditions(report: Report) -> Table:
-    """Return what the numbers depend on."""
+    """Return the environment of the numbers."""
     e = report["environment"]
     facts = {**{f"cpu, {k}": v for k, v in e["cpu"].items()}, "python": e["python"], "platform": e["platform"]}
     for gpu in e["gpus"]:
@@ -277,13 +277,13 @@ def heading(report: Report) -> list[str]:
 
 
 def warnings(report: Report) -> list[str]:
-    """Return what to know before the numbers are believed."""
+    """Return the warnings about the numbers."""
     dry = ["A dry run: these times mean nothing."] if report["settings"]["dry"] else []
     return dry + (["The run was interrupted: cases are missing."] if report["interrupted"] else [])
 
 
 def unit_of(seconds: float) -> tuple[str, float]:
-    """Return the unit that suits a time, and how many of it a second has."""
+    """Return the unit that suits a time, and how many of it are in a second."""
     return next((unit, factor) for limit, unit, factor in UNITS if seconds < limit)
 
 

@@ -26,14 +26,14 @@ RESAMPLES = 2_000
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds of some runs: between two events on the device (None where there are none to record), and on the wall."""
+    """Seconds of some runs: between two events on the device (None without events), and wall time."""
 
     device: float | None
     wall: float
 
     @property
     def best(self) -> float:
-        """The device's seconds where they are known, else those on the wall."""
+        """The device time if known, else the wall time."""
         return self.wall if self.device is None else self.device
 
     def per(self, units: int) -> Sample:
@@ -42,7 +42,7 @@ class Sample:
 
 
 class Timer(Protocol):
-    """Runs something some times over and returns the seconds of all of them, waited for."""
+    """Runs a function several times and returns the seconds of all runs, including the wait."""
 
     def __call__(self, run: Run, repeats: int) -> Sample:
         """Return the seconds of ``repeats`` runs."""
@@ -50,7 +50,7 @@ class Timer(Protocol):
 
 
 class WallTimer:
-    """Wall time alone, for work that is done when ``synchronize`` returns.
+    """Wall time only, for work that is done when ``synchronize`` returns.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class WallTimer:
         self.synchronize, self.clock = synchronize, clock
 
     def __call__(self, run: Run, repeats: int) -> Sample:
-        """Return the seconds of ``repeats`` runs, after waiting for what was queued before."""
+        """Return the seconds of ``repeats`` runs, after waiting for earlier work."""
         self.synchronize()
         started = self.clock()
         for _ in range(repeats):
@@ -74,7 +74,7 @@ class WallTimer:
 
 
 class ReportedTimer:
-    """Takes the seconds that a run returns, of work in a process of its own."""
+    """Takes the seconds that a run returns, for work in a separate process."""
 
     def __call__(self, run: Run, repeats: int) -> Sample:
         """Return the seconds of ``repeats`` runs."""
@@ -92,9 +92,9 @@ class Candidate:
         Queues the work.
     timer : Timer
     units : int
-        How often one run does the work: times are given for one unit.
+        How often one run does the work: times are per unit.
     setup_seconds : float, optional
-        What compiling or capturing took, which is in no other time.
+        Time to compile or capture, which is in no other time.
     """
 
     name: str
@@ -109,11 +109,11 @@ def measure(
 ) -> dict[str, list[Sample]]:
     """Return the samples of each candidate, one per round and for one unit of work.
 
-    Each round times all candidates one after the other, so that a slow moment falls on all of them; every other round
+    Each round times all candidates one after the other, so that a slow moment affects all of them; every other round
     backwards, so that drift within a round cancels. Before the first
-    round each runs ``WARM_UP`` times, to be compiled and to find how many runs fill ``seconds``; before a sample of several
-    it runs once, since another one has had the caches; before that there is a pause, since the threads of another one may keep
-    a core busy for some time after their last work. Unless ``warm``, it does neither: each sample is one run.
+    round each runs ``WARM_UP`` times, to compile and to find how many runs fill ``seconds``; before a sample of several runs
+    it runs once, since another candidate has filled the caches; before that there is a pause, since another's threads may spin
+    for some time after their last work. Unless ``warm``, it does neither: each sample is one run.
     """
     repeats = dict.fromkeys((one.name for one in candidates), 1)
     for one in candidates if warm else ():
@@ -145,7 +145,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def clock_of(*runs: Sequence[Sample]) -> str:
-    """Return ``"device"`` where every sample has a device time, else ``"wall"``."""
+    """Return ``"device"`` if every sample has a device time, else ``"wall"``."""
     return "device" if all(sample.device is not None for run in runs for sample in run) else "wall"
 
 
@@ -155,10 +155,10 @@ def seconds_of(samples: Sequence[Sample], clock: str) -> list[float]:
 
 
 def ratio(a: Sequence[Sample], b: Sequence[Sample]) -> dict[str, Any]:
-    """Return how many times longer a takes than b: the median over rounds, and where 95 % of resampled medians lie.
+    """Return how many times longer a takes than b: the median over rounds, and the 95 % interval of resampled medians.
 
-    Both are device times where both are known, else wall times. ``clock`` says which; ``significant`` is False where the
-    interval holds 1.
+    Both are device times if both are known, else wall times. ``clock`` says which; ``significant`` is False if the interval
+    contains 1.
     """
     clock = clock_of(a, b)
     ratios = np.array(seconds_of(a, clock)) / np.maximum(seconds_of(b, clock), 1e-12)

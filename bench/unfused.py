@@ -157,7 +157,7 @@ def clip(max_norm: float) -> Unfused:
 
 
 def dropout(rate: float) -> Unfused:
-    """Return inverted dropout with random numbers of CuPy's own."""
+    """Return inverted dropout with CuPy's random numbers."""
 
     def run(xp: Any, a: Arrays) -> None:
         keep = _random(xp, a["x"].shape) >= rate
@@ -173,7 +173,7 @@ def _random(xp: Any, shape: tuple[int, ...]) -> Any:
 
 
 def gather(xp: Any, a: Arrays) -> None:
-    """Copy the rows of the source that the order names, from the place on that the case's counters say."""
+    """Copy the rows of the source in the given order, from the cursor of the case on."""
     first = len(a["source"]) // 4
     options = {"mode": "clip"} if xp is np else {}  # else NumPy copies once more
     xp.take(a["source"], a["order"][first : first + len(a["out"])], axis=0, out=a["out"], **options)

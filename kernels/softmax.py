@@ -8,15 +8,15 @@ For the outputs o of a row, the targets t and u = 1 / classes:
     g_j   = dell(q_j, target(t_j, u))
     do_j  = g_j - p_j sum_k g_k,  p_j = e^q_j            the chain rule through log softmax
 
-A kernel has loops over the elements, and the sums between them; what it does with one element is here. A kernel that keeps the
-terms e^x_j has p_j sum_k g_k as e^x_j (sum_k g_k / s), without another exponential.
+A kernel has loops over the elements, and the sums between them; the work on one element is here. A kernel that keeps the
+terms e^x_j computes p_j sum_k g_k as e^x_j (sum_k g_k / s), without another exponential.
 
 Infinite and missing numbers:
 
 - The maximum begins at -inf, so a masked output of -inf has the term 0 and q = -inf; its p is 0. Its part of a loss is 0 where
   its target is 0: a loss's ell has no 0 * inf. The largest term is 1, so log s is finite.
-- In a row with NaN or +inf, or of -inf alone, each q is NaN: an error shows.
-- A class index that is no column matches none: the targets of the row are 0, and nothing is read through the index.
+- In a row with NaN or +inf, or with only -inf, each q is NaN: an error shows.
+- A class index out of range matches no column: the targets of the row are 0, and nothing is read through the index.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from gpubackprop.losses import Loss
 
 
 class LogSoftmax(NamedTuple):
-    """What kernels of a loss do with one element, as they call it; see the module."""
+    """The functions that loss kernels apply to one element; see the module."""
 
     lowest: Any
-    """What a maximum begins at."""
+    """The initial value of a maximum."""
     shift: Any
     """shift(o, top) -> x"""
     term: Any
@@ -54,7 +54,7 @@ class LogSoftmax(NamedTuple):
 def define_log_softmax(
     loss: Loss, dtype: np.dtype[Any], m: Math, inlined: Callable[[Callable[..., Any]], Any]
 ) -> LogSoftmax:
-    """Return the functions of a softmax loss for numbers of ``dtype``, with a device's mathematics and its way to inline."""
+    """Return the functions of a softmax loss for numbers of ``dtype``, with a device's mathematics and its inlining decorator."""
     target, ell, dell = map(inlined, loss.scalars(dtype, m))
     zero, one, exp, where = dtype.type(0), dtype.type(1), m.exp, m.where
 

@@ -1,4 +1,4 @@
-"""What the source text of all kernels is, for the names of compiled ones."""
+"""The digest of all kernel sources, part of the names of compiled kernels."""
 
 from __future__ import annotations
 

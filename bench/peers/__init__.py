@@ -1,7 +1,7 @@
 """The peers: the same network, trained from the same weights on the same mini-batch by other libraries, each at its best.
 
 A peer is one class in one module, written as the library's own documentation recommends; ``PEERS`` names them all. One that
-cannot take part raises, and the reason stands in the report.
+cannot run raises, and the report has the reason.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from gpubackprop.machine.crossover import step_flops
 
 LEARNING_RATE = 1e-3
 LONG_STEP = "a step is so long that a call of its own costs nothing"
-LONG_CALL = 20_000_000  # FLOP, beside which the call itself costs nothing
+LONG_CALL = 20_000_000  # FLOP above which the call itself costs nothing
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of Adam; some libraries have other defaults
 
 
 class CannotTakePartError(RuntimeError):
-    """The peer is here, but not for this device or dtype; the message says why."""
+    """The peer is installed, but does not support this device or dtype; the message says why."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What everybody is given: data, a network with ReLU and softmax cross-entropy, its initial weights, an optimizer.
+    """What every peer gets: data, a network with ReLU and softmax cross-entropy, its initial weights, an optimizer.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Problem:
 
     @property
     def steps_per_call(self) -> int:
-        """How many steps to take in one call where that can be chosen: fewer the longer a step lasts, at most 16."""
+        """How many steps to take per call if there is a choice: fewer for longer steps, at most 16."""
         return max(1, min(16, LONG_CALL // step_flops(self.sizes, self.batch)))
 
     @property
@@ -167,7 +167,7 @@ def softmax(o: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Entry:
-    """A peer that may be there: its library, its import name, its class, and whether it takes minutes to compile."""
+    """A possible peer: its library, its import name, its class, and whether it takes minutes to compile."""
 
     library: str
     module: str
@@ -198,7 +198,7 @@ PEERS = {
 def make_peers(
     problem: Problem, libraries: Collection[str] = LIBRARIES, *, slow: bool = True
 ) -> Iterator[tuple[str, Peer | str]]:
-    """Yield the name of each peer of these libraries, and the peer, ready to take steps, or why it takes no part.
+    """Yield the name of each peer of these libraries, and the peer, ready to take steps, or why it is left out.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def make_peers(
 
 
 def make_peer(name: str, problem: Problem, *, slow: bool = True) -> Peer | str:
-    """Return a peer, or why it takes no part."""
+    """Return a peer, or why it is left out."""
     entry = PEERS[name]
     if find_spec(entry.module) is None:
         return "not installed"
@@ -226,12 +226,12 @@ def make_peer(name: str, problem: Problem, *, slow: bool = True) -> Peer | str:
         started = time.perf_counter()
         peer = kind(problem)  # type: ignore[call-arg]
         peer.setup_seconds = time.perf_counter() - started
-    except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
+    except Exception as error:  # whatever keeps a peer from running: it is listed with the reason
         return reason_of(error)
     return peer
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error in one line."""
+    """Return an error on one line."""
     text = next(iter(str(error).splitlines()), "")[:200]
     return text if isinstance(error, CannotTakePartError) else f"{type(error).__name__}: {text}"

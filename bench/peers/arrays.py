@@ -46,7 +46,7 @@ class ArrayPeer(Peer):
         return self.forward(self.X)[-1]
 
     def epoch(self, *, shuffle: bool) -> None:
-        """Train on all rows, in a random order if asked for."""
+        """Train on all rows, in a random order if requested."""
         n, batch = len(self.all_X), self.problem.batch
         order = self.xp.random.permutation(n) if shuffle else self.xp.arange(n)
         for first in range(0, n, batch):

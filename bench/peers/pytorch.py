@@ -60,7 +60,7 @@ class TorchPeer(Peer):
         self.timer = TorchTimer() if problem.on_gpu else WallTimer(lambda: None)
         self.loss_of: Callable[..., Any] = self._loss_of
         if self.compiler is not None:
-            # of one piece of code for all networks: beyond 8 by default, whatever comes next is not compiled
+            # recompilations of the same code for all networks: beyond 8, the default, nothing more is compiled
             torch._dynamo.config.recompile_limit = MOST_NETWORKS
             self.loss_of = torch.compile(self._loss_of, backend=self.compiler)
         self._run: Callable[[], object] = lambda: self.train(self.X, self.y)
@@ -99,7 +99,7 @@ class TorchPeer(Peer):
             return self.net(self.X)
 
     def epoch(self, *, shuffle: bool) -> None:
-        """Train on all rows, which lie on the device: much faster than a ``DataLoader``."""
+        """Train on all rows, which are on the device: much faster than a ``DataLoader``."""
         if self.graphed:
             raise CannotTakePartError("its graph knows one mini-batch")
         n, batch = len(self.all_X), self.problem.batch

@@ -1,6 +1,6 @@
-"""A copy from the device to itself: the bandwidth that all others are measured by, from cache to memory.
+"""A copy from the device to itself: the baseline bandwidth, from cache to memory.
 
-On the CPU a dot product of as many bytes shows how fast they are only read.
+On the CPU a dot product of as many bytes shows the speed of reading alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From the start of a process to its first training step: import, context, compilation. Each sample is a process of its own."""
+"""From the start of a process to its first training step: import, context, compilation. Each sample is a separate process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpubackprop.bench.peers.arrays import ArrayPeer
 from gpubackprop.bench.suites import NothingToMeasureError, in_new_process, step_cases
 from gpubackprop.bench.timing import Candidate, ReportedTimer
 
-# they start as others do, or with nothing
+# with the usual environment, or empty
 NOT_STARTED = ("numpy", "cupy", "torch graph", "torch compile+graph", "jax, K steps")
 
 
@@ -49,7 +49,7 @@ def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
         start = _starting(name, problem, phases.setdefault(name, []))
         try:
             start()
-        except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
+        except Exception as error:  # whatever keeps a peer from running: it is listed with the reason
             prepared.left_out[name] = reason_of(error)
             continue
         loss, expected = phases[name].pop()["loss"], baseline.loss()

@@ -17,7 +17,7 @@ from gpubackprop.machine.crossover import step_flops
 def cases(device: Device, dtype: str, settings: Settings) -> Cases:
     """Yield a step of each size, on the CPU and on this GPU in turn."""
     if not device.on_gpu:
-        raise NothingToMeasureError("there is nothing to overtake the CPU: no GPU was asked for")
+        raise NothingToMeasureError("there is nothing to overtake the CPU: no GPU was requested")
     if dtype not in device_of("cpu", settings.threads).backend.dtypes:
         raise NothingToMeasureError(f"the CPU does not compute in {dtype}")
     yield from step_cases("crossover", device, dtype, settings, _prepare)
@@ -42,7 +42,7 @@ def _fastest(device: Device, problem: Problem) -> Trained:
 
 
 def overtaking(rows: Iterable[Row], gpu: str) -> float:
-    """Return the FLOP of a step from which on the GPU is faster; infinity where it never is, 0 where it always is.
+    """Return the FLOP of a step above which the GPU is faster; infinity if it never is, 0 if it always is.
 
     Between the largest step that the CPU takes faster, or as fast, and the smallest of the larger ones: their geometric mean.
     """

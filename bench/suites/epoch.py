@@ -24,7 +24,7 @@ def cases(device: Device, dtype: str, settings: Settings) -> Cases:
 
 
 def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
-    """Check everybody's parameters after an epoch in the order of the rows, then time epochs in a random order."""
+    """Check all candidates' parameters after an epoch in the order of the rows, then time epochs in a random order."""
     prepared = Prepared([])
     exact = ArrayPeer(replace(problem, dtype="float64", device="cpu"), np)
     exact.epoch(shuffle=False)

@@ -49,7 +49,7 @@ def _prepare(device: Device, dtype: str, shape: tuple[int, int, int], settings: 
                 candidate, result = make()
                 candidate.timer(candidate.run, 1)
                 off = np.abs(np.asarray(result(), np.float64)[rows] - expected) - allowed
-            except Exception as error:  # whatever keeps a peer from running: it is named, with the reason
+            except Exception as error:  # whatever keeps a peer from running: it is listed with the reason
                 prepared.left_out[name] = reason_of(error)
                 continue
             if not (off <= 0).all():

@@ -1,8 +1,8 @@
 """Each fused kernel against a copy of as many bytes, and against the same mathematics in plain NumPy or CuPy.
 
-Several sets of arrays are taken in turn, together larger than the cache: the times are of arrays that come from memory. On a
-GPU kernel, copy and CuPy's kernels are each captured in a graph, without the host's part; what cannot be captured is timed as
-the host launches it, and says so. ``gpubackprop, eager`` is our kernel launched from the host.
+Several sets of arrays are used in turn, together larger than the cache, so arrays come from memory. On a
+GPU kernel, copy and CuPy's kernels are each captured in a graph, without the host's part; work that cannot be captured is timed as
+launched from the host, and says so. ``gpubackprop, eager`` is our kernel launched from the host.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _prepare(device: Device, kernel: Kernel, settings: Settings) -> Prepared:
         sets = [kernel.again(a) for _ in range(copies)]
         for each in sets:
             if "b" in each:
-                each["b"].fill(0)  # z += b in every run would carry z away
+                each["b"].fill(0)  # z += b in every run would make z grow
         calls = [device.backend.bind(kernel.operation(each)) for each in sets]
         prepared.candidates.append(device.queue("gpubackprop", calls, copies))
         if device.on_gpu:
@@ -77,7 +77,7 @@ def check(device: Device, kernel: Kernel, a: dict[str, Any]) -> tuple[str | None
     try:
         plain = kernel.again(a)
         kernel.unfused(plain)
-        # random numbers of its own cannot agree; it is enough that it runs
+        # its own random numbers cannot agree; it is enough that it runs
         plain_wrong = None if kernel.expected else disagreement(kernel, given, plain, expected, times=100)
     except Exception as error:  # the array module may lack a function for a dtype: the reason belongs in the report
         plain_wrong = reason_of(error)

@@ -18,14 +18,14 @@ from gpubackprop.bench.timing import Candidate
 
 
 def cases(device: Device, dtype: str, settings: Settings) -> Cases:
-    """Yield a step and a prediction of each size; in a quick run the prediction alone."""
+    """Yield a step and a prediction of each size; in a quick run only the prediction."""
     if not settings.quick:
         yield from step.cases(device, dtype, settings, "latency")
     yield from step_cases("latency", device, dtype, settings, _prepare, "predict ")
 
 
 def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
-    """Everybody gets an array where the device has it, and hands back one there; Keras and tinygrad hand back NumPy's.
+    """All candidates get an array on the device and return one there; Keras and tinygrad return NumPy's.
 
     Ours is the prepared predictor, as JAX's is a compiled function; ``forward`` also checks X and keeps the intermediates.
     """

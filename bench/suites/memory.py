@@ -1,9 +1,9 @@
-"""The memory of ``fit``: what the resident set grows by, over the bytes that it needs. Each sample is a process of its own.
+"""The memory of ``fit``: the growth of the resident set relative to the bytes needed. Each sample is a separate process.
 
     python -P memory.py LAYERS BATCH SAMPLES
 
-prints as JSON the bytes of data, order of samples, parameters, gradients, optimizer state and workspace, what the resident set
-grew by to its largest (VmHWM, set back after import and compiling: Linux alone has it), and the seconds of ``fit``.
+prints as JSON the bytes of data, order of samples, parameters, gradients, optimizer state and workspace, the growth of the
+resident set to its peak (VmHWM, reset after import and compiling; only on Linux), and the seconds of ``fit``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
 
 
 def measured(layers: str, batch: int, samples: int) -> dict[str, Any]:
-    """Return what a training in this process needs, takes and lasts."""
+    """Return the bytes that a training in this process needs and takes, and its seconds."""
     sizes = tuple(map(int, layers.split("-")))
     rng = np.random.default_rng(0)
     fit = partial(gb.MLP.fit, epochs=2, batch_size=batch, progress=False)

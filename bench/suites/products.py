@@ -1,4 +1,4 @@
-"""A step beside its own matrix products alone by NumPy or CuPy, without new memory: the least that a step of their calls takes."""
+"""A step against its matrix products alone by NumPy or CuPy, in preallocated memory: the least time of a step of their calls."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from gpubackprop.bench.timing import Candidate
 from gpubackprop.step import Step
 from gpubackprop.step.operations import Matmul
 
-RATE = 1e-7  # learning rate: thousands of steps on one mini-batch do not come to where numbers are subnormal, and slow
-TRIALS, LONG = 16, 4e8  # runs of so many FLOP after which a step on the CPU has found its number of threads
+RATE = 1e-7  # learning rate: thousands of steps on one mini-batch do not reach subnormal numbers, which are slow
+TRIALS, LONG = 16, 4e8  # runs of this many FLOP after which a step on the CPU has found its number of threads
 
 
 def cases(device: Device, dtype: str, settings: Settings, suite: str = "products") -> Cases:
-    """Yield a step of each size, with both optimizers; with SGD alone in ``scaling``."""
+    """Yield a step of each size, with both optimizers; with only SGD in ``scaling``."""
     if dtype not in ("float32", "float64"):
         raise NothingToMeasureError(f"there are no plain products in {dtype}")
     optimizers: dict[str, gb.Optimizer] = {"sgd": gb.SGD(RATE)}
@@ -34,7 +34,7 @@ def cases(device: Device, dtype: str, settings: Settings, suite: str = "products
 
 
 def _prepare(optimizers: dict[str, gb.Optimizer], device: Device, problem: Problem, settings: Settings) -> Prepared:
-    """Check everybody's first loss; no more, since large steps are many here, and ``step`` compares whole trainings."""
+    """Check only the first loss of all candidates: there are many large steps here, and ``step`` compares whole trainings."""
     exact = ArrayPeer(replace(problem, dtype="float64", device="cpu"), np)
     exact.step()
     expected = np.array(exact.loss())

@@ -1,7 +1,7 @@
-"""How a CPU kernel is compiled: with Numba, from definitions, once per machine.
+"""Compilation of CPU kernels: with Numba, from definitions, once per machine.
 
-Numba's own disk cache does not know a kernel that is made from a definition (its key would hold the identity of the
-compiled scalar functions), so the kernels are filed under a digest of everything that shapes them, as object files.
+Numba's own disk cache cannot hold a kernel built from a definition (its key would hold the identity of the compiled
+scalar functions), so kernels are stored as object files under a digest of everything that shapes them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def maximum(typingctx: Any, a: Any, b: Any) -> Any:
-    """The larger number, NaN if one is NaN, in a form that a vectorized loop may keep in any order."""
+    """The larger number, NaN if one is NaN, in a form that a vectorized loop may evaluate in any order."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         real = args[0].type
@@ -54,12 +54,12 @@ def maximum(typingctx: Any, a: Any, b: Any) -> Any:
     return a(a, a), codegen
 
 
-# the compiler neither reorders nor contracts arithmetic: every rounding is written down, so bits depend on no machine
+# the compiler neither reorders nor contracts arithmetic: roundings are explicit, so bits are the same on every machine
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True}
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """Compile a scalar function so that it disappears into the loop that calls it."""
+    """Compile a scalar function that is inlined into the loop that calls it."""
     return numba.njit(inline="always", **_OPTIONS)(function)
 
 
@@ -88,23 +88,21 @@ def pointer(typingctx: Any, at: Any, kind: Any) -> Any:
 
 
 Kind = tuple[str, int]
-"""The type of an argument: the letter of its dtype, which NumPy has at hand where a name is made, and its dimensions."""
+"""The type of an argument: the letter of its dtype, which NumPy stores, unlike its name, and its dimensions."""
 
 
 class Kernel:
-    """A function of arrays, numbers and a share of the work, compiled for the types of its arguments when it is first used.
+    """A function of arrays, numbers and a share of the work, compiled for the types of its arguments at first use.
 
-    ``function(*arguments, thread, threads)`` does the part of thread ``thread``. The machine code finds its arguments in a block
-    of words in memory, so that a step calls any kernel in one way, and no step has to be compiled.
+    ``function(*arguments, thread, threads)`` runs ``thread``'s share. The machine code reads its arguments from a block of words
+    in memory, so a step calls all kernels in the same way and need not be compiled.
     """
 
     def __init__(self, function: Callable[..., Any], digest: Digest) -> None:
         self.function, self.digest = function, digest
         self._body = inlined(function)
-        self.entries: dict[
-            tuple[Kind, ...], tuple[Any, int]
-        ] = {}  # with their addresses, by the types of the arguments
-        self.from_disk = 0  # how many of them were not compiled here
+        self.entries: dict[tuple[Kind, ...], tuple[Any, int]] = {}  # with their addresses, by argument types
+        self.from_disk = 0  # how many came from disk
 
     def __call__(self, *arguments: Any) -> None:
         """Run it once, in one thread."""
@@ -116,7 +114,7 @@ class Kernel:
         entry, _, block = self.bind(arguments)
         address = block.ctypes.data
 
-        def run(keep: Any = (arguments, block)) -> None:  # compiled code has their addresses alone
+        def run(keep: Any = (arguments, block)) -> None:  # compiled code has only their addresses
             entry(address, 0, 1)
 
         return run
@@ -155,7 +153,7 @@ class Kernel:
 
 
 _REAL, _WHOLE = (np.dtype(np.float64).char, 0), (np.dtype(np.int64).char, 0)
-_WORD = {"int64": "w", "uint32": "w", "float32": "x", "float64": "x"}  # a number is read as a whole or as a real word
+_WORD = {"int64": "w", "uint32": "w", "float32": "x", "float64": "x"}  # a number is read as an integer or a real word
 
 
 def _kind_of(argument: Any) -> Kind:
@@ -175,21 +173,21 @@ def _words(argument: Any) -> tuple[int, ...]:
 
 
 def compiled(function: Callable[..., Any]) -> Kernel:
-    """Return a kernel; it is known by the function and all that it refers to."""
+    """Return a kernel; its cache key is the function and all that it refers to."""
     return Kernel(function, fingerprint(function))
 
 
 class Machine(NamedTuple):
-    """A compiled function of whole numbers.
+    """A compiled function of integers.
 
     Attributes
     ----------
     call : callable
-        It, for Python.
+        The function, for Python.
     address : int
-        Where its code begins, for compiled code: a C function.
+        The address of its code, a C function, for compiled code.
     from_disk : bool
-        It was not compiled here.
+        It was loaded, not compiled.
     """
 
     call: Any
@@ -198,7 +196,7 @@ class Machine(NamedTuple):
 
 
 def on_disk(function: Callable[..., Any], count: int, *key: Any) -> Machine:
-    """Compile a function of ``count`` whole numbers; its code is kept on disk, filed under ``key`` and the compiler."""
+    """Compile a function of ``count`` integers; its code is cached on disk under ``key`` and the compiler."""
     digest = fingerprint(_compiler(), *key)
     name = f"cpu/{function.__name__}-{digest}.nbc" if digest.lasting else None
     with global_compiler_lock:
@@ -213,7 +211,7 @@ def on_disk(function: Callable[..., Any], count: int, *key: Any) -> Machine:
 
 @lru_cache(maxsize=1)
 def _compiler() -> Digest:
-    """Return a digest of what compiles, with its settings, and of the machine that it compiles for."""
+    """Return a digest of the compiler with its settings, and of the target machine."""
     settings = {name: repr(value) for name, value in vars(config).items() if name.isupper() and not _elsewhere(name)}
     machine = cpu_target.target_context.codegen().magic_tuple()
     versions = sys.version, numba.__version__, llvmlite.__version__, llvm.llvm_version_info, np.__version__
@@ -221,18 +219,18 @@ def _compiler() -> Digest:
 
 
 def _elsewhere(setting: str) -> bool:
-    """Whether a setting of Numba's is about threads, folders or messages, not code."""
+    """Whether a setting of Numba affects threads, folders or messages, not code."""
     return any(word in setting for word in ("THREAD", "CACHE", "DIR", "DUMP", "WARN", "COLOR", "CUDA", "HOME"))
 
 
-# Numba's names of functions hold a number that counts up in a process: in another process other code has the same name. So code is
-# never filed or loaded under Numba's names. What a kernel calls lies in one object file with it, and each object file is loaded by
-# an engine of its own, where no name of another kernel exists.
+# Numba's function names hold a counter of the process: in another process other code has the same name. So code is never stored or
+# loaded under Numba's names. A kernel and all that it calls are in one object file, and each object file is loaded by its own
+# engine, which knows no name of another kernel.
 _ENTRY, _PYTHON, _ENVIRONMENT = "entry", "python", "environment"
 
 
 class _ObjectLibrary(CPUCodeLibrary):  # type: ignore[misc]
-    """The code of a function and of all that it calls, not yet known to any engine."""
+    """The code of a function and of all that it calls, not yet in any engine."""
 
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()
@@ -241,7 +239,7 @@ class _ObjectLibrary(CPUCodeLibrary):  # type: ignore[misc]
 
 
 def _object_code(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bytes, bool]:
-    """Return the object file of a function, and whether another process can use it: it holds no address of this one."""
+    """Return the object file of a function, and whether another process can use it: it holds no address of this process."""
     dispatcher, flags = numba.njit(**_OPTIONS)(function), Flags()
     dispatcher.targetdescr.options.parse_as_flags(flags, dispatcher.targetoptions)
     flags.no_compile = True  # no machine code in Numba's own engine
@@ -267,7 +265,7 @@ def _object_code(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tu
 
 
 def _load(name: str, code: bytes) -> tuple[Any, int]:
-    """Return a function in an object file as Python and as compiled code call it."""
+    """Return a function in an object file, callable from Python and from compiled code."""
     target = cpu_target.target_context
     target.refresh()  # gives LLVM the addresses of what Numba's code calls
     codegen, options = target.codegen(), {"opt": config.OPT}
@@ -278,7 +276,7 @@ def _load(name: str, code: bytes) -> tuple[Any, int]:
     engine = llvm.create_mcjit_compiler(empty, machine, use_lmm=config.USE_LLVMLITE_MEMORY_MANAGER)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    environment = Environment({})  # no Python object is in the code, but Numba's wrapper looks for it
+    environment = Environment({})  # the code has no Python object, but Numba's wrapper looks it up
     ctypes.c_void_p.from_address(engine.get_global_value_address(_ENVIRONMENT)).value = id(environment)
     call = _dynfunc.make_function(
         sys.modules[__name__], name, "", engine.get_function_address(_PYTHON), environment, (engine,)

@@ -1,9 +1,9 @@
-"""Matrix products from a micro-kernel, compiled here, so that no library call stands between two kernels.
+"""Matrix products from a micro-kernel, compiled here, so that no library call separates two kernels.
 
 The scheme is that of Goto and van de Geijn (2008), in the words of BLIS: micro-panels of b (KC x NR), which fit in the L1 cache,
-are packed side by side; blocks of a (MC x KC), which fit in the L2 cache, are packed where they are read often enough; and a
+are packed side by side; blocks of a (MC x KC), which fit in the L2 cache, are packed if they are read often enough; and a
 micro-tile of the result (MR x NR) stays in registers while the micro-kernel sums it. Most is packed by the first micro-kernel that
-reads it, so packing costs hardly any time of its own.
+reads it, so packing costs hardly any extra time.
 
 The order of a sum is a definition, kept from release to release, so that a product has the same bits on every machine, in any
 blocks and any number of threads: k is cut into ceil(k / KC) nearly equal parts, the p-th from floor(p k / parts) on. Within a
@@ -30,23 +30,23 @@ from gpubackprop.kernels.cpu.vector import (
     shape_for,
 )
 
-KC = 320  # of k that is summed at a time: a micro-panel of b and one of a fit in an L1 cache of 32 KiB
-PARTS = 16  # such sums are added in the arrays' dtype: a sum over millions of rows is as exact as one over thousands
+KC = 320  # depth summed at a time: micro-panels of a and b fit in an L1 cache of 32 KiB
+PARTS = 16  # such sums are added in the arrays' dtype: a sum over millions of rows is as accurate as one over thousands
 MC = 144  # rows of a in a block, a multiple of MR (6 or 8): with KC, 180 KiB of an L2 cache
 NC = 1024  # columns of b that are packed at a time
 IN_PLACE = 8192  # numbers of b that fit in the L1 cache and need no packing
-WIDE = 512  # columns of the result from which a packed block of a is read often enough
-WIDE_TRANSPOSED = 96  # the same for a that is given transposed: what a micro-kernel takes at a time lies far apart
+WIDE = 512  # columns of the result above which packing a block of a pays
+WIDE_TRANSPOSED = 96  # the same for a transposed a, whose elements lie far apart for the micro-kernel
 
 
 def scratch_for(dtype: np.dtype[Any], threads: int) -> Array:
-    """Return memory for what each thread packs; pages that a product does not use are never touched."""
+    """Return memory for the packed operands of each thread; pages that a product does not use are never touched."""
     shape = shape_for(dtype)
     return aligned_zeros((threads, KC * (NC + MC) + 2 * shape.rows * shape.columns), dtype)
 
 
 def total_for(out: Array, depth: int) -> Array:
-    """Return memory for the sum in float64 that a product over so large a depth needs, or none."""
+    """Return memory for the float64 sum that a product of large depth needs, or none."""
     return np.empty(out.shape if depth > KC * PARTS else (0, 0))
 
 
@@ -80,7 +80,7 @@ def _define_packing(dtype: np.dtype[Any]) -> tuple[Any, Any]:
     clear, move = define_clear(dtype), define_move(1, dtype)
     move_part = define_move_part(NR, dtype)
     move_column = define_move(MR, dtype)
-    piece = min(MR, width)  # rows that a transposition takes; a micro-panel may have more, and some left over
+    piece = min(MR, width)  # rows per transposition; a micro-panel may have more, with a remainder
     pieces, rest = divmod(MR, piece)
     transpose, transpose_piece = define_transpose(width, dtype), define_transpose(piece, dtype)
     transpose_rest = define_transpose(rest, dtype) if rest else transpose
@@ -111,7 +111,7 @@ def _define_packing(dtype: np.dtype[Any]) -> tuple[Any, Any]:
                     move_column(a + p * ld * size, to + p * MR * size)
             else:
                 done = k // width * width
-                for p in range(0, done, width):  # the last rows first: a vector reaches into what the others write
+                for p in range(0, done, width):  # the last rows first: a vector overlaps what the others write
                     source, destination = a + p * size, to + p * MR * size
                     if rest:
                         r = pieces * piece
@@ -135,7 +135,7 @@ def _define_block(dtype: np.dtype[Any], pack_a: Any) -> Any:
 
     @helper
     def first_row(t, tiles, rows):  # type: ignore[no-untyped-def]
-        """Return where micro-tile t begins: all have MR rows but the last two, which share what is left."""
+        """Return where micro-tile t begins: all have MR rows but the last two, which share the remainder."""
         if t >= tiles:
             return rows
         return t * MR if t < tiles - 1 or t == 0 else rows - (rows - (t - 1) * MR) // 2
@@ -157,7 +157,7 @@ def _define_block(dtype: np.dtype[Any], pack_a: Any) -> Any:
                 if first:
                     pack_a(here, at, lda, k, count, packed)
                 here, row, step = packed, 1, count
-            if t == 0 and panel:  # of three micro-tiles or more, so a full one
+            if t == 0 and panel:  # one of three micro-tiles or more, so a full one
                 micro_kernel_packing_b(here, row, step, b, b_step, to, n, k, more, panel)
                 b, b_step = panel, NR
             elif columns == NR:
@@ -176,7 +176,7 @@ def _define_block(dtype: np.dtype[Any], pack_a: Any) -> Any:
 
 @cache
 def compile_product(dtype: np.dtype[Any]) -> Any:
-    """Return kernel(a, b, out, a_transposed, b_transposed, scratch, total): out = a b; a and b, or their transposes, are given.
+    """Return kernel(a, b, out, a_transposed, b_transposed, scratch, total): out = a b; either may be passed transposed.
 
     ``scratch`` comes from :func:`scratch_for`, ``total`` from :func:`total_for`.
     """

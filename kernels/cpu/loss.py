@@ -17,11 +17,11 @@ from gpubackprop.kernels.softmax import define_log_softmax
 from gpubackprop.losses import Loss
 
 SHORT = 32
-"""Numbers in a row from which a loop over them fills vectors: the exponentials of shorter rows are one long loop."""
+"""Least length of a row whose loop fills vectors; for shorter rows all exponentials are one long loop."""
 
 
 def loss_scratch(n: int, d: int) -> tuple[int, int, int]:
-    """Return the shape of the memory that a loss of n rows of d numbers needs: for each thread, five arrays of some rows."""
+    """Return the shape of the scratch of a loss of n rows of d numbers: for each thread, five arrays of some rows."""
     return available_threads(), 5, d * (min(n, ROWS) if d < SHORT else 1)
 
 
@@ -85,7 +85,7 @@ def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
                     else:
                         z[i, j] = o
                         out[i, j] = do
-                for j in range(z.shape[1]):  # a loop of its own: with less memory in a loop, the compiler vectorizes it
+                for j in range(z.shape[1]):  # a separate loop: with fewer arrays per loop the compiler vectorizes it
                     sums_k[j] += out[i, j]
                 total += row_sum(terms) * w
             losses[k] = total

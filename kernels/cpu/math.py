@@ -1,8 +1,8 @@
 """The functions of definitions for the CPU, from operations whose result IEEE 754 defines: the same bits on every machine.
 
-Every rounding is written down: + - * / and sqrt, x y + z in one rounding where ``fma`` says so and only there, comparisons, and
-integers on the bits. A C library's functions differ from the next one's in the last bit. They are straight-line arithmetic, so
-that the loops around them are vectorized (but for sin and cos), right to 2 units in the last place, also where the result is below
+Every rounding is explicit: + - * / and sqrt, x y + z in one rounding only where ``fma`` is written, comparisons, and integer
+operations on the bits. C libraries differ in the last bit. The functions here are straight-line arithmetic, so that the loops
+around them are vectorized (except sin and cos), accurate to 2 units in the last place, also where the result is below
 the smallest normal number; NaN gives NaN, infinities their limits.
 
 With n = round(x / ln 2) and r = x - n ln 2, |r| <= ln(2) / 2: e^x = 2^n (1 + p(r)) and e^x - 1 = 2^n p(r) + (2^n - 1), where
@@ -10,13 +10,13 @@ p(r) = r + r^2/2! + ... is e^r - 1 by its Taylor series, cut where the next term
 
 With u = 2^n m, 1/sqrt 2 <= m < sqrt 2, f = m - 1 and s = f / (2 + f): log u = n ln 2 + log(1 + f), and
 log(1 + f) = 2 (s + s^3/3 + ...) = f - s (f - R), R = 2 (s^2/3 + s^4/5 + ...). log(1 + x) is log u for u = 1 + x, plus
-(x - (u - 1)) / u: what was rounded in u.
+(x - (u - 1)) / u, the rounding of u.
 
 erf(x) is its Taylor series for |x| <= 1, and beyond that 1 - e^(-x^2) erfcx(x); erfcx(x) = e^(x^2) erfc(x), x >= 0, is a
 polynomial in s = 1 / (x + 3), times s.
 
 sin and cos take x - n pi/2 in two numbers, |x - n pi/2| <= pi/4, and their Taylor series there: from pi/2 in three parts, or where
-n is large from as many bits of 2/pi as x has digits beyond them (Payne and Hanek (1983)), in whole numbers.
+n is large from as many bits of 2/pi as x has digits beyond them (Payne and Hanek (1983)), in integers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from gpubackprop.kernels.cpu.compile import inlined, where
 
 @intrinsic  # type: ignore[untyped-decorator]
 def fma(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
-    """``x y + z`` in one rounding; without an instruction for it, by the C library's function, which is exact too, and slow."""
+    """``x y + z`` in one rounding; without such an instruction, by the C library's function, which is exact but slow."""
     if not x == y == z:
         return None
 
@@ -50,7 +50,7 @@ def fma(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _bits(typingctx: Any, x: Any) -> Any:
-    """Return the bits of a float64 as an unsigned whole number."""
+    """Return the bits of a float64 as an unsigned integer."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.IntType(64))
@@ -98,7 +98,7 @@ def _mantissa_and_exponent(part: str) -> Any:
 _mantissa, _exponent = _mantissa_and_exponent("mantissa"), _mantissa_and_exponent("exponent")
 
 LN_2 = Decimal("0.693147180559945309417232121458")
-LOG2_E = 1.44269504088896340736  # numbers are written out: a library's log is not the same everywhere
+LOG2_E = 1.44269504088896340736  # constants are literals: a library's log is not the same everywhere
 PI = 3.14159265358979323846
 TWO_OVER_ROOT_PI = 1.12837916709551257390
 
@@ -120,7 +120,7 @@ ERFCX_64 = (
 
 
 def polynomial(real: Any, coefficients: Sequence[float]) -> Any:
-    """Return c_0 + c_1 x + c_2 x^2 + ..., by Horner's rule, one rounding for each term."""
+    """Return c_0 + c_1 x + c_2 x^2 + ..., by Horner's rule, one rounding per term."""
     nested = f"c{len(coefficients) - 1}"
     for k in range(len(coefficients) - 2, -1, -1):
         nested = f"fma(x, {nested}, c{k})"

@@ -1,4 +1,4 @@
-"""CPU kernels that make a mini-batch: its rows, its weights over their sum, and dropout."""
+"""CPU kernels that build a mini-batch: its rows, its normalized weights, and dropout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpubackprop.kernels.cpu.compile import Kernel, compiled, inlined, share, wh
 from gpubackprop.philox import define_philox
 from gpubackprop.step.state import CURSOR, STEPS
 
-BLOCKS = 64  # of four random numbers that are made at a time
+BLOCKS = 64  # blocks of four random numbers generated at a time
 
 
 @cache
@@ -24,7 +24,7 @@ def compile_normalize_weights(dtype: np.dtype[Any]) -> Kernel:
         top, shares = 0.0, 0.0
         for i in range(weight.size):
             top = max(top, weight[i])
-        top = top if top > 0.0 else 1.0  # relative to the largest, no sum is too large or too small
+        top = top if top > 0.0 else 1.0  # relative to the largest, no sum overflows or underflows
         for i in range(weight.size):
             shares += weight[i] / top
         total[0] = shares * top
@@ -48,7 +48,7 @@ def compile_dropout(dtype: np.dtype[Any]) -> Kernel:
         words0, words1, words2, words3 = words[0], words[1], words[2], words[3]
         flat = mixed.reshape(-1)
         for first in range(begin, end, 4 * BLOCKS):
-            for k in range(BLOCKS):  # several at a time, so that the loop is vectorized
+            for k in range(BLOCKS):  # several at a time, to vectorize the loop
                 block = u64(first_block + first // 4 + k)
                 words0[k], words1[k], words2[k], words3[k] = philox(
                     u32(block), u32(block >> high), step, u32(layer), u32(seed_low), u32(seed_high)
@@ -64,7 +64,7 @@ def compile_dropout(dtype: np.dtype[Any]) -> Kernel:
 
 @cache
 def compile_gather(dtype: np.dtype[Any], ndim: int) -> Kernel:
-    """Return kernel(source, order, counters, out): the rows of the next mini-batch; places outside are cut."""
+    """Return kernel(source, order, counters, out): the rows of the next mini-batch; positions are clamped."""
 
     def gather_rows(source, order, counters, out, thread, threads):  # type: ignore[no-untyped-def]
         last, last_row = order.size - 1, source.shape[0] - 1

@@ -1,15 +1,15 @@
-"""CPU kernels: one pass over memory each, compiled by Numba from the definitions. Those of the two passes.
+"""CPU kernels of the forward and backward pass: one pass over memory each, compiled by Numba from the definitions.
 
 They know no activation, loss or optimizer by name. Loops run over rows, the inner one over columns, so that every array is
-read in the order it lies in memory and the inner loop is vectorized. Where an output may be an input there are two variants
-(``in_place``): the compiler vectorizes only what it knows to be one or two arrays.
+read in memory order and the inner loop is vectorized. Where an output may be an input there are two variants
+(``in_place``): the compiler vectorizes only if it knows whether they are the same array.
 
-The order of every sum is a definition, so that it is the same on every machine. A column sum adds ROWS rows in their order, then
+The order of every sum is defined, and so the same on every machine. A column sum adds ROWS rows in their order, then
 those sums in pairs, pairs of pairs and so on. A sum along a row is in order where the row is short, and otherwise in lanes
 (:func:`gpubackprop.kernels.cpu.vector.define_sum`), as is the norm of the gradient. The losses of the rows are added in float64.
 
 The last two arguments of each are ``thread`` and ``threads``: threads share rows, columns or elements, never a sum, so that no
-result depends on their number. What is too small to be shared is done by the first.
+result depends on their number. The first thread alone does work too small to share.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from gpubackprop.kernels.cpu.compile import Kernel, compiled, inlined, share
 from gpubackprop.kernels.cpu.math import vector_math
 from gpubackprop.kernels.cpu.threads import is_last
 
-ROWS = 16  # in a share that has sums of its own; so few that these sums lose no digits
+ROWS = 16  # rows in a share with its own sums; few enough that they lose no digits
 
 
 def shares_of(n: int) -> int:
-    """Return the number of shares of n rows that have sums of their own."""
+    """Return the number of shares of n rows, each with its own sums."""
     return -(-n // ROWS)
 
 

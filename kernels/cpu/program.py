@@ -33,7 +33,7 @@ def _invoke(typingctx: Any, kernel: Any, block: Any, thread: Any, threads: Any) 
 
 @cache
 def _runner() -> Any:
-    """Return run(table, calls, thread, threads, barrier, times); table and barrier are addresses, and 0 is no barrier."""
+    """Return run(table, calls, thread, threads, barrier, times); table and barrier are addresses, 0 means no barrier."""
 
     def run(table, calls, thread, threads, barrier, times):  # type: ignore[no-untyped-def]
         entries, goal = carray(pointer(table, np.int64), (calls, 2)), 0
@@ -49,7 +49,7 @@ def _runner() -> Any:
 
 
 class Program:
-    """Calls of kernels on arrays with fixed places, run in order by compiled code.
+    """Calls of kernels on arrays at fixed addresses, run in order by compiled code.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Program:
     Attributes
     ----------
     alone : callable
-        ``alone(times)`` runs all calls ``times`` times over in one thread.
+        ``alone(times)`` runs all calls ``times`` times in one thread.
     """
 
     def __init__(self, calls: Sequence[Call]) -> None:
@@ -71,11 +71,11 @@ class Program:
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "a compiled step holds addresses and cannot be copied; make one of the copy: copy.step(...).compile()"
+            "a compiled step holds addresses and cannot be copied; create one from the copy: copy.step(...).compile()"
         )
 
     def __call__(self, times: int = 1, threads: int = 1) -> None:
-        """Run all calls ``times`` times over, with a barrier after each call."""
+        """Run all calls ``times`` times, with a barrier after each call."""
         if threads == 1:
             self.alone(times)
         else:
@@ -84,6 +84,6 @@ class Program:
     def run_share(self, thread: int, threads: int, barrier: int = 0, times: int = 1) -> None:
         """Run ``thread``'s share of ``threads``, in this thread; without a barrier only a program of one call.
 
-        A thread that is given this method holds the arrays, whose addresses are all that compiled code has.
+        A thread that holds this method keeps the arrays alive; compiled code has only their addresses.
         """
         self._run(thread, threads, barrier, times)

@@ -20,20 +20,20 @@ from gpubackprop.kernels.cpu.compile import helper, inlined
 
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS")
 SPIN_LIMIT = 200_000  # loads at a barrier, about 100 microseconds, before a thread sleeps: another may need its core
-BACKOFF_US = 20  # microseconds of such a sleep
-MOST = 1024  # threads in a process; each is started when it is first needed
+BACKOFF_US = 20  # microseconds of each sleep
+MOST = 1024  # threads in a process; each starts when first needed
 
 
 @cache
 def available_threads() -> int:
-    """Return the number of cores that this process may use, or the least that a usual environment variable allows."""
+    """Return the number of cores that this process may use, or the minimum of the usual environment variables."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = [os.environ.get(name, "").partition(",")[0].strip() for name in VARIABLES]
     return max(1, min([cores, *(int(limit) for limit in limits if limit.isdigit() and int(limit) > 0)]))
 
 
 def _sleep_of_the_system() -> Any:
-    """Return sleep(time), in microseconds, or milliseconds on Windows; a yield would come back at once on a busy core."""
+    """Return sleep(time), in microseconds, or milliseconds on Windows; a yield would return at once on a busy core."""
     function = ctypes.CDLL("kernel32").Sleep if sys.platform == "win32" else ctypes.CDLL(None).usleep
     llvmlite.binding.add_symbol("gpubackprop_sleep", ctypes.cast(function, ctypes.c_void_p).value)
     return types.ExternalFunction("gpubackprop_sleep", types.int32(types.uint32))
@@ -44,7 +44,7 @@ _sleep, _BACKOFF = _sleep_of_the_system(), 0 if sys.platform == "win32" else BAC
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _arrive(typingctx: Any, at: Any) -> Any:
-    """Add 1 to the number at an address and return what it was; writes before it are visible to every thread that sees the sum."""
+    """Add 1 to the number at an address and return the old value; earlier writes are visible to every thread that sees the sum."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = context.get_value_type(types.int64)
@@ -71,7 +71,7 @@ def _barrier_wait(barrier, goal):  # type: ignore[no-untyped-def]
     while _load(barrier) < goal:
         spins += 1
         if spins > SPIN_LIMIT:
-            if _load(barrier + 64):  # a cache line further on
+            if _load(barrier + 64):  # on the next cache line
                 return False
             _sleep(_BACKOFF)
     return True
@@ -82,7 +82,7 @@ barrier_wait = helper(_barrier_wait)
 
 @inlined
 def is_last(arrived, threads):  # type: ignore[no-untyped-def]
-    """Return True in the last thread to arrive, when all others have done their part; arrived[0] is 0 again."""
+    """Return True in the last thread to arrive, when all others are done; arrived[0] is reset to 0."""
     if threads > 1:
         if _arrive(arrived.ctypes.data) + 1 < threads:
             return False
@@ -103,7 +103,7 @@ class ThreadTeam:
         """
         barrier = np.zeros(16, np.int64)
 
-        def call(thread: int) -> None:  # it holds the barrier, which must outlive the last thread that waits there
+        def call(thread: int) -> None:  # it holds the barrier, which must outlive the last waiting thread
             function(thread, threads, barrier.ctypes.data, times)
 
         with self._lock:

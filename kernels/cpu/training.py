@@ -14,8 +14,8 @@ from gpubackprop.kernels.cpu.vector import define_sum
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.step.state import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
 
-LINE = 16  # elements that a share is a multiple of, so that two threads rarely write to one cache line
-SMALLER = 2.0**-600  # by which numbers are multiplied whose squares are infinite
+LINE = 16  # shares are multiples of it, so that two threads rarely write to the same cache line
+SMALLER = 2.0**-600  # factor for numbers whose squares are infinite
 
 
 @cache
@@ -44,7 +44,7 @@ def compile_clip(dtype: np.dtype[Any]) -> Kernel:
         if thread > 0:
             return
         scale, total = 1.0, squares(gradients.ctypes.data, gradients.size, 1.0)
-        if total == np.inf:  # so it may be in float64: what is much smaller than the largest may become 0
+        if total == np.inf:  # so float64 will do: numbers much smaller than the largest may become 0
             scale = SMALLER
             total = squares(gradients.ctypes.data, gradients.size, scale)
         norm = np.sqrt(total)
@@ -56,9 +56,9 @@ def compile_clip(dtype: np.dtype[Any]) -> Kernel:
 
 
 def with_numbers(function: Any, names: str, count: int) -> tuple[Any, Any]:
-    """Return f(names, n), which gives ``function`` a tuple of so many numbers one by one, and read(array), which makes the tuple.
+    """Return f(names, n), which passes a tuple of numbers to ``function`` one by one, and read(array), which makes the tuple.
 
-    A tuple is in registers; numbers of an array would be read again after each store of a loop.
+    A tuple stays in registers; numbers in an array would be read again after each store of a loop.
     """
     given = "".join(f", n[{k}]" for k in range(count))
     made = "".join(f"numbers[{k}], " for k in range(count))

@@ -1,6 +1,6 @@
-"""Vector instructions for the products and sums of the CPU, emitted as LLVM code that Numba's functions call on addresses.
+"""Vector instructions for the products and sums of the CPU, emitted as LLVM code that Numba functions call on addresses.
 
-The width of a register and the shape of the micro-kernel come from the machine that this runs on: see :class:`Shape`.
+The width of a register and the shape of the micro-kernel come from this machine: see :class:`Shape`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Shape(NamedTuple):
     width : int
         Numbers in a vector register.
     rows, columns : int
-        MR and NR, at most; NR is two registers, and all sums with what they are made of fit in the registers there are.
+        MR and NR, at most; NR is two registers, and all sums with their operands fit in the registers.
     """
 
     width: int
@@ -38,7 +38,7 @@ class Shape(NamedTuple):
 @cache
 def shape_for(dtype: np.dtype[Any]) -> Shape:
     """Return the largest micro-tile on this machine: 2 x rows sums, two vectors of b and one number of a, in 16 or 32 registers."""
-    features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # those that Numba compiles for
+    features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # the features that Numba compiles for
     arm = platform.machine().lower() in ("arm64", "aarch64")
     bits = 512 if "+avx512f" in features else 256 if "+avx" in features else 128
     width = bits // (8 * dtype.itemsize)
@@ -46,7 +46,7 @@ def shape_for(dtype: np.dtype[Any]) -> Shape:
 
 
 def _emitter(arguments: int, emit: Callable[[Any, Any], None]) -> Any:
-    """Return an intrinsic of ``arguments`` integers, most of them addresses, that emits code and returns nothing."""
+    """Return an intrinsic of ``arguments`` integers, mostly addresses, that emits code and returns nothing."""
     names = ", ".join(f"x{k}" for k in range(arguments))
 
     def typed(emitted: Callable[[Any, Any], None]) -> Any:
@@ -96,7 +96,7 @@ def define_move(count: int, dtype: np.dtype[Any]) -> Any:
 
 
 def define_move_part(count: int, dtype: np.dtype[Any]) -> Any:
-    """Return move(source, destination, some): write ``count`` numbers, of which ``some`` are read and the rest are 0."""
+    """Return move(source, destination, some): write ``count`` numbers: the first ``some`` from the source, the rest 0."""
     vector, size = ir.VectorType(_real(dtype), count), dtype.itemsize
     pointer, bits = vector.as_pointer(), ir.VectorType(ir.IntType(1), count)
 
@@ -175,9 +175,9 @@ def define_micro_kernel(rows: int, dtype: np.dtype[Any], packs: str = "") -> Any
 
     a[i, p] lies at a + i a_row + p a_step, b[p, j] at b + p b_step + j, out[i, j] at out + i out_row + j (addresses in bytes,
     distances in numbers), for i < rows, j < columns and p < k, k >= 1. Every sum runs over p in order, from +0, and each product is
-    added to it in one rounding; without an instruction for that the C library's function does it, slowly.
+    added to it in one rounding; without such an instruction the C library's function does it, slowly.
 
-    With ``packs`` of "a" or "b" there is one more address, to which what is read of a or b is packed: other micro-kernels find
+    With ``packs`` of "a" or "b" there is one more address, to which a or b is packed as it is read: other micro-kernels find
     a[i, p] at i + p rows, or b[p, j] at p columns + j. Packing a needs a_row = 1; it may read and write two numbers beyond the
     last row. What the next micro-kernel packs is prefetched meanwhile.
     """
@@ -225,7 +225,7 @@ def define_micro_kernel(rows: int, dtype: np.dtype[Any], packs: str = "") -> Any
                 builder.store(total, place[v], align=size)
 
     def emit(builder: Any, args: Any) -> None:
-        builder.function.attributes.add("noinline")  # it is called in two places, and long to compile
+        builder.function.attributes.add("noinline")  # called in two places, and slow to compile
         a, a_row, a_step, b, b_step, out, out_row, k, more, *to = args
         a_row, a_step, b_step, out_row = (builder.mul(x, _constant(size)) for x in (a_row, a_step, b_step, out_row))
         offsets, outs = [_constant(0)], [out]
@@ -261,14 +261,14 @@ def define_micro_kernel(rows: int, dtype: np.dtype[Any], packs: str = "") -> Any
     return _emitter(10 if packs else 9, emit)
 
 
-LANES = 16  # sums that run side by side; a definition, not the width of a register
+LANES = 16  # parallel sums; a definition, not the width of a register
 
 
 def define_sum(dtype: np.dtype[Any], squares: bool = False) -> Any:
     """Return total(at, count, scale): the sum of numbers at an address in float64, or of squares of the numbers times ``scale``.
 
-    Number j is added to lane j mod LANES, in order, with a last round filled up by zeros; then the upper half of the lanes is added
-    to the lower until one is left. So the order is the same on every machine, and vectors of any width keep to it.
+    Number j is added to lane j mod LANES, in order, the last round padded with zeros; then the upper half of the lanes is added
+    to the lower until one is left. So the order is the same on every machine, for vectors of any width.
     """
     size, wide = dtype.itemsize, ir.VectorType(ir.DoubleType(), LANES)
     narrow, lanes = ir.VectorType(_real(dtype), LANES), ir.VectorType(I32, LANES)

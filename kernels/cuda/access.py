@@ -1,7 +1,6 @@
 """Access to memory 16 bytes at a time, and the functions a definition may use on the GPU, on a device or in Numba's simulator.
 
-What is here is either of :mod:`gpubackprop.kernels.cuda.intrinsics` or its twin of :mod:`gpubackprop.kernels.cuda.simulated`, and
-what is made of either.
+The functions come from :mod:`gpubackprop.kernels.cuda.intrinsics` or, in the simulator, :mod:`gpubackprop.kernels.cuda.simulated`.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def read_once(storage: str) -> Any:
             shared[0] = load1(p, i)
         cuda.syncthreads()
         x = shared[0]
-        cuda.syncthreads()  # the next call writes into the same place
+        cuda.syncthreads()  # the next call writes to the same place
         return x
 
     return device(read)
@@ -73,7 +72,7 @@ def read_once(storage: str) -> Any:
 def access_within(storage: str, width: int) -> tuple[Any, Any]:
     """Return load(buffer, offset, p, i, size) and store(p, i, buffer, offset, size): those of :func:`access` for ``size`` elements.
 
-    What would lie beyond is loaded as 0 and is not stored.
+    Elements beyond it are loaded as 0 and not stored.
     """
     load, store, load1, store1, _ = access(storage, width)
     zero, vector = compute_type(storage)(0), width > 1

@@ -17,9 +17,9 @@ from gpubackprop.kernels.cuda.storage import storage_of
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 
 SUM_COLUMNS = 8
-"""Columns of a block of :func:`column_sum`: 32 bytes of float32, the least that memory delivers, and many rows at once."""
+"""Columns of a block of :func:`column_sum`: 32 bytes of float32, one memory sector, and many rows at once."""
 SUM_ROWS = 4
-"""Loads of a thread of :func:`column_sum` under way at once: it waits for memory, not for arithmetic."""
+"""Loads in flight per thread of :func:`column_sum`, which is bound by memory, not arithmetic."""
 
 
 @cache
@@ -47,7 +47,7 @@ def fold_rows(width: int, threads: int, adjacent: bool = True) -> Any:
         first = cuda.blockIdx.x * bx * width
         j = numba.int64(t)
         while j < bx * width:
-            if first + j < line:  # neighbouring threads write neighbouring columns
+            if first + j < line:  # adjacent threads write adjacent columns
                 place = j % width * threads + j // width if adjacent else j // bx * threads + j % bx
                 out[row * line + first + j] = shared[place]
             j += threads
@@ -59,7 +59,7 @@ def fold_rows(width: int, threads: int, adjacent: bool = True) -> Any:
 def finish_rows(dtype: np.dtype[Any], width: int, threads: int) -> Any:
     """Return finish(sums, shared, partial, out, tickets, line): out = column sums of partial, by the last block to arrive.
 
-    Its order is fixed, whichever block is the last: each thread adds up rows of partial, then :func:`fold_rows` the threads.
+    Its order is fixed, whichever block is last: each thread adds up rows of partial, then :func:`fold_rows` the threads.
     """
     fold, zero = fold_rows(width, threads), real_of(dtype).type(0)
 
@@ -124,7 +124,7 @@ def sum_columns(dtype: np.dtype[Any], threads: int) -> Any:
 
 @cache
 def column_sum(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
-    """out (grid.y, d) = sums over the rows of a (n, d); with one row of blocks the whole sum."""
+    """out (grid.y, d) = sums over the rows of a (n, d); with one row of blocks, the complete sum."""
     real = numba.from_dtype(real_of(dtype))
     body = sum_columns(dtype, threads)
 

@@ -1,8 +1,8 @@
 """From a Python function to a kernel on the device: Numba -> PTX -> cubin -> disk -> ``cuda.core``.
 
-Numba's own dispatcher costs tens of microseconds a launch; a kernel with raw pointers, launched by ``cuda.core``, half a
+Numba's own dispatcher costs tens of microseconds per launch; a kernel with raw pointers, launched by ``cuda.core``, half a
 microsecond. Linking to a cubin needs no device and no driver, and a cubin runs on any driver of the same CUDA major version,
-where PTX would need one as new as the toolkit.
+while PTX would need one as new as the toolkit.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from gpubackprop.kernels.source import source_digest
 from gpubackprop.machine import cache as disk
 
 THREADS = 256
-"""Threads of a block."""
+"""Threads per block."""
 OCCUPANCY = 0.5
-"""The least occupancy of a kernel: 50 % of the threads that a multiprocessor can hold; it bounds the registers of a thread."""
+"""The least occupancy of a kernel, 50 %; it bounds the registers per thread."""
 OCCUPANCY_FLOAT64 = OCCUPANCY / 2
 """The same for float64, whose numbers take two registers each: exp, log and erf would not fit in 64."""
 MULTIPROCESSOR_THREADS = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
-"""Threads a multiprocessor can hold, where it is not 2048. Source: CUDA C++ Programming Guide, "Compute Capabilities"."""
+"""Threads per multiprocessor, where it is not 2048. Source: CUDA C++ Programming Guide, "Compute Capabilities"."""
 
 
 def occupancy_of(dtype: np.dtype[Any]) -> float:
@@ -54,9 +54,9 @@ class Source:
     parameters : mapping
         The types of its parameters by name, as :func:`~gpubackprop.kernels.cuda.parameters.declared` returns them.
     threads : int
-        Threads of a block, at most.
+        Threads per block, at most.
     occupancy : float
-        The least share of the threads that a multiprocessor can hold which must be resident at once.
+        The least occupancy.
     """
 
     name: str
@@ -94,7 +94,7 @@ def compile_ptx(source: Source, capability: tuple[int, int]) -> str:
     """Return the PTX of a kernel for a compute capability, with the kernel's readable name as its entry."""
     signature = numba.void(*map(_numba_type, source.parameters.values()))
     thaw(source.function)
-    # abi="numba" is the only one for kernels; with pointers and numbers it has one parameter for each argument.
+    # abi="numba" is the only one for kernels; with pointers and numbers it has one parameter per argument.
     bounds = (source.threads, resident(source, capability))
     ptx, _ = cuda.compile(source.function, signature, cc=capability, abi="numba", device=False, launch_bounds=bounds)
     entry = re.search(r"\.visible \.entry (\w+)\(", ptx)
@@ -112,7 +112,7 @@ def link(ptx: str, capability: tuple[int, int]) -> bytes:
 
 @cache
 def _compiler() -> Digest:
-    """Return a digest of what compiles and links: of the packages, and of the libraries found, however installed."""
+    """Return a digest of the compiler and linker: of the packages, and of the libraries found, however installed."""
     from cuda import pathfinder
     from cuda.bindings import nvjitlink, nvvm
 
@@ -140,7 +140,7 @@ def _compiler() -> Digest:
 
 
 def cubin(source: Source, capability: tuple[int, int]) -> bytes:
-    """Return the cubin of a kernel, from disk where it was compiled before."""
+    """Return the cubin of a kernel, from disk if it was compiled before."""
     digest = fingerprint(_compiler(), source, capability, resident(source, capability))
     name = "{}-sm_{}{}-{}.cubin".format(source.name, *capability, digest)
     content = disk.read(name) if digest.lasting else None
@@ -153,7 +153,7 @@ def cubin(source: Source, capability: tuple[int, int]) -> bytes:
 
 @cache
 def load(source: Source, capability: tuple[int, int]) -> Any:
-    """Return a kernel that can be launched, on any device of that compute capability."""
+    """Return a kernel that can be launched on any device of that compute capability."""
     from cuda.core import ObjectCode
 
     return ObjectCode.from_cubin(cubin(source, capability)).get_kernel(source.name)

@@ -1,4 +1,4 @@
-"""Dropout: a function that passes call on the way, and a kernel of its own."""
+"""Dropout: a function that passes call, and a separate kernel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def define_dropout(dtype: np.dtype[Any], width: int) -> Any:
     """Return drop(x, offset, e, step, layer, bound, scale, low, high, first): dropout of x[offset : offset + width].
 
     They are the elements from e on, a multiple of ``width``; four share a block of random numbers, the first of which is
-    block ``first``. Numbers are rounded to memory's type before and after, as if they came from there and went there.
+    block ``first``. Numbers are rounded to the storage type before and after, as if loaded and stored.
     """
     philox, where = inlined(define_philox(uint32, uint64)), MATH.where
     rounded = access(storage_of(dtype), 1).rounded

@@ -1,4 +1,4 @@
-"""What kernels call on the device: loads and stores of a whole vector, sums over a warp, the functions of a definition.
+"""What kernels call on the device: loads and stores of whole vectors, sums over a warp, the functions of a definition.
 
 Kernels take raw pointers, which Numba cannot load vectors from: the intrinsics here emit one load or store of the whole width.
 """
@@ -27,8 +27,8 @@ _ELEMENT = {"f4": _F32, "f8": _F64, "f2": _HALF, "bf16": _I16, "u2": _I16, "i8":
 def inlined(function: Callable[..., Any]) -> Any:
     """Return a scalar function as kernels call it.
 
-    Inlined in Numba's own representation: a device function that is compiled by itself asks for the device at hand,
-    and kernels are also compiled where there is none.
+    Inlined in Numba's own representation: a separately compiled device function needs the current device,
+    and kernels are also compiled without one.
     """
     return cuda.jit(device=True, inline="always")(function)
 
@@ -222,7 +222,7 @@ def access(storage: str, width: int) -> Access:
 
 @intrinsic
 def take_ticket(typingctx, p, i):  # type: ignore[no-untyped-def]
-    """Return p[i] and add 1 to it, which no other thread comes between."""
+    """Return p[i] and add 1 to it, atomically."""
 
     def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.atomic_rmw("add", builder.gep(arguments[0], [arguments[1]]), _constant(1, _I64), "monotonic")
@@ -232,7 +232,7 @@ def take_ticket(typingctx, p, i):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def load_current(typingctx, p, i):  # type: ignore[no-untyped-def]
-    """Return p[i] as other blocks have left it: past the first cache, which may hold what was there."""
+    """Return p[i] as other blocks have written it: past the L1 cache, which may be stale."""
     element = p.dtype
     kind, letter, name = (_F32, "f", "f32") if element == types.float32 else (_F64, "d", "f64")
 
@@ -246,7 +246,7 @@ def load_current(typingctx, p, i):  # type: ignore[no-untyped-def]
 
 @cache
 def warp_reductions(lanes: int) -> tuple[Any, Any]:
-    """Return (sum, max) over groups of ``lanes`` neighbouring threads; every thread gets the result."""
+    """Return (sum, max) over groups of ``lanes`` adjacent threads; every thread gets the result."""
     steps = lanes.bit_length()
     where = _where
 

@@ -1,8 +1,8 @@
 """CUDA kernels of the elementwise losses: bias add, loss, its gradient and the bias gradient in one pass over the outputs.
 
-Each leaves the loss of its share of the rows in ``losses`` (one number a block) and the column sums of do in ``partial``;
+Each leaves the loss of its share of the rows in ``losses`` (one number per block) and the column sums of do in ``partial``;
 :func:`finish_loss` adds both up. ``scale`` is the factor of the gradient, 1 / (n d) for a mean. Storage and "real" numbers,
-and the lines that a matrix is cut into, are those of :mod:`gpubackprop.kernels.cuda.passes`.
+and the row groups ("lines") of a matrix, are those of :mod:`gpubackprop.kernels.cuda.passes`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gpubackprop.step.state import SCALE
 
 
 class Variant(NamedTuple):
-    """What a kernel of a loss is given.
+    """The options of a loss kernel.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def elementwise_loss(loss: Loss, dtype: np.dtype[Any], width: int, variant: Vari
         column = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
         first = numba.int64(cuda.blockIdx.y * cuda.blockDim.y)
         w = one
-        while first * line < size:  # as many trips for every thread of the block
+        while first * line < size:  # the same number of trips for every thread of the block
             if weighted:
                 if thread < cuda.blockDim.y and (first + thread) * line < size:
                     shared[thread] = weight[first + thread]
@@ -123,7 +123,7 @@ def elementwise_loss(loss: Loss, dtype: np.dtype[Any], width: int, variant: Vari
 
 @cache
 def finish_loss(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
-    """The sums over blocks, all of real numbers.
+    """The sums over blocks, all in real numbers.
 
     db = column sums of partial (rows, d), cut like ``column_sum``; the last block, one more than the columns need, sets
     value[0] = scale * sum(losses) and value[1] += growth * value[0], in float64: a sum over an epoch is long. A ``growth`` of 0

@@ -1,4 +1,4 @@
-"""CUDA kernels that make a mini-batch: its rows, and its weights over their sum."""
+"""CUDA kernels that build a mini-batch: its rows, and its normalized weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 from gpubackprop.step.state import CURSOR
 
 ROWS_AT_ONCE = 4
-"""Rows of a mini-batch that a thread of :func:`gather` has under way: they lie anywhere."""
+"""Rows in flight per thread of :func:`gather`: their addresses are random."""
 
 
 @cache
 def normalize_weights(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
     """out = weight / sum(weight), or 0 where that is 0; total[0] = the sum.
 
-    By one block, and in float64: there are as many weights as rows in a mini-batch.
+    One block, in float64: there are only as many weights as rows in a mini-batch.
     """
     storage, real = storage_of(dtype), dtype.type
     zero, one, where = np.float64(0), np.float64(1), MATH.where
@@ -41,7 +41,7 @@ def normalize_weights(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
             top = where(w > top, w, top)
             i += threads
         top = block_max(top, warps)
-        top = where(top > zero, top, one)  # relative to the largest, no sum is too large or too small
+        top = where(top > zero, top, one)  # relative to the largest, no sum overflows or underflows
         shares = zero
         i = numba.int64(cuda.threadIdx.x)
         while i < n:
@@ -63,8 +63,8 @@ def normalize_weights(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
 def gather(storage: str, width: int, threads: int = THREADS) -> Source:
     """out[i] = source[order[counters[CURSOR] + i]], i < n.
 
-    ``size`` is the length of ``order`` and ``rows`` that of ``source``; positions beyond them are cut to the last. The block
-    reads the places of its rows once, the threads share them.
+    ``size`` is the length of ``order`` and ``rows`` that of ``source``; positions beyond them are clamped. The block
+    reads the positions of its rows once, and its threads share them.
     """
     load, store, _, _, _ = access(storage, width)
     real = numba.from_dtype(np.dtype(compute_type(storage)))

@@ -1,7 +1,7 @@
-"""All that comes from numba-cuda, in one place: its releases end with 0.30, and NumPy goes on without it.
+"""All imports from numba-cuda, in one place: its releases end with 0.30, while NumPy moves on.
 
-NumPy 2.5 has no ``row_stack``, which numba-cuda names when its target starts, and warns about a timedelta without a unit,
-which it makes. Both are mended while its modules are imported, and NumPy is left as it was.
+NumPy 2.5 has no ``row_stack``, which numba-cuda uses when its target starts, and warns about a timedelta without a unit,
+which it creates. Both are patched while its modules are imported; NumPy is unchanged afterwards.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The types of a kernel's parameters, declared once: as annotations, from which compilation, launches and the simulator follow.
+"""The types of a kernel's parameters, declared once, as annotations; compilation, launches and the simulator follow from them.
 
     def kernel(z: P[S], out: P[S], scale: R, size: I) -> None: ...
 
@@ -22,17 +22,17 @@ _POINTER = "*"
 P = Annotated[_T, _POINTER]
 """``P[S]``: a pointer to numbers of the type S."""
 S = Annotated[Any, "S"]
-"""A number as memory holds it: of the kernel's dtype."""
+"""A number as stored in memory: of the kernel's dtype."""
 R = Annotated[Any, "R"]
-"""A real number as the kernel computes with it: float32 where the dtype has 16 bits, else of the dtype."""
+"""A real number as the kernel computes with it: float32 for 16-bit dtypes, else the dtype."""
 I = Annotated[Any, "i8"]  # noqa: E741
-"""A whole number of 64 bits."""
+"""An int64."""
 F8 = Annotated[Any, "f8"]
-"""A float64, whatever the dtype is."""
+"""A float64, for any dtype."""
 Y = Annotated[Any, "Y"]
 """A target: a class index or a real number."""
 W = Annotated[Any, "W"]
-"""A weight as memory holds it: of 16 bits in mixed precision, else of the dtype."""
+"""A weight as stored in memory: 16 bits in mixed precision, else the dtype."""
 
 
 def declared(kernel: Callable[..., Any], dtype: np.dtype[Any], **letters: str) -> dict[str, str]:

@@ -1,13 +1,13 @@
 """CUDA kernels of the two passes: phi fused with the bias add and dropout, phi' with dropout and the bias gradient.
 
 A function here returns a :class:`~gpubackprop.kernels.cuda.compile.Source`: a kernel over raw pointers and int64 sizes,
-made from a definition for one dtype, one vector width and one block size (the simulator wants small ones). Arrays of 16-bit
-numbers are computed with in float32; what a kernel reads or writes as "real" is float32 then, else of the same dtype.
+built from a definition for one dtype, one vector width and one block size (the simulator needs small ones). Arithmetic on
+16-bit numbers is in float32; what a kernel reads or writes as "real" is float32 then, else of the same dtype.
 
-How a matrix (n, d) is cut: a *line* is the least number of whole rows whose length is a multiple of the vector width, one
-row where d is one. A block is (bx, by) threads; each thread owns ``width`` neighbouring elements of a line and strides over
-lines. So every access moves 16 bytes, whatever d is; a thread meets the same columns throughout, so the bias stays in
-registers and column sums need no atomics; and the threads of a warp read neighbouring addresses. The last line may be short.
+How a matrix (n, d) is split: a *line* is the least number of whole rows whose length is a multiple of the vector width, one
+row where d is one. A block is (bx, by) threads; each thread owns ``width`` adjacent elements of a line and strides over
+lines. So every access moves 16 bytes for any d; a thread has the same columns throughout, so the bias stays in
+registers and column sums need no atomics; and the threads of a warp read adjacent addresses. The last line may be short.
 Column sums are taken in a fixed order: each thread its own lines, at most 32 of them, a tree over the block, then
 :func:`~gpubackprop.kernels.cuda.column_sums.column_sum` over the blocks and the rows of a line; the same shape on the same device
 gives the same bits.
@@ -41,14 +41,14 @@ from gpubackprop.kernels.cuda.storage import VECTOR_BYTES, storage_of
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
 
 WIDEST = 32
-"""Threads of a block along a line, at most: half a kilobyte of neighbouring memory."""
+"""Threads of a block along a line, at most: half a kilobyte of contiguous memory."""
 
 
 def lines_in_flight(dtype: np.dtype[Any], width: int, dropout: bool = False) -> int:
-    """Return how many lines a thread loads before it computes: enough bytes under way to keep the memory busy.
+    """Return how many lines a thread loads before it computes: enough bytes in flight to keep the memory busy.
 
-    One where a vector takes many registers (eight numbers of 16 bits, or float64, where gelu' would need 163), and with
-    dropout: random numbers are work enough, and take registers too.
+    One where a vector takes many registers (eight 16-bit numbers, or float64, where gelu' would need 163), and with
+    dropout: random numbers are enough work, and take registers too.
     """
     if dropout:
         return 1
@@ -138,7 +138,7 @@ def bias_activation_forward(
         if column < line:
             p = (cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y) * line + column
             stride = cuda.gridDim.y * cuda.blockDim.y * line
-            # All loads of a trip come before its stores: out may be z, so the compiler cannot reorder them itself.
+            # All loads of a trip precede its stores: out may be z, so the compiler cannot reorder them itself.
             if several:
                 while p + (LINES - 1) * stride + width <= size:
                     for r in static_range(LINES):

@@ -37,7 +37,7 @@ MATH = NUMPY._replace(where=_where)
 
 
 def uint32(x: Any) -> Any:
-    """Return the low 32 bits of a whole number."""
+    """Return the low 32 bits of an integer."""
     return np.uint32(int(x) & 0xFFFFFFFF)
 
 
@@ -81,12 +81,12 @@ def access(storage: str, width: int) -> Access:
 
 
 def load_current(p: Any, i: int) -> Any:
-    """Return p[i] as other blocks have left it."""
+    """Return p[i] as other blocks have written it."""
     return p[i]
 
 
 def take_ticket(p: Any, i: int) -> Any:
-    """Return p[i] and add 1 to it, which no other thread comes between."""
+    """Return p[i] and add 1 to it, atomically."""
     ticket = p[i]  # blocks run one after another here
     p[i] = ticket + 1
     return ticket
@@ -94,7 +94,7 @@ def take_ticket(p: Any, i: int) -> Any:
 
 @cache
 def warp_reductions(lanes: int) -> tuple[Any, Any]:
-    """Return (sum, max) over groups of ``lanes`` neighbouring threads; every thread gets the result."""
+    """Return (sum, max) over groups of ``lanes`` adjacent threads; every thread gets the result."""
 
     def reduction(of_group: Callable[[Any], Any]) -> Any:
         def reduced(x):  # type: ignore[no-untyped-def]

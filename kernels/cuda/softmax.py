@@ -1,10 +1,9 @@
 """CUDA kernel of the softmax losses for short rows: bias add, log softmax, loss and gradient, each output read once.
 
-What is computed is defined in :mod:`gpubackprop.kernels.softmax`; what the kernel leaves is as in
-:mod:`gpubackprop.kernels.cuda.loss`.
+The formulas are in :mod:`gpubackprop.kernels.softmax`; the outputs are as in :mod:`gpubackprop.kernels.cuda.loss`.
 
 Up to :func:`tile_columns` columns, a block takes a tile of rows through shared memory, so that rows of any length move 16 bytes at
-a time; longer rows are the matter of :mod:`gpubackprop.kernels.cuda.softmax_rows`.
+a time; longer rows are handled by :mod:`gpubackprop.kernels.cuda.softmax_rows`.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from gpubackprop.losses import Loss
 from gpubackprop.step.state import SCALE
 
 TILE_BYTES = 16384
-"""Of a tile in shared memory; dense targets take as much again."""
+"""Bytes of a tile in shared memory; dense targets take as much again."""
 
 
 def tile_columns(dtype: np.dtype[Any]) -> int:
-    """Return the longest row of a tile: a thread has four registers, or pairs of them, for each of its columns."""
+    """Return the longest row of a tile: a thread has four registers, or pairs of them, per column."""
     return 128 if dtype.itemsize == 8 else 256
 
 
@@ -44,14 +43,14 @@ def lanes_of(d: int) -> int:
 
 
 def tile_rows(dtype: np.dtype[Any], d: int, threads: int = THREADS) -> int:
-    """Return the most rows of a tile: a multiple of those that a block works on at once."""
+    """Return the most rows of a tile: a multiple of the rows a block works on at once."""
     at_once = threads // lanes_of(d)
     room = TILE_BYTES * threads // THREADS // real_of(dtype).itemsize
     return min(threads, max(1, room // (d * at_once)) * at_once)
 
 
 def _place(e: Any) -> Any:
-    """Return where element e of a tile lies in shared memory."""
+    """Return the place of element e of a tile in shared memory."""
     return e + (e >> 5)
 
 
@@ -69,9 +68,9 @@ def softmax_loss_tile(
 
 @cache
 def _tile_moves(dtype: np.dtype[Any], width: int, variant: Variant, threads: int) -> tuple[Any, Any]:
-    """Return load_tile(...) and store_tile(...): a tile lies in memory without a gap, and is moved from end to end.
+    """Return load_tile(...) and store_tile(...): a tile is contiguous in memory, and moved from end to end.
 
-    Loading adds the bias on the way.
+    Loading also adds the bias.
     """
     load, store, load1, store1, _ = access(storage_of(dtype), width)
     load_real, _, _, _, _ = access(storage_of(real_of(dtype)), width)
@@ -133,7 +132,7 @@ def _tile_moves(dtype: np.dtype[Any], width: int, variant: Variant, threads: int
 
 
 def _tile_row(chain: LogSoftmax, dtype: np.dtype[Any], lanes: int, slots: int, variant: Variant) -> Any:
-    """Return do_row(...) -> total: the gradient of a row in its place in the tile, and its loss added to ``total``."""
+    """Return do_row(...) -> total: the gradient of a row, in place in the tile, and its loss added to ``total``."""
     lowest, shift, term, log_probability, one_hot, value_of, slope_of, gradient = chain
     log, where = MATH.log, MATH.where
     real, zero, one = numba.from_dtype(dtype), dtype.type(0), dtype.type(1)
@@ -153,7 +152,7 @@ def _tile_row(chain: LogSoftmax, dtype: np.dtype[Any], lanes: int, slots: int, v
         top = lowest
         for k in static_range(slots):
             q[k] = lowest
-            if inside and lane + lanes * k < d:  # else its owner may be writing there
+            if inside and lane + lanes * k < d:  # else its owner may be writing to it
                 q[k] = tile[place(i * d + lane + lanes * k)]
             top = where(q[k] > top, q[k], top)
         top = warp_max(top)
@@ -205,9 +204,9 @@ def _softmax_loss_tile(
     block_sum, _ = block_reductions(threads)
     indices, weighted, _, scaled = variant
     at_once = threads // lanes
-    # rows of the widest d that these lanes and slots serve still make a whole trip
+    # rows of the widest d for these lanes and slots still make a whole trip
     capacity = max(TILE_BYTES * threads // THREADS // real_dtype.itemsize, threads * slots)
-    ROOM = capacity + capacity // 32  # a gap after 32 numbers: a warp then meets each bank once, see place
+    ROOM = capacity + capacity // 32  # padding after 32 numbers: a warp then accesses each bank once, see place
     BIASES = lanes * slots + lanes * slots // 32
     TARGETS = 1 if indices else ROOM
     place = inlined(_place)
@@ -248,7 +247,7 @@ def _softmax_loss_tile(
                     weights[thread] = weight[first + thread]
             cuda.syncthreads()
             above = numba.int64(0)
-            # as many trips for every thread: the lanes of a warp stay together, only stores are guarded
+            # the same number of trips for every thread: the lanes of a warp stay together, only stores are guarded
             while above < here:
                 row = above + cuda.threadIdx.y
                 total = do_row(tile, targets, classes, weights, sums, row, here, d, u, scale, total)

@@ -1,6 +1,6 @@
 """CUDA kernels of the softmax losses for long rows, beyond those of :mod:`gpubackprop.kernels.cuda.softmax`.
 
-A block holds its rows in registers, where :func:`row_shape` finds room; beyond, it reads its row again from the cache.
+A block holds its rows in registers if they fit (:func:`row_shape`); otherwise it reads its row again from the cache.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROW_THREADS = 1024
 
 
 def row_shape(dtype: np.dtype[Any], width: int, d: int, dense: bool) -> tuple[int, int, int] | None:
-    """Return (threads, slots, rows) of :func:`softmax_loss_row`, or None where d is too long for it.
+    """Return (threads, slots, rows) of :func:`softmax_loss_row`, or None if d is too large for it.
 
     A thread holds slots * width elements of each of ``rows`` rows, as many dense targets, sums and biases: 32 registers at most.
     """
@@ -60,7 +60,7 @@ def _row_passes(
     @unrolled
     def load_rows(o, t, x, bias, z, y, i, n, d):  # type: ignore[no-untyped-def]
         thread = numba.int64(cuda.threadIdx.x)
-        for r in static_range(ROWS):  # a row beyond the last is the last once more, and is not stored
+        for r in static_range(ROWS):  # a row beyond the last repeats the last, and is not stored
             for slot in static_range(slots):
                 j = (slot * threads + thread) * width
                 if j < d:
@@ -164,7 +164,7 @@ def softmax_loss_row(
         sums = cuda.local.array(SIZE, real)
         o = cuda.local.array(ROWS * SIZE, real)
         t = cuda.local.array(TARGETS, real)
-        x = cuda.local.array(ROWS, real)  # what is reduced over the block: a number for each row
+        x = cuda.local.array(ROWS, real)  # reduced over the block: a number per row
         thread = numba.int64(cuda.threadIdx.x)
         if scaled:
             scale = scale * fetch(scalars, SCALE, warps)
@@ -190,7 +190,7 @@ def softmax_loss_row(
             total = add_losses(o, t, x, own, own_weight, i, n, d, u, total)
             row_sums(x, warps)
             store_gradients(o, t, x, sums, own, own_weight, out, i, n, d, u, scale)
-            cuda.syncthreads()  # the next rows' classes and weights go to the same place
+            cuda.syncthreads()  # the next rows' classes and weights overwrite these
             i += cuda.gridDim.y * ROWS
         for slot in static_range(slots):
             j = (slot * threads + thread) * width
@@ -213,7 +213,7 @@ def _row_reads(dtype: np.dtype[Any], width: int, variant: Variant, one_hot: Any)
     @unrolled
     def load_outputs(o, bias, z, b, i, j, d):  # type: ignore[no-untyped-def]
         load(o, 0, z, i * d + j)
-        if add_bias:  # else it is there since the first pass
+        if add_bias:  # else the first pass has added it
             load(bias, 0, b, j)
             for k in static_range(width):
                 o[k] = o[k] + bias[k]
@@ -234,7 +234,7 @@ def softmax_loss_long(loss: Loss, dtype: np.dtype[Any], width: int, variant: Var
     """A softmax loss by a block per row, of any length.
 
     Its passes (the maximum, the sum of exponentials, the sum of g, the gradient) read the row again, from the cache. Every
-    thread meets only its own columns, so ``out`` may be ``z``. It leaves no column sums.
+    thread touches only its own columns, so ``out`` may be ``z``. It writes no column sums.
     """
     storage, real_dtype = storage_of(dtype), real_of(dtype)
     load, store, _, _, rounded = access(storage, width)

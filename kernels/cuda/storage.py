@@ -1,4 +1,4 @@
-"""How numbers lie in memory: storage types by name, what is computed with them, and what an access to them is.
+"""Numbers in memory: storage types by name, their compute types, and accesses to them.
 
 The compute type is the storage type, but float32 for the 16-bit types: "f2" is IEEE half, "bf16" is bfloat16 behind a pointer to
 uint16, rounded to nearest even with NaN kept.
@@ -27,7 +27,7 @@ def storage_of(dtype: np.dtype[Any]) -> str:
 
 
 class Access(NamedTuple):
-    """Vector and scalar loads and stores of one storage type and width."""
+    """Vector and scalar loads and stores for one storage type and width."""
 
     load: Any
     """load(buffer, offset, p, i): buffer[offset : offset + width] = p[i : i + width]"""

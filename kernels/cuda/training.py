@@ -75,7 +75,7 @@ def large(dtype: np.dtype[Any]) -> tuple[Any, Any]:
 def sum_of_squares(dtype: np.dtype[Any], threads: int = THREADS) -> Source:
     """partial[2 block : 2 block + 2] = its share of sum(g^2). g is aligned to 16 bytes.
 
-    The squares of numbers beyond :func:`large` are added up apart, in units of its own, so that none overflows (Blue (1978)).
+    The squares of numbers beyond :func:`large` are added up separately, in scaled units, so that none overflows (Blue (1978)).
     """
     storage = storage_of(dtype)
     limit, shrink = large(dtype)
@@ -177,9 +177,9 @@ def clip(dtype: np.dtype[Any], loss_scaling: bool, threads: int = THREADS) -> So
 
 @per_definition(lambda dtype: MATH)
 def advance(optimizer: Optimizer, dtype: np.dtype[Any], loss_scaling: bool) -> Source:
-    """By one thread, in float64: what is constant in the next step.
+    """The constants of the next step, by one thread in float64.
 
-    With ``loss_scaling`` a skipped step halves the scale and does not count; many good ones in a row double it.
+    With ``loss_scaling`` a skipped step halves the scale and does not count; many good steps in a row double it.
     """
     real = dtype.type
     constants = inlined(optimizer.define(np.float64, MATH)[0])
@@ -222,7 +222,7 @@ def update(
 ) -> Source:
     """One step of an optimizer; states are rows of ``size``.
 
-    With ``weights``, a 16-bit dtype, ``copy`` becomes the parameters in it, and a step with SKIP set changes nothing.
+    With ``weights``, a 16-bit dtype, ``copy`` gets the parameters in it, and a step with SKIP set changes nothing.
     """
     storage = storage_of(dtype)
     load, store, load1, store1, _ = access(storage, width)
@@ -312,7 +312,7 @@ def update(
 def update_width(optimizer: Optimizer, dtype: np.dtype[Any], size: int, *addresses: int) -> int:
     """Return the vector width of :func:`update`: 1 where a later row of the states would start off 16 bytes.
 
-    And 1 for several states in float64, which would take more than 64 registers.
+    Also 1 for several states in float64, which would take more than 64 registers.
     """
     width = VECTOR_BYTES // dtype.itemsize
     several = optimizer.n_states > 1

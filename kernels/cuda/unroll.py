@@ -1,7 +1,7 @@
 """Loops over a few vector elements, written once and unrolled in the syntax tree before Numba sees them.
 
 A local array stays in registers only if every index into it is a constant. The compiler for sm_100 and later leaves
-short loops rolled, and the array then lives in memory: unrolling the source takes the question away from it.
+short loops rolled, and the array then lives in memory: unrolling the source avoids that.
 """
 
 from __future__ import annotations
