@@ -302,7 +302,7 @@ class Definition:
 
     @property
     def origin(self) -> Any:
-        """What :meth:`scalars` depends on, beside its arguments; None where that is too much to watch."""
+        """What :meth:`scalars` depends on besides its arguments; None if that is too much to watch."""
         return self.define, self.parameters
 
     @property

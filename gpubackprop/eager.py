@@ -196,7 +196,7 @@ class EagerPasses:
         """Return a pass for the caller alone, with gradients if it computes any; the last few kinds are kept."""
         taken: Pass | None = self.kept.take(kind)
         if taken is None:
-            self.check_room(kind)
+            self.check_memory_for(kind)
             taken = Pass(self._architecture, self._backend, self._fixed, kind)
         if kind.purpose == "gradients":
             self.lend_gradients(taken)
@@ -218,21 +218,21 @@ class EagerPasses:
             self.gradients.give(of.kind.queue, of.gradients)
             of.lend(None)
 
-    def check_room(self, kind: Kind, data: int = 0) -> None:
+    def check_memory_for(self, kind: Kind, data: int = 0) -> None:
         """Raise DeviceMemoryError if a new pass and this many bytes of data do not fit, even without the older passes."""
         a, n = self._architecture, kind.n
         new = kind.purpose == "gradients" and kind.queue not in self.gradients
         gradients = nbytes_of([layout.fixed(a).gradients]) if new else 0
 
-        def parts(k: int) -> dict[str, int]:
+        def memory_plan(k: int) -> dict[str, int]:
             given = layout.inputs(a, k, class_indices=kind.class_indices, weighted=kind.weighted)
             workspace = nbytes_of(own_buffers(layout.layout(a, given, keep=kind.keep), kind))
             return {"data": -(-data * k // n), "workspace": workspace, "gradients": gradients}
 
-        self.make_room(sum(parts(kind.n).values()))
-        check_memory(self._backend, f"{kind.purpose} over {kind.n} samples", kind.n, parts)
+        self.free_for(sum(memory_plan(kind.n).values()))
+        check_memory(self._backend, f"{kind.purpose} over {kind.n} samples", kind.n, memory_plan)
 
-    def make_room(self, wanted: int) -> None:
+    def free_for(self, wanted: int) -> None:
         """Drop passes, the oldest first, until this many bytes can be allocated."""
         while self.kept and not fits(self._backend, wanted):
             self.kept.forget_oldest()

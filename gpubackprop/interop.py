@@ -132,7 +132,7 @@ def _on_host(a: Any) -> Any:
 
 
 def bytes_to_copy(backend: Backend, a: Any, dtype: npt.DTypeLike) -> int:
-    """Return the bytes that :func:`to_backend` allocates for an array: none where it lies on the device in this dtype."""
+    """Return the bytes that :func:`to_backend` allocates for an array: none if it is on the device in this dtype."""
     dtype = np.dtype(dtype)
     there = on_gpu(a) if backend.xp.__name__ == "cupy" else not on_gpu(a)
     contiguous = getattr(getattr(a, "flags", None), "c_contiguous", True)

@@ -198,7 +198,7 @@ class MLP(Described, SetOnce, OnDevice):
         last, self._thread.last = self._thread.last, None
         if last is not None:
             network.eager.give(last.run)
-        self._check_room("forward", given)
+        self._check_memory("forward", given)
         here = given.on(self.backend, self.architecture, finite=False).X
         network.refresh()
         run = network.eager.take(network.eager.kind("forward", len(here)))
@@ -273,7 +273,7 @@ class MLP(Described, SetOnce, OnDevice):
     @contextmanager
     def _differentiated(self, given: Samples, *, keep: bool = False) -> Iterator[tuple[Pass, Array]]:
         """Yield a pass over this data that no other call uses, and X on its device."""
-        self._check_room("gradients", given, keep=keep)
+        self._check_memory("gradients", given, keep=keep)
         here, eager = given.on(self.backend, self.architecture, finite=False), self._network.eager
         indices, weighted = here.y.ndim == 1, here.weight is not None
         self._network.refresh()
@@ -502,13 +502,13 @@ class MLP(Described, SetOnce, OnDevice):
         """Write the network to a safetensors file; see :mod:`gpubackprop.training.checkpoint`."""
         save(self._network, path)
 
-    def _check_room(self, purpose: str, given: Samples, *, keep: bool = False) -> None:
+    def _check_memory(self, purpose: str, given: Samples, *, keep: bool = False) -> None:
         """Raise DeviceMemoryError if a pass and its data do not fit; shapes seen before are not checked again."""
         if len(given):
             eager, indices, weighted = self._network.eager, given.indices(self.loss), given.weight is not None
             kind = eager.kind(purpose, len(given), class_indices=indices, weighted=weighted, keep=keep)
             if kind not in eager.kept:
-                eager.check_room(kind, given.nbytes(self.backend, self.architecture))
+                eager.check_memory_for(kind, given.nbytes(self.backend, self.architecture))
 
     def _gradients_like(self, run: Pass, given: Any) -> Parameters:
         assert run.gradients is not None

@@ -246,12 +246,12 @@ class Network(Described, SetOnce, OnDevice):
         weighted = weighted if data is None else data.weight is not None
         optimizer = None if optimizer is None else optimizer_of(optimizer)
 
-        def parts(n: int, m: int) -> dict[str, int]:
+        def memory_plan(n: int, m: int) -> dict[str, int]:
             if memory is not None:  # the caller has chosen
                 return {}
             return self.step_parts(n, m, indices=indices, weighted=weighted, optimizer=optimizer, keep=keep)
 
-        m = self.fit_into_memory(f"a step with batch_size={n}", n, micro_batch_size, parts)
+        m = self.fit_into_memory(f"a step with batch_size={n}", n, micro_batch_size, memory_plan)
         multiple = self._architecture.micro_batch_multiple
         if m < n and m % multiple:
             raise ValueError(
@@ -351,9 +351,13 @@ class Network(Described, SetOnce, OnDevice):
         }
 
     def fit_into_memory(
-        self, what: str, n: int, micro_batch_size: int | str | None, parts: Callable[[int, int], Mapping[str, int]]
+        self,
+        what: str,
+        n: int,
+        micro_batch_size: int | str | None,
+        memory_plan: Callable[[int, int], Mapping[str, int]],
     ) -> int:
-        """Return the size of the micro-batches of n samples, ``parts(n, m)`` being the bytes for n samples, m at a time.
+        """Return the size of the micro-batches of n samples, ``memory_plan(n, m)`` being the bytes for n samples, m at a time.
 
         Raises
         ------
@@ -364,12 +368,12 @@ class Network(Described, SetOnce, OnDevice):
         """
         auto = isinstance(micro_batch_size, str) and micro_batch_size == "auto"
         m = n if micro_batch_size is None or auto else min(n, check_count("micro_batch_size", micro_batch_size))
-        self.eager.make_room(sum(parts(n, m).values()))
+        self.eager.free_for(sum(memory_plan(n, m).values()))
         if auto:
             multiple = self._architecture.micro_batch_multiple
-            return choose_micro_batch(self.backend, what, n, lambda m: parts(n, m), multiple)
+            return choose_micro_batch(self.backend, what, n, lambda m: memory_plan(n, m), multiple)
         advice = ", or micro_batch_size='auto' to split the batch" if micro_batch_size is None else ""
-        check_memory(self.backend, what, n, lambda k: parts(k, min(k, m)), advice)
+        check_memory(self.backend, what, n, lambda k: memory_plan(k, min(k, m)), advice)
         return m
 
     # ------------------------------------------------------------------ the optimizer

@@ -93,7 +93,7 @@ class Parameters(SetOnce):
     advice = "write into the arrays: model.parameters.W[l][...] = value"
 
     def __reduce__(self) -> Any:
-        return Parameters, (self.layer_sizes, self.flat)  # the views are made anew
+        return Parameters, (self.layer_sizes, self.flat)  # the views are recreated
 
     @property
     def count(self) -> int:

@@ -131,7 +131,7 @@ class Predictor(OnDevice):
 
     def _prepare(self) -> _Prepared:
         network, n = self._network, self._n
-        network.eager.make_room(nbytes_of(self._own(self._record(n))))
+        network.eager.free_for(nbytes_of(self._own(self._record(n))))
         check_memory(
             self.backend,
             f"prediction over {n} samples",

@@ -83,10 +83,10 @@ class Simulator(Launches):
     def _kernel(self, source: Any) -> Any:
         return source
 
-    def room(self, size: int, dtype: np.dtype[Any], *, apart: bool = False) -> Any:
-        room = placed(np.zeros(size, dtype) if dtype.kind == "i" else np.full(size, np.nan, dtype), 0)
-        self.memory.append(room)
-        return room
+    def scratch(self, size: int, dtype: np.dtype[Any], *, apart: bool = False) -> Any:
+        scratch = placed(np.zeros(size, dtype) if dtype.kind == "i" else np.full(size, np.nan, dtype), 0)
+        self.memory.append(scratch)
+        return scratch
 
     def run(self, operation: Callable[[Arrays], Any], given: Arrays, offset: int = 0) -> Arrays:
         """Run an operation on copies of arrays, which begin so many elements after a cache line, and return them."""

@@ -1,4 +1,4 @@
-"""Activations: golden values, PyTorch's values, NaN and infinity, gains, parameters, one's own."""
+"""Activations: golden values, PyTorch's values, NaN and infinity, gains, parameters, custom activations."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_needs_other_than_z_and_h_is_an_error() -> None:
 
 @pytest.fixture
 def cube(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An activation of one's own, registered for one test: phi(z) = c z^3."""
+    """A custom activation, registered for one test: phi(z) = c z^3."""
     monkeypatch.delitem(ACTIVATIONS, "cube", raising=False)
 
     @activation

@@ -1,4 +1,4 @@
-"""The backend contract: each method of each device against the reference, on ragged shapes; names, errors, one's own backend."""
+"""The backend contract: each method of each device against the reference, on ragged shapes; names, errors, a custom backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What compiled code is filed under: everything that the compiler reads, so that nothing changed is taken for what it was."""
+"""The cache key of compiled code: everything that the compiler reads, so that changed code is never taken for the old."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each thing that can keep a CUDA device from being used is named, with a command that mends this machine."""
+"""Each thing that can keep a CUDA device from being used is named, with a command that fixes this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The five steps of ``kernels/README.md``, followed with the code that stands there."""
+"""The five steps of ``kernels/README.md``, followed with the code shown there."""
 
 from __future__ import annotations
 

@@ -346,7 +346,7 @@ def test_a_full_device_is_told_and_a_smaller_batch_runs(device: str) -> None:
     def leave() -> None:
         """Leave so many bytes beyond what is in use now, and beyond blocks of which a part is: then CuPy raises, as at the end."""
         model._thread.last = None
-        model.network.eager.make_room(1 << 60)
+        model.network.eager.free_for(1 << 60)
         pool.free_all_blocks()
         pool.set_limit(size=pool.total_bytes() + free)
 

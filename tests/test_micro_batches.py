@@ -1,4 +1,4 @@
-"""A mini-batch in parts: the gradients of the whole, whatever the reduction, the weights, the masks and the last part's size."""
+"""Micro-batches: the gradients of the whole mini-batch, for any reduction, weights, masks and size of the last one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges for a profiler: one for each operation and graph launch, closed whatever happens, and nothing where they are off."""
+"""Ranges for a profiler: one for each operation and graph launch, always closed, and nothing where they are off."""
 
 from __future__ import annotations
 

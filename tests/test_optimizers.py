@@ -1,4 +1,4 @@
-"""Optimizers: five steps against PyTorch, with every option; Lion against its paper; states, clipping, errors, one's own."""
+"""Optimizers: five steps against PyTorch, with every option; Lion against its paper; states, clipping, errors, custom optimizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run ends anywhere and goes on with the bits of one that never ended; a folder, a file or data that do not fit are refused."""
+"""A run stops anywhere and resumes with the bits of an uninterrupted one; a folder, file or data that do not fit are refused."""
 
 from __future__ import annotations
 

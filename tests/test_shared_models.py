@@ -1,4 +1,4 @@
-"""One network in many threads: each call has memory of its own, and a network in a fit refuses what would change it."""
+"""One network in many threads: each call has its own memory, and a network in a fit refuses what would change it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays as they come: whatever its strides, dtype or memory, an array gives the right numbers or a clear error."""
+"""Unusual arrays: with any strides, dtype or memory, an array gives the right numbers or a clear error."""
 
 from __future__ import annotations
 

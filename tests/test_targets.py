@@ -1,4 +1,4 @@
-"""Kinds of targets: each question is asked of one object, also by losses of one's own that combine kinds and readings freely."""
+"""Kinds of targets: each question is asked of one object, also by custom losses that combine kinds and readings freely."""
 
 from __future__ import annotations
 

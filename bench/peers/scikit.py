@@ -27,7 +27,7 @@ class ScikitPeer(Peer):
             learning_rate_init=LEARNING_RATE, momentum=0.0, nesterovs_momentum=False,
             beta_1=BETA1, beta_2=BETA2, epsilon=EPSILON, random_state=0,
         )  # fmt: skip
-        # the first call makes the arrays and the optimizer, which keeps views of them: fill them, and start it anew
+        # the first call makes the arrays and the optimizer, which keeps views of them: fill them, and restart it
         self.model.partial_fit(self.X, self.batch_y, classes=np.arange(problem.sizes[-1]))
         W, b = problem.parameters()
         for mine, given in zip((*self.model.coefs_, *self.model.intercepts_), (*W, *b), strict=True):

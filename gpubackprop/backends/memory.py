@@ -18,7 +18,7 @@ BLOCK = 512  # bytes; CuPy's pool hands out multiples of it
 RESERVE = 64 << 20  # bytes, or an eighth of the free memory where that is less
 """What a batch size chosen here leaves free for memory that is not counted: kernels, graphs, partial sums, cuBLAS."""
 
-Parts = Mapping[str, int]
+MemoryPlan = Mapping[str, int]
 """Bytes by purpose."""
 
 
@@ -55,64 +55,68 @@ def fits(backend: Backend, wanted: int) -> bool:
     return free is None or wanted <= free
 
 
-def largest_that_fits(parts: Callable[[int], Parts], free: int, at_most: int) -> int:
-    """Return the largest n <= ``at_most`` whose parts, which grow with n, fit; 0 if none does."""
+def largest_that_fits(memory_plan: Callable[[int], MemoryPlan], free: int, at_most: int) -> int:
+    """Return the largest n <= ``at_most`` whose memory plan, which grows with n, fits; 0 if none does."""
     low, high = 0, at_most
     while low < high:
         middle = (low + high + 1) // 2
-        if _leaves_reserve(parts(middle), free):
+        if _leaves_reserve(memory_plan(middle), free):
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def check_fixed(backend: Backend, what: str, parts: Parts) -> None:
+def check_fixed(backend: Backend, what: str, memory_plan: MemoryPlan) -> None:
     """Raise DeviceMemoryError if ``what``, of a fixed size, does not fit into the free memory."""
-    wanted = sum(parts.values())
+    wanted = sum(memory_plan.values())
     if not fits(backend, wanted):
-        raise _error(what, backend, parts, free_bytes(backend, wanted) or 0, None)
+        raise _error(what, backend, memory_plan, free_bytes(backend, wanted) or 0, None)
 
 
-def check_memory(backend: Backend, what: str, n: int, parts: Callable[[int], Parts], advice: str = "") -> None:
-    """Raise DeviceMemoryError if ``what``, which takes ``parts(n)`` for a batch of n, does not fit into the free memory."""
-    needed = parts(n)
+def check_memory(
+    backend: Backend, what: str, n: int, memory_plan: Callable[[int], MemoryPlan], advice: str = ""
+) -> None:
+    """Raise DeviceMemoryError if ``what``, which takes ``memory_plan(n)`` for a batch of n, does not fit into the free memory."""
+    needed = memory_plan(n)
     if fits(backend, sum(needed.values())):
         return
     free = free_bytes(backend, sum(needed.values())) or 0
-    largest = largest_that_fits(parts, free, n - 1)
+    largest = largest_that_fits(memory_plan, free, n - 1)
     found = f"; the largest batch that fits is {largest}{advice}" if largest else "; no batch fits, not even one sample"
     raise _error(what, backend, needed, free, largest, found)
 
 
-def choose_micro_batch(backend: Backend, what: str, n: int, parts: Callable[[int], Parts], multiple: int) -> int:
+def choose_micro_batch(
+    backend: Backend, what: str, n: int, memory_plan: Callable[[int], MemoryPlan], multiple: int
+) -> int:
     """Return the size of the fewest micro-batches, of about equal size, that n samples must be split into to fit.
 
     Parameters
     ----------
-    parts : callable
+    memory_plan : callable
         Bytes for micro-batches of m samples, m <= n.
     multiple : int
         The size must be a multiple of it, unless it is n.
     """
-    free = free_bytes(backend, sum(parts(n).values()))
-    if free is None or _leaves_reserve(parts(n), free):
+    free = free_bytes(backend, sum(memory_plan(n).values()))
+    if free is None or _leaves_reserve(memory_plan(n), free):
         return n
-    largest = largest_that_fits(parts, free, n - 1) // multiple * multiple
+    largest = largest_that_fits(memory_plan, free, n - 1) // multiple * multiple
     if not largest:
         smallest = min(multiple, n)
         what = f"{what} in micro-batches of {smallest}"
-        raise _error(what, backend, parts(smallest), free, 0, "; no micro-batch fits")
+        raise _error(what, backend, memory_plan(smallest), free, 0, "; no micro-batch fits")
     count = -(-n // largest)
     return -(-n // (count * multiple)) * multiple
 
 
-def _leaves_reserve(parts: Parts, free: int) -> bool:
-    return sum(parts.values()) <= free - min(RESERVE, free // 8)
+def _leaves_reserve(memory_plan: MemoryPlan, free: int) -> bool:
+    return sum(memory_plan.values()) <= free - min(RESERVE, free // 8)
 
 
 def _error(
-    what: str, backend: Backend, needed: Parts, free: int, largest: int | None, found: str = ""
+    what: str, backend: Backend, needed: MemoryPlan, free: int, largest: int | None, found: str = ""
 ) -> DeviceMemoryError:
     total, listed = sum(needed.values()), ", ".join(f"{name} {nbytes:,}" for name, nbytes in needed.items() if nbytes)
     text = f"{what} needs {total:,} bytes more on {backend.device} ({listed}), and {free:,} are free{found}"

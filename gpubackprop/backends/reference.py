@@ -34,7 +34,7 @@ from gpubackprop.step.state import (
 # infinity and NaN stay in the results, as on every device
 quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
-DEPTH = 4096  # terms of a product added in the arrays' dtype; these partial sums are added in float64
+PARTIAL_SUM = 4096  # terms of a product added in the arrays' dtype; these partial sums are added in float64
 
 
 class ReferenceBackend(HostBackend):
@@ -61,12 +61,12 @@ class ReferenceBackend(HostBackend):
 
     def do_matmul(self, o: table.Matmul) -> None:
         a, b, depth = _wide(o.a), _wide(o.b), o.a.shape[1]
-        if depth <= DEPTH and a is o.a and o.out.dtype == a.dtype:
+        if depth <= PARTIAL_SUM and a is o.a and o.out.dtype == a.dtype:
             np.matmul(a, b, out=o.out)
             return
-        total = np.zeros(o.out.shape) if depth > DEPTH else 0
-        for k in range(0, depth, DEPTH):
-            total = total + np.matmul(a[:, k : k + DEPTH], b[k : k + DEPTH])
+        total = np.zeros(o.out.shape) if depth > PARTIAL_SUM else 0
+        for k in range(0, depth, PARTIAL_SUM):
+            total = total + np.matmul(a[:, k : k + PARTIAL_SUM], b[k : k + PARTIAL_SUM])
         o.out[...] = total
 
     def do_bias_activation_forward(self, o: table.BiasActivationForward) -> None:

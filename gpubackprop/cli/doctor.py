@@ -26,7 +26,7 @@ def doctor(
     minutes: Annotated[float | None, typer.Option(help="That the report may take: 10.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A report of tiny sizes, to see that it runs.")] = False,
 ) -> None:
-    """Check that this machine computes what it should, and print the command that mends what is wrong.
+    """Check that this machine computes what it should, and print the command that fixes what is wrong.
 
     The exit status is 0 if everything works, 1 if something is missing or wrong, and 2 for a mistake on the command line.
     A warning is not wrong, and neither is a machine without a GPU, unless --device cuda asks for one.

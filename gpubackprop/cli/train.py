@@ -110,7 +110,7 @@ def train(
         print(f"wrote {out / 'model.safetensors'}, history.json and {out / 'learning_curve.png'}")
     if history.interrupted:
         if out is not None:
-            print(f"to go on: gpubackprop train --resume {out}")
+            print(f"to continue: gpubackprop train --resume {out}")
         sys.exit(130)
 
 

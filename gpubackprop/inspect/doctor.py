@@ -1,4 +1,4 @@
-"""Whether this machine computes what it should: a list of findings, each with the command that mends what is wrong."""
+"""Whether this machine computes correctly: a list of findings, each with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SIZES = (17, 33, 8, 5)
 
 
 def diagnose(device: str | None = None) -> Iterator[Finding]:
-    """Check this machine, and yield each finding when it is there.
+    """Check this machine, and yield each finding as soon as it is known.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def _works(device: str) -> Iterator[Finding]:
 
 
 def ended(status: int, stderr: str) -> str:
-    """Return how a process failed: its signal, or the last line that it said; "" if it did not."""
+    """Return how a process failed: its signal, or the last line it printed; "" if it did not fail."""
     if status == 0:
         return ""
     said = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")

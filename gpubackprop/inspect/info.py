@@ -11,7 +11,7 @@ from gpubackprop.machine.diagnosis import cuda_problem, cuda_version
 
 
 def info() -> dict[str, str]:
-    """Return name and value of each fact; CUDA says either the driver's version or what is missing and how to mend it."""
+    """Return name and value of each fact; CUDA says either the driver's version or what is missing and how to fix it."""
     problem = cache_problem()
     return {
         "gpubackprop": f"{__version__}, Python {platform.python_version()} on {platform.platform()}",

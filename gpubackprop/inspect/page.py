@@ -67,7 +67,7 @@ class Table(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """Matrices by name, side by side; shown where values are asked for."""
+    """Matrices by name, side by side; shown if values are requested."""
 
     arrays: Mapping[str, np.ndarray]
 

@@ -1,4 +1,4 @@
-"""What cuInit answers (CUresult, CUDA driver API), and what to do on this machine."""
+"""Status codes of cuInit (CUresult, CUDA driver API), and what to do on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a CUDA device needs, checked without importing CuPy or Numba: each missing piece, and the command that mends it."""
+"""What a CUDA device needs, checked without importing CuPy or Numba: each missing piece, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class DeviceUnavailableError(RuntimeError):
-    """A device cannot be used; the message names the missing piece and the command that mends it."""
+    """A device cannot be used; the message names the missing piece and the command that fixes it."""
 
 
 BROKEN_CUPY = ("14.0.0", "14.1.0")
@@ -81,7 +81,7 @@ def machine() -> Machine:
 
 @cache
 def _ask(*environment: str | None) -> Machine:
-    if not sys.executable or getattr(sys, "frozen", False):  # no interpreter to ask with
+    if not sys.executable or getattr(sys, "frozen", False):  # no interpreter to run
         facts, failure = [probe.ask_driver(), probe.ask_libraries()], ""
     else:
         try:
@@ -146,19 +146,19 @@ def installed(package: str) -> str | None:
 
 
 def _installer(verb: str) -> str:
-    """Return the command that installs into this very environment, whatever made it."""
+    """Return the command that installs into this environment, however it was created."""
     python = shlex.quote(sys.executable or "python3")
     if find_spec("pip") is None and (uv := shutil.which("uv")):
         return f"{shlex.quote(uv)} pip {verb} --python {python}"
     command = f"{python} -m pip {verb}" + (" -y" if verb == "uninstall" else "")
     marker = Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
-    if sys.prefix == sys.base_prefix and marker.exists():  # the system's own Python, where pip asks for this word
+    if sys.prefix == sys.base_prefix and marker.exists():  # the system's Python, where pip requires this option
         command += " --break-system-packages"
     return command if find_spec("pip") else f"{python} -m ensurepip && {command}"
 
 
 def _requirements(extra: str) -> list[Requirement]:
-    """Return what an extra of this package, or "" itself, asks for, as it was installed: a command needs no index that has it."""
+    """Return the requirements of an extra of this package, or "" for its own, as installed: no command needs an index with it."""
     from packaging.requirements import Requirement
 
     try:
@@ -229,7 +229,7 @@ def unmet(extra: str = "") -> Finding | None:
 
 
 def cuda_problem(index: int = 0) -> str | None:
-    """Return what keeps CUDA device ``index`` from being used, with the command that mends it, or None."""
+    """Return what keeps CUDA device ``index`` from being used, with the command that fixes it, or None."""
     return next((found.message for found in cuda_findings(index) if found.fails), None)
 
 
@@ -391,5 +391,5 @@ def start_problem() -> str | None:
 
 
 def fork_advice() -> str:
-    """Return what to say beside an error in a forked process, "" in others."""
+    """Return a remark for an error in a forked process, "" in others."""
     return f" (this process was forked; {cuinit.NOT_AFTER_A_FORK})" if _forked else ""

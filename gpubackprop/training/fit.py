@@ -253,10 +253,10 @@ def _micro_batch(network: Network, given: Samples, plan: Plan, on_device: Sequen
         data["data"] += len(given) * np.dtype(np.int64).itemsize  # their order
     indices, weighted, buffers = given.indices(network.loss), given.weight is not None, 2 if streamed else 1
 
-    def parts(n: int, m: int) -> dict[str, int]:
+    def memory_plan(n: int, m: int) -> dict[str, int]:
         return data | network.step_parts(
             n, m, indices=indices, weighted=weighted, optimizer=plan.optimizer, buffers=buffers
         )  # fmt: skip
 
     n = min(plan.batch_size, max(len(given), 1))
-    return network.fit_into_memory(f"fit with batch_size={n}", n, plan.micro_batch_size, parts)
+    return network.fit_into_memory(f"fit with batch_size={n}", n, plan.micro_batch_size, memory_plan)

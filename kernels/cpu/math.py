@@ -103,7 +103,7 @@ PI = 3.14159265358979323846
 TWO_OVER_ROOT_PI = 1.12837916709551257390
 
 # the Chebyshev expansions of (x + 3) e^(x^2) erfc(x), x >= 0, in y = 6 / (x + 3) - 1, -1 < y <= 1, made with 50 digits and written
-# in powers of y; what is left out is below 5e-9 for float32 and below 2e-17 for float64
+# in powers of y; the remainder is below 5e-9 for float32 and below 2e-17 for float64
 ERFCX_32 = (
     1.0740069072830063999, 0.88339444518687949105, 0.59022833780062276108, 0.3104674893110152048, 0.11952807506461956697,
     0.026825370112629254437, -0.0012143417039291700563, -0.0030274244565849458116, -0.0005426214440275764452,
@@ -200,7 +200,7 @@ def _define_log(dtype: np.dtype[Any]) -> tuple[Any, Any]:
     zero, one, two, infinity, nan = (real(v) for v in (0, 1, 2, np.inf, np.nan))
     tiny, lift, lifted = info.tiny, real(2.0 ** (info.nmant + 1)), real(info.nmant + 1)
     ln2 = real(LN_2)
-    # s^2 <= 0.0295, so that the first term left out is below the rounding
+    # s^2 <= 0.0295, so that the first omitted term is below the rounding
     R = polynomial(real, [2 / (2 * k + 3) for k in range(5 if single else 11)])
 
     @inlined

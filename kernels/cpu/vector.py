@@ -154,7 +154,7 @@ def define_transpose(rows: int, dtype: np.dtype[Any]) -> Any:
             v[i] = builder.load(builder.inttoptr(source, vector.as_pointer()), align=size)
             source = builder.add(source, row)
         block = width // 2
-        while block:  # swap the blocks beside the diagonal, of half the size each time
+        while block:  # swap the off-diagonal blocks, of half the size each time
             first = [k if not k & block else width + k - block for k in range(width)]
             second = [k + block if not k & block else width + k for k in range(width)]
             for i in range(width):

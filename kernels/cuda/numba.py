@@ -29,7 +29,7 @@ with warnings.catch_warnings():
         if SIMULATED:
             types, intrinsic = None, None  # the simulator has neither
         else:
-            import_module("numba.cuda.np.arrayobj")  # asks for row_stack; else imported with the first kernel
+            import_module("numba.cuda.np.arrayobj")  # needs row_stack; else imported with the first kernel
             types, intrinsic = import_module("numba.cuda.types"), import_module("numba.cuda.extending").intrinsic
     finally:
         if _lacks_row_stack:

@@ -45,8 +45,8 @@ def lanes_of(d: int) -> int:
 def tile_rows(dtype: np.dtype[Any], d: int, threads: int = THREADS) -> int:
     """Return the most rows of a tile: a multiple of the rows a block works on at once."""
     at_once = threads // lanes_of(d)
-    room = TILE_BYTES * threads // THREADS // real_of(dtype).itemsize
-    return min(threads, max(1, room // (d * at_once)) * at_once)
+    numbers = TILE_BYTES * threads // THREADS // real_of(dtype).itemsize
+    return min(threads, max(1, numbers // (d * at_once)) * at_once)
 
 
 def _place(e: Any) -> Any:

@@ -229,7 +229,7 @@ class CudaBackend(Backend):
         plan = self._plan(o)
         if plan is None:
             return self._cublas, (o.a, o.b, o.out)
-        return plan.bind(o.a, o.b, o.out, launches.room), ()
+        return plan.bind(o.a, o.b, o.out, launches.scratch), ()
 
     def compile(self, step: Step) -> Run:
         """Return the step as CUDA graphs, or, where a product cannot be captured, as a loop over its operations.
@@ -247,11 +247,11 @@ class CudaBackend(Backend):
                 from gpubackprop.backends.cuda.graph import CapturedStep
 
                 # the largest workspace first: the others fit into it
-                launches.room(max((plan.workspace for plan in plans), default=0), np.dtype(np.uint8))
-                calls = self._epilogues.calls(operations, lambda one: self._bind(one, launches), launches.room)
+                launches.scratch(max((plan.workspace for plan in plans), default=0), np.dtype(np.uint8))
+                calls = self._epilogues.calls(operations, lambda one: self._bind(one, launches), launches.scratch)
             else:
                 calls = [self._bind(operation, launches) for operation in operations]
-            # allocations are complete, whatever stream the step runs on; waiting for the whole device would fail
+            # allocations are complete, for any stream of the step; waiting for the whole device would fail
             # while another thread captures
             cupy.cuda.get_current_stream().synchronize()
             if captured:

@@ -31,7 +31,7 @@ from gpubackprop.backends.cuda.products import (
     Epilogue,
     Plan,
     Products,
-    Room,
+    Scratch,
     UnsupportedProductError,
     alignment_of,
     kind_of,
@@ -44,7 +44,7 @@ WHY_NOT = {
     Epilogue.DGELU_BGRAD: "cuBLASLt was seen to take longer than two kernels; epilogues='all' uses it",
     Epilogue.RELU_BIAS: "it turns NaN into 0; epilogues='all' uses it",
 }
-"""Why an epilogue is left out with "auto"."""
+"""Why "auto" omits an epilogue."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ class Epilogues:
         self.products, self.mode, self.ranged = products, mode, ranged
         self.choices: dict[str, Choice] = {}
 
-    def calls(self, operations: Sequence[Any], bind: Callable[[Any], Call], room: Room) -> list[Call]:
-        """Return the calls of a step; workspaces are from ``room``."""
+    def calls(self, operations: Sequence[Any], bind: Callable[[Any], Call], scratch: Scratch) -> list[Call]:
+        """Return the calls of a step; workspaces are from ``scratch``."""
         result: list[Call] = []
         pending = list(operations)
         while pending:
             first = pending.pop(0)
-            product = self._fused(first, pending[0], room) if pending and self.mode != "off" else None
+            product = self._fused(first, pending[0], scratch) if pending and self.mode != "off" else None
             if product is None:
                 result.append(bind(first))
             else:
@@ -107,7 +107,7 @@ class Epilogues:
                 result.append(product)
         return result
 
-    def _fused(self, first: Any, second: Any, room: Room) -> Call | None:
+    def _fused(self, first: Any, second: Any, scratch: Scratch) -> Call | None:
         """Return the call of a product fused with ``second``, or None; record the choice."""
         found = epilogue_of(first, second)
         if found is None:
@@ -126,7 +126,7 @@ class Epilogues:
                     bias=address(vector), aux=0 if matrix is None else address(matrix), aux_ld=n,
                     alignment=alignment_of(a, b, out), workspace=self.products.most_workspace,
                 )  # fmt: skip
-                product = plan.bind(a, b, out, room)
+                product = plan.bind(a, b, out, scratch)
                 self.products.load(product)
             except UnsupportedProductError as error:
                 reason = str(error)

@@ -123,14 +123,21 @@ class Launcher:
             return a, n, []
         across, real = -(-d // bx), real_of(dtype)
         down = at_least(min(max(1, self.blocks // across), -(-n // at_once)), n, at_once * IN_A_ROW)
-        room = self.room(down * d, real, apart=True)
+        scratch = self.scratch(down * d, real, apart=True)
         first = self._launch(
-            column_sums.column_sum(dtype), (across, down), (bx, by), a=a, out=address(room), n=n, d=d, scratch=room
+            column_sums.column_sum(dtype),
+            (across, down),
+            (bx, by),
+            a=a,
+            out=address(scratch),
+            n=n,
+            d=d,
+            scratch=scratch,
         )
-        shorter, rows, more = self._shorten(address(room), down, d, real)
+        shorter, rows, more = self._shorten(address(scratch), down, d, real)
         return shorter, rows, [first, *more]
 
-    def room(self, size: int, dtype: np.dtype[Any], *, apart: bool = False) -> Array:
+    def scratch(self, size: int, dtype: np.dtype[Any], *, apart: bool = False) -> Array:
         """Return scratch for ``size`` numbers; integer scratch is 0, and its user leaves it so.
 
         An operation that needs two at once takes the second ``apart``.
@@ -138,10 +145,10 @@ class Launcher:
         new = cupy.zeros if dtype.kind == "i" else cupy.empty
         if apart or not self._shared:
             return new(size, dtype)
-        room = self._scratch.get(dtype)
-        if room is None or room.size < size:
-            room = self._scratch[dtype] = new(-(-size // SCRATCH_STEP) * SCRATCH_STEP, dtype)
-        return room
+        scratch = self._scratch.get(dtype)
+        if scratch is None or scratch.size < size:
+            scratch = self._scratch[dtype] = new(-(-size // SCRATCH_STEP) * SCRATCH_STEP, dtype)
+        return scratch
 
 
 def at_least(blocks: int, n: int, of_block: int) -> int:

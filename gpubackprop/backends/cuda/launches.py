@@ -81,8 +81,8 @@ class Launches(Launcher):
         whole = grid[1] * rows == 1
         finish = self.finish and rows == 1 and 1 < grid[1] <= block[1] * IN_A_ROW
         source = passes.bias_activation_backward(activation, dtype, width, dropout is not None, finish)
-        partial = db if whole else self.room(grid[1] * d * rows, real)
-        tickets = self.room(grid[0], np.dtype(np.int64)) if finish else None
+        partial = db if whole else self.scratch(grid[1] * d * rows, real)
+        tickets = self.scratch(grid[0], np.dtype(np.int64)) if finish else None
         launches = [
             self._launch(
                 source, grid, block, dh=address(dh), s=address(s), delta=address(out), partial=address(partial), db=address(db),
@@ -122,11 +122,11 @@ class Launches(Launcher):
             arguments |= {"u": real.type(1 / d), "n": n, **more}
         count, leaves_sums = grid[0] * grid[1], "partial" in source.parameters
         rows = rows if leaves_sums else 0
-        room = self.room(rows * d + count, real)
-        partial, losses = address(room), address(room) + rows * d * real.itemsize
+        scratch = self.scratch(rows * d + count, real)
+        partial, losses = address(scratch), address(scratch) + rows * d * real.itemsize
         if leaves_sums:
             arguments["partial"] = partial
-        first = [self._launch(source, grid, block, **arguments, losses=losses, scratch=room)]
+        first = [self._launch(source, grid, block, **arguments, losses=losses, scratch=scratch)]
         if leaves_sums:
             partial, rows, more_sums = self._shorten(partial, rows, d, real)
         else:
@@ -168,7 +168,7 @@ class Launches(Launcher):
     def normalize_weights(self, o: table.NormalizeWeights) -> list[Launch]:
         weight, out = o.weight, o.out
         (n,), dtype = weight.shape, check_dtype(weight.dtype)
-        total = self.room(1, np.dtype(np.float64)) if o.total is None else o.total
+        total = self.scratch(1, np.dtype(np.float64)) if o.total is None else o.total
         source = minibatch.normalize_weights(dtype)
         return [
             self._launch(
@@ -220,7 +220,7 @@ class Launches(Launcher):
             raise ValueError("gradients must be aligned to 16 bytes, as backend.zeros returns them")
         vectors = size * dtype.itemsize // VECTOR_BYTES + 1
         blocks = max(self._flat_grid(vectors), -(-vectors // (THREADS * IN_A_ROW)))
-        partial = self.room(2 * blocks, dtype)
+        partial = self.scratch(2 * blocks, dtype)
         block = (THREADS, 1)
         return [
             self._launch(

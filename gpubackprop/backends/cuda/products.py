@@ -24,7 +24,7 @@ ALIGNMENT = 16
 before, and so would the plan and its bits."""
 PLANS = 4096  # plans kept, one for each shape, type and order
 
-Room = Callable[[int, np.dtype[Any]], Array]
+Scratch = Callable[[int, np.dtype[Any]], Array]
 
 # cudaDataType_t and cublasComputeType_t
 CUDA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
@@ -192,9 +192,9 @@ class Plan:
             out, self.out_layout, self.algorithm, workspace, workspace_bytes, stream,
         )  # fmt: skip
 
-    def bind(self, a: Array, b: Array, out: Array, room: Room) -> Product:
-        """Return the product of these arrays, with a workspace of the size that the algorithm uses from ``room``."""
-        workspace = room(self.workspace, np.dtype(np.uint8)) if self.workspace else None
+    def bind(self, a: Array, b: Array, out: Array, scratch: Scratch) -> Product:
+        """Return the product of these arrays, with a workspace of the size that the algorithm uses from ``scratch``."""
+        workspace = scratch(self.workspace, np.dtype(np.uint8)) if self.workspace else None
         return Product(self, a.data.ptr, b.data.ptr, out.data.ptr, workspace)
 
 
