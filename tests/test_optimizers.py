@@ -1,4 +1,4 @@
-"""Optimizers: five steps against PyTorch, with every option; Lion against its paper; states, clipping, errors, custom optimizers."""
+"""Optimizers: five steps against PyTorch, with every option; Lion against its paper; states, clipping, errors, custom ones."""
 
 from __future__ import annotations
 
