@@ -7,31 +7,20 @@ spreadsheet: from 1, with the header and blank lines.
 
 from __future__ import annotations
 
-import csv
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from gpubackprop import csv_lines
+from gpubackprop.csv_lines import DELIMITERS, Block, CsvError, is_number, to_float
 from gpubackprop.definitions import check_flag
 
-FIRST_BLOCK, BLOCK = 1 << 20, 1 << 22  # bytes in the first block
 AT_ONCE = 1 << 20  # bytes parsed at once: they stay in the caches
-LONGEST = 1 << 30  # bytes of a row
 WIDEST = 100_000  # columns; each takes Arrow some kilobytes
-SAMPLE = 100  # rows that decide the delimiter and the header
-DELIMITERS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
+SAMPLE = 100  # rows by which the delimiter and the header are judged
 MISSING = {"", "nan", "na", "n/a", "#n/a", "null", "none", "?", "-", "."}  # in a column of numbers
-BYTE_ORDER_MARKS = re.compile(rb"(\xef\xbb\xbf)*")
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # linear time: there is only one way to match
-
-
-class CsvError(ValueError):
-    """A fault in the content of a file; the caller adds its name."""
 
 
 @dataclass
@@ -82,64 +71,7 @@ def read_csv(
     """
     header = None if header is None else check_flag("header", header)
     name = None if target is None else str(target)
-    return _Reader(classification, 1 if classification else targets, name, header).read(_normal(content))
-
-
-def _normal(content: bytes) -> bytes:
-    """Return UTF-8 without a byte-order mark, with a newline somewhere if there are lines."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        try:
-            content = content.decode("utf-16").encode()
-        except UnicodeError as error:
-            raise CsvError(f"it begins like UTF-16, but is not ({error})") from None
-    content = content[BYTE_ORDER_MARKS.match(content).end() :]  # type: ignore[union-attr]
-    if (at := content.find(b"\0")) >= 0:
-        row = content.count(b"\n", 0, at) + 1
-        raise CsvError(f"row {row} holds a NUL byte: it is not a text file")
-    return content if b"\n" in content else content.replace(b"\r", b"\n")
-
-
-class _Block:
-    """Some complete lines of a file. Which of them are rows is determined only where a message or a close check needs it.
-
-    Attributes
-    ----------
-    content : bytes
-    line, newlines : int
-        The number of its first line, and how many lines end in it.
-    skipped : int
-        Rows before the samples: 1 for a header.
-    """
-
-    def __init__(self, content: bytes, line: int) -> None:
-        self.content, self.line, self.skipped = content, line, 0
-        self.newlines = content.count(b"\n")
-
-    @cached_property
-    def rows(self) -> list[tuple[int, bytes]]:
-        """The lines that are not blank, with their numbers."""
-        lines = enumerate(self.content.split(b"\n"), self.line)
-        return [(number, row) for number, row in lines if row and not row.isspace()]
-
-    def number(self, i: int) -> int:
-        """Return the line number of sample i."""
-        return self.rows[i + self.skipped][0]
-
-
-def _blocks(content: bytes) -> Iterator[_Block]:
-    """Yield a file in blocks of lines that end in newlines; the first is small, since it decides the format."""
-    start, line, size = 0, 1, FIRST_BLOCK
-    while start < len(content):
-        end = content.find(b"\n", start + size) + 1 or len(content)
-        if end - start > LONGEST:
-            raise CsvError(f"row {line} or later is longer than {LONGEST:,} bytes")
-        block = content[start:end]
-        start, size = end, BLOCK
-        if b"\r" in block:
-            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        found = _Block(block, line)
-        yield found
-        line += found.newlines
+    return _Reader(classification, 1 if classification else targets, name, header).read(csv_lines.normal(content))
 
 
 class _Reader:
@@ -159,12 +91,12 @@ class _Reader:
     def read(self, content: bytes) -> Table:
         features: list[np.ndarray] = []
         labels: list[Any] = []
-        for block in _blocks(content):
+        for block in csv_lines.blocks(content):
             if not self.first:
                 if not block.rows:
                     continue
                 self.first_at, self.row_bytes = block.rows[0][0], len(block.rows[0][1])
-                self.delimiter = _delimiter([row for _, row in block.rows[:SAMPLE]])
+                self.delimiter = csv_lines.delimiter_of([row for _, row in block.rows[:SAMPLE]])
                 columns = self._begin(self._text(block), block)
             else:
                 columns = self._plain(block) or self._text(block)
@@ -180,7 +112,7 @@ class _Reader:
         self._check(y)
         return Table(X, y, self._found(len(X)))
 
-    def _begin(self, columns: list[Any], block: _Block) -> list[Any]:
+    def _begin(self, columns: list[Any], block: Block) -> list[Any]:
         """Find header and target by the first rows; return the rows of the first block that are samples."""
         width = len(columns)
         if width <= self.targets:
@@ -266,8 +198,8 @@ class _Reader:
 
     # ------------------------------------------------------------------ cells
 
-    def _plain(self, block: _Block) -> list[Any] | None:
-        """Return the columns of a block without faults, features as numbers; or None."""
+    def _plain(self, block: Block) -> list[Any] | None:
+        """Return the columns of a block in which nothing is amiss, features as numbers; or None."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -278,7 +210,7 @@ class _Reader:
             return None  # there may be decimal commas, or conflicts with them
         types = [pa.string() if target and self.classification else pa.float64() for target in self.is_target]
         try:
-            table = self._parse(content, types, at_once=max(AT_ONCE, 4 * self.row_bytes))
+            table = csv_lines.parse(content, self.delimiter, types, at_once=max(AT_ONCE, 4 * self.row_bytes))
         except pa.ArrowInvalid:
             return None
         if len(table) != block.newlines + (content[-1:] != b"\n"):  # blank lines
@@ -288,8 +220,8 @@ class _Reader:
             return None
         return [pc.utf8_trim_whitespace(column) if column.type == pa.string() else column for column in columns]
 
-    def _text(self, block: _Block) -> list[Any]:
-        """Return the columns of a block as stripped text, no columns if it has no rows."""
+    def _text(self, block: Block) -> list[Any]:
+        """Return the columns of a block as text without blanks around it: of no columns if it has no rows."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -303,12 +235,14 @@ class _Reader:
                 raise CsvError(f"row {number} is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from None
         content = b"\n".join(row for _, row in block.rows)
         if b'"' in content:
-            content = self._quoted(content, block)
+            content = csv_lines.without_blanks(content, block, self.delimiter)
         # the first row of the file says how many columns there are
         wide = content.partition(b"\n")[0].count(self.delimiter.encode()) + 1
         if not self.first and wide > WIDEST:
             raise CsvError(f"row {block.rows[0][0]} has {wide:,} columns; {WIDEST:,} can be read: use an .npz file")
-        width = len(self.first) or len(self._parse(content.partition(b"\n")[0] + b"\n").column_names)
+        width = len(self.first) or len(
+            csv_lines.parse(content.partition(b"\n")[0] + b"\n", self.delimiter).column_names
+        )
         ragged: list[Any] = []
 
         def refuse(row: Any) -> str:
@@ -316,7 +250,7 @@ class _Reader:
             return "error"
 
         try:
-            table = self._parse(content, [pa.string()] * width, refuse)
+            table = csv_lines.parse(content, self.delimiter, [pa.string()] * width, refuse)
         except pa.ArrowInvalid as error:
             for number, row in block.rows if ragged else ():
                 if row.decode() == ragged[0].text:
@@ -324,55 +258,15 @@ class _Reader:
                     raise CsvError(f"row {number} has {have} column{'s' * (have > 1)}, the first has {want}") from None
             raise CsvError(" ".join(str(error).split())) from None
         if len(table) != len(block.rows):
-            raise CsvError(f"row {self._unclosed(block)} has a quotation mark that is not closed")
+            raise CsvError(f"row {csv_lines.unclosed(block, self.delimiter)} has a quotation mark that is not closed")
         return [pc.utf8_trim_whitespace(column.combine_chunks()) for column in table.columns]
-
-    def _parse(
-        self,
-        content: bytes,
-        types: list[Any] | None = None,
-        refuse: Callable[[Any], str] | None = None,
-        at_once: int | None = None,
-    ) -> Any:
-        """Return a table of Arrow, parsed in blocks of this size; without types, its columns are those of the first row."""
-        import pyarrow as pa
-        from pyarrow import csv as arrow_csv
-
-        names = [f"f{j}" for j in range(len(types or ()))]
-        return arrow_csv.read_csv(
-            pa.py_buffer(content),
-            arrow_csv.ReadOptions(
-                block_size=at_once or len(content) + 1, column_names=names, autogenerate_column_names=not types
-            ),
-            arrow_csv.ParseOptions(delimiter=self.delimiter, invalid_row_handler=refuse),
-            arrow_csv.ConvertOptions(column_types=dict(zip(names, types or (), strict=True)), null_values=[]),
-        )
-
-    def _quoted(self, content: bytes, block: _Block) -> bytes:
-        """Return rows without blanks before opening quotation marks; each quotation mark must be closed in its row."""
-        for number, row in block.rows:
-            if row.count(b'"') % 2:
-                raise CsvError(f"row {number} has a quotation mark that is not closed")
-        if b' "' not in content and (self.delimiter == "\t" or b'\t"' not in content):
-            return content
-        blanks = rb" +" if self.delimiter == "\t" else rb"[ \t]+"
-        before = rb"(^|" + re.escape(self.delimiter.encode()) + rb")" + blanks + rb'(?="(?!"))'
-        return re.sub(before, rb"\1", content, flags=re.MULTILINE)
-
-    def _unclosed(self, block: _Block) -> int:
-        for number, row in block.rows:
-            try:
-                list(csv.reader([row.decode()], delimiter=self.delimiter, strict=True))
-            except csv.Error:
-                return number
-        return block.line
 
     # ------------------------------------------------------------------ numbers and labels
 
-    def _features(self, columns: list[Any], block: _Block) -> np.ndarray:
+    def _features(self, columns: list[Any], block: Block) -> np.ndarray:
         return self._matrix([j for j, target in enumerate(self.is_target) if not target], columns, block)
 
-    def _matrix(self, chosen: list[int], columns: list[Any], block: _Block) -> np.ndarray:
+    def _matrix(self, chosen: list[int], columns: list[Any], block: Block) -> np.ndarray:
         """Return the chosen columns as numbers, all finite."""
         result = np.empty((len(columns[0]), len(chosen)))
         whole = True
@@ -386,8 +280,8 @@ class _Reader:
             raise self._bad_cell(chosen, columns, block)
         return result
 
-    def _numbers(self, column: Any, j: int, block: _Block) -> np.ndarray | None:
-        """Return a column as numbers, or None if some cell is not a number."""
+    def _numbers(self, column: Any, j: int, block: Block) -> np.ndarray | None:
+        """Return a column as numbers, or None if some cell is no number."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -403,9 +297,9 @@ class _Reader:
                 raise CsvError(f"decimal commas and decimal points in one file: {self.comma}, {self.point}")
             if self.comma:
                 column = pc.replace_substring(column, ",", ".")
-        return _to_float(column)
+        return to_float(column)
 
-    def _bad_cell(self, chosen: list[int], columns: list[Any], block: _Block) -> CsvError:
+    def _bad_cell(self, chosen: list[int], columns: list[Any], block: Block) -> CsvError:
         """Return the error for the first cell that is not a finite number."""
         worst: tuple[int, int, str] | None = None
         for j in chosen:
@@ -417,7 +311,7 @@ class _Reader:
             return CsvError(f"the rows from {block.number(0)} on hold a cell that is not a number")
         return self._cell_error(*worst, block)
 
-    def _cell_error(self, i: int, j: int, cell: str, block: _Block) -> CsvError:
+    def _cell_error(self, i: int, j: int, cell: str, block: Block) -> CsvError:
         place = self._place(block.number(i), j)
         if cell.lower() in MISSING:
             return CsvError(
@@ -427,7 +321,7 @@ class _Reader:
             return CsvError(f"{place} is {_shorten(cell)!r}, which is not a finite number")
         return CsvError(f"{place} is {_shorten(cell)!r}, which is not a number")
 
-    def _targets(self, columns: list[Any], block: _Block) -> np.ndarray:
+    def _targets(self, columns: list[Any], block: Block) -> np.ndarray:
         chosen = self._targets_at()
         if not self.classification:
             return self._matrix(chosen, columns, block)
@@ -464,7 +358,7 @@ class _Reader:
                 raise self._cannot_tell()
 
     def _is_number(self, cell: str) -> bool:
-        return bool(NUMBER.fullmatch(cell if self.delimiter == "," else cell.replace(",", ".")))
+        return is_number(cell, self.delimiter)
 
     def _place(self, row: int, j: int) -> str:
         return f"row {row}, {self._name(j)}"
@@ -480,29 +374,6 @@ class _Reader:
             f"{' (with decimal commas)' * bool(self.comma)}, {f'a header in row {self.first_at}' if self.header else 'no header'}; "
             f"target: {', '.join(chosen)}"
         )
-
-
-def _to_float(column: Any) -> np.ndarray | None:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    try:
-        return np.asarray(pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False))
-    except pa.ArrowInvalid:
-        return None
-
-
-def _delimiter(rows: list[bytes]) -> str:
-    """Return the delimiter that splits every row alike and yields the largest share of numbers; comma if there is none."""
-    sample = [re.sub(r'"[^"]*"', '""', row.decode(errors="replace")) for row in rows]
-    candidates = [d for d in DELIMITERS if d in sample[0]]
-    alike = [d for d in candidates if len({row.count(d) for row in sample}) == 1]
-
-    def share(delimiter: str) -> float:
-        cells = [cell.strip() for row in sample[-20:] for cell in row.split(delimiter)]
-        return sum(bool(NUMBER.fullmatch(c if delimiter == "," else c.replace(",", "."))) for c in cells) / len(cells)
-
-    return max(alike or candidates or [","], key=share)
 
 
 def _is_whole(cell: str) -> bool:

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from gpubackprop import archives
-from gpubackprop.csv_files import WIDEST, CsvError, read_csv
+from gpubackprop.csv_files import WIDEST, read_csv
+from gpubackprop.csv_lines import CsvError
 from gpubackprop.datasets import load_dataset
 
 Y = np.arange(8) % 2

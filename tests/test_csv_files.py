@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from gpubackprop.csv_files import CsvError, read_csv
+from gpubackprop.csv_files import read_csv
+from gpubackprop.csv_lines import CsvError
 
 X = [[1.5, 2.0], [3.5, 4.0], [5.5, 6.0], [7.5, 8.0]]
 LINES = ["a,b,c", "1.5,2,0", "3.5,4,1", "5.5,6,0", "7.5,8,1"]
@@ -142,14 +143,14 @@ def test_whole_numbers_above_decimals_may_be_names_in_a_regression_too():
 
 
 def test_a_row_too_long_for_the_parser_is_named(monkeypatch):
-    monkeypatch.setattr("gpubackprop.csv_files.LONGEST", 1 << 21)
+    monkeypatch.setattr("gpubackprop.csv_lines.LONGEST", 1 << 21)
     with pytest.raises(CsvError, match="row 1 or later is longer than 2,097,152 bytes"):
         read(b"1," * (1 << 21))
 
 
 def test_a_fault_in_a_later_block_is_named_by_its_row(monkeypatch):
-    monkeypatch.setattr("gpubackprop.csv_files.FIRST_BLOCK", 64)
-    monkeypatch.setattr("gpubackprop.csv_files.BLOCK", 64)
+    monkeypatch.setattr("gpubackprop.csv_lines.FIRST_BLOCK", 64)
+    monkeypatch.setattr("gpubackprop.csv_lines.BLOCK", 64)
     rows = [f"{i},{i / 2},{i % 2}" for i in range(50)]
     table = read("a,b,y\r\n" + "\r\n".join(rows))
     np.testing.assert_array_equal(table.X, [[i, i / 2] for i in range(50)])
