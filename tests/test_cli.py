@@ -87,7 +87,7 @@ def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_
         (["train", "--epochs", "0"], "epochs is 0; it must be a whole number >= 1"),
         (["train", "--batch-size", "0"], "batch_size is 0"),
         (["train", "--dropout", "1"], "dropout is 1.0; it must be in [0, 1)"),
-        (["train", "--resume"], "name it: --resume FOLDER"),
+        (["train", "--resume"], "needs the folder of the run: --resume FOLDER"),
         (["train", "--epochs", "ten"], "Invalid value for '--epochs'"),
         (["train", "--nonsense"], "No such option"),
         (["train", "--layers", ""], "--layers is ''"),
