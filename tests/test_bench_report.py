@@ -21,11 +21,11 @@ def test_a_whole_report_is_read() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no report of gpubackprop bench: JSONDecodeError"),
-        (b"\xff\xfe", "is no report of gpubackprop bench: UnicodeDecodeError"),
-        (b"[" * 200_000, "is no report of gpubackprop bench: RecursionError"),
-        (b"[]", "is no report of gpubackprop bench: TypeError"),
-        (b"{}", "is no report of gpubackprop bench: KeyError"),
+        (b"", "is not a report of gpubackprop bench: JSONDecodeError"),
+        (b"\xff\xfe", "is not a report of gpubackprop bench: UnicodeDecodeError"),
+        (b"[" * 200_000, "is not a report of gpubackprop bench: RecursionError"),
+        (b"[]", "is not a report of gpubackprop bench: TypeError"),
+        (b"{}", "is not a report of gpubackprop bench: KeyError"),
         (b'{"schema": NaN}', "ValueError NaN is not a finite number"),
         (b'{"schema": 1e999}', "ValueError 1e999 is not a finite number"),
         (b'{"schema": %b}' % (b"9" * 5000), "ValueError 9999999999999999999999999999999999999999... is too large"),
