@@ -110,7 +110,7 @@ def make_problem(
     X = patterns[y] + rng.standard_normal((n, sizes[0]), np.float32)
     state = gb.MLP(sizes, device="reference").state_dict()
     for array in (X, y, *state.values()):
-        array.setflags(write=False)  # a peer that trained in these arrays would spoil them for the next
+        array.setflags(write=False)  # a peer training in these arrays would spoil them for the next
     return Problem(sizes, batch, X, y, state, device=device, dtype=dtype, optimizer=optimizer, threads=threads)
 
 

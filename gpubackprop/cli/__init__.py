@@ -36,7 +36,7 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _arguments(given: list[str]) -> list[str]:
-    """Return the arguments with ``train --resume`` alone, which goes on with the run in --out, as an empty value.
+    """Return the arguments with ``train --resume`` alone, which resumes the run in --out, as an empty value.
 
     Typer has no options with a value that may be left out.
     """
