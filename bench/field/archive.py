@@ -1,4 +1,4 @@
-"""The file of a report: whole at every moment, and without what is personal."""
+"""The file of a report: always complete, and without personal data."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from gpubackprop.machine.files import write_whole
 
-LEFT_OUT = (".html",)  # what can be made of the rest: gpubackprop bench show --html
+LEFT_OUT = (".html",)  # can be recreated from the rest: gpubackprop bench show --html
 
 
 def pack(folder: Path, file: Path) -> None:
-    """Write everything in a folder into a zip file, in the place of the one that is there."""
+    """Write everything in a folder into a zip file, replacing an existing one."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in LEFT_OUT):
@@ -27,7 +27,7 @@ def pack(folder: Path, file: Path) -> None:
 
 
 def impersonal(text: str) -> str:
-    """Return a text with ~ for the home folder, and without the names of user and host where they are written down."""
+    """Return a text with ~ for the home folder, and without the names of user and host."""
     with suppress(RuntimeError, OSError):
         for home in (str(Path.home()), str(Path.home().resolve())):
             if len(home) > 1:

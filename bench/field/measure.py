@@ -1,4 +1,4 @@
-"""What the stages ``check``, ``capture`` and ``timeline`` of a report do: one row in JSON for each network, as it is done."""
+"""What the stages ``check``, ``capture`` and ``timeline`` of a report do: a row of JSON for each network, as soon as it is done."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from gpubackprop.step import Step
 
 SIZES = (17, 33, 8, 5)
 STEPS = 5
-REPEATS = 20  # of an operation in a graph, so that its launch costs little
-MOST_FAILURES = 3  # in a row: a device that has failed once often fails until the process ends
+REPEATS = 20  # runs of an operation in a graph, so that its launch costs little
+MOST_FAILURES = 3  # failures in a row: a device that has failed once often fails until the process ends
 
 Rows = Iterator[tuple[str, Callable[[], Row]]]
 
@@ -60,13 +60,13 @@ class Network:
 
 
 def check(device: str, *, quick: bool) -> Rows:
-    """Yield whether each activation and each loss computes what it should, and each dtype."""
+    """Yield whether each activation, loss and dtype computes correctly."""
     networks = [Network()]
     networks += [Network(activation=name) for name in ACTIVATIONS if not quick or name == "relu"]
     networks += [Network(loss=name) for name in LOSSES if not quick or name == "mean_squared_error"]
     others = [name for name in gb.get_backend(device).dtypes if name != "float32"]
     networks += [Network(dtype=name, activation=a) for name in others for a in ("relu", "gelu") if not quick]
-    distinct = dict(zip(map(str, networks), networks, strict=True))  # tanh is there by itself
+    distinct = dict(zip(map(str, networks), networks, strict=True))  # tanh is tested already
 
     def row(network: Network) -> Row:
         found = check_device(network.on(device))
@@ -165,7 +165,7 @@ def _timeline(device: Device, text: str, quick: bool) -> Row:
     with device.scope():
         step = step_of(make_problem(size.layers, size.batch, device.name, optimizer="adam"), device.backend)
         calls = calls_of(step)
-        in_turn(calls)()  # so that the operations meet the numbers of a step
+        in_turn(calls)()  # so that the operations see the numbers of a step
         device.synchronize()
         whole = Candidate("step", keeping(finish(step.compile()), step), device.timer())
         eager = Candidate("eager", keeping(in_turn(calls), step), device.timer())
@@ -187,7 +187,7 @@ def _timeline(device: Device, text: str, quick: bool) -> Row:
 
 
 def _alone(device: Device, name: str, call: Call) -> Candidate:
-    """Return one operation as a candidate: on a GPU in a graph of many, so that no time is that of a launch."""
+    """Return one operation as a candidate: on a GPU in a graph of many, so that the launch does not count."""
     if device.on_gpu and captures(device):
         return device.queue(name, [call] * REPEATS, REPEATS)
     return Candidate(name, in_turn([call]), device.timer())
@@ -197,7 +197,7 @@ STAGES: dict[str, Callable[..., Rows]] = {"check": check, "capture": capture, "t
 
 
 def main() -> int:
-    """Write the rows of a stage into a file, each when it is there; return 1 if something is wrong."""
+    """Write the rows of a stage into a file, each as soon as it is known; return 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("device")
@@ -210,7 +210,7 @@ def main() -> int:
             try:
                 row = make()
                 failures = 0
-            except Exception as error:  # one network is no reason to lose the others
+            except Exception as error:  # one failing network must not lose the others
                 row = {"ok": False, "error": reason_of(error)}
                 failures += 1
             file.write(json.dumps({"case": name, **row}) + "\n")

@@ -1,4 +1,4 @@
-"""Runs the stages of a report, each in a process of its own and for a bounded time, and keeps what they leave."""
+"""Runs the stages of a report, each in a separate process with a time limit, and keeps their results."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from gpubackprop.inspect.doctor import ended
 from gpubackprop.machine.diagnosis import cuda_problem
 from gpubackprop.machine.files import write_whole
 
-LEAST_S = 5.0  # in which no stage gets anywhere
-GRACE_S = 5.0  # after an interruption, to write down what is done
-OUTPUT = {"doctor": "doctor.json"}  # whose output is what the stage is for
+LEAST_S = 5.0  # seconds too short for any stage
+GRACE_S = 5.0  # seconds after an interruption to save finished results
+OUTPUT = {"doctor": "doctor.json"}  # stages whose output is their result
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended: "cut" by its time limit or an interruption, with what it had done by then."""
+    """How a stage ended: "cut" by its time limit or an interruption, with the results so far."""
 
     stage: str
     state: Literal["ok", "failed", "cut", "not run"]
@@ -40,10 +40,10 @@ class Outcome:
 
 
 def field_report(device: str | None, file: Path, minutes: float = 10.0, *, quick: bool = False) -> int:
-    """Run all stages on a device, and leave what they found in a zip file; return the exit status.
+    """Run all stages on a device, and save their results in a zip file; return the exit status.
 
-    The file is written after every stage; whatever ends this process, it holds the stages before. Until the end they are in a
-    folder beside it.
+    The file is written after every stage; however this process ends, it holds the stages before. Until the end they are in
+    a folder next to it.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def field_report(device: str | None, file: Path, minutes: float = 10.0, *, quick
     minutes : float
         For all stages.
     quick : bool
-        Tiny sizes, to see that it runs.
+        Tiny sizes, to check that it runs.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def _new_folder(file: Path, minutes: float) -> Path:
 
 
 def _checked(device: str) -> str:
-    """Return the device as it is called, "cuda:0" for "cuda"."""
+    """Return the full name of the device, "cuda:0" for "cuda"."""
     name, _, number = device.partition(":")
     if name in ("cuda", "gpu") and (not number or number.isdecimal()):
         return f"cuda:{int(number or 0)}"
@@ -122,7 +122,7 @@ def _checked(device: str) -> str:
 
 
 def _run(stage: Stage, folder: Path, limit: float) -> Outcome:
-    """Run a stage; when its time is over, interrupt it, so that it can write down what is done, and then end it."""
+    """Run a stage; at its time limit, interrupt it, so that it can save finished results, and then end it."""
     started = time.monotonic()
     log, output = folder / f"{stage.name}.log", folder / OUTPUT.get(stage.name, f"{stage.name}.log")
     reason = ""
@@ -147,7 +147,7 @@ def _run(stage: Stage, folder: Path, limit: float) -> Outcome:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt a process that still runs; then end it and all that it has begun."""
+    """Interrupt a process that still runs; then end it and its children."""
     if process.poll() is None:
         _signal(process, "SIGINT")
         with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -166,7 +166,7 @@ def _signal(process: subprocess.Popen[bytes], name: str) -> None:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does."""
+    """Make SIGTERM act like Ctrl-C."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -179,7 +179,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _keep(folder: Path, file: Path, facts: dict[str, Any], outcomes: list[Outcome]) -> None:
-    """Write down what there is so far."""
+    """Save the results so far."""
     stages = [asdict(outcome) for outcome in outcomes]
     write_whole(folder / "stages.json", json.dumps({**facts, "stages": stages}, indent=1).encode())
     write_whole(folder / "summary.txt", impersonal(summary_of(folder, facts, stages)).encode())

@@ -1,4 +1,4 @@
-"""The stages of a report: what is run on a device, the most valuable first."""
+"""The stages of a report, the most valuable first."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Stage:
     arguments : tuple of str
         Of Python.
     share : float
-        Of the time that this stage and those after it have; what it leaves, they get.
+        Of the time left for this stage and the later ones; they get what it does not use.
     title : str
-        What it finds out.
+        What it measures.
     """
 
     name: str

@@ -16,7 +16,7 @@ Stages = list[dict[str, Any]]
 
 
 def summary_of(folder: Path, facts: dict[str, Any], stages: Stages) -> str:
-    """Return the summary of what is in the folder of a report so far."""
+    """Return the summary of a report's folder so far."""
     parts = [
         _head(facts, stages),
         _doctor(folder),
@@ -100,7 +100,7 @@ def _timeline(row: Row) -> Iterator[str]:
 def _bench(folder: Path) -> Iterator[str]:
     try:
         found = reports.read_report(folder)
-    except (OSError, ValueError):  # it has not begun
+    except (OSError, ValueError):  # it has not started
         return
     yield f"BENCH {folder.name.removeprefix('bench-').upper()}"
     yield from lines_of(*heading(found)[1:], *warnings(found))

@@ -1,4 +1,4 @@
-"""The criterion by which an iteration has converged: the loss has not fallen by ``tol`` for so many iterations."""
+"""The criterion of convergence: the loss has not fallen by ``tol`` for ``n_iter_no_change`` iterations."""
 
 from __future__ import annotations
 
