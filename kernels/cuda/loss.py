@@ -19,7 +19,7 @@ from gpubackprop.kernels.cuda.column_sums import fold_rows, sum_columns
 from gpubackprop.kernels.cuda.compile import THREADS, Source, label, occupancy_of
 from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.kernels.cuda.parameters import F8, I, P, R, S, declared
-from gpubackprop.kernels.cuda.passes import WIDEST, stage_bias
+from gpubackprop.kernels.cuda.passes import WIDEST, stage_bias, width_of
 from gpubackprop.kernels.cuda.reductions import block_reductions
 from gpubackprop.kernels.cuda.storage import storage_of
 from gpubackprop.kernels.cuda.unroll import static_range, unrolled
@@ -50,6 +50,13 @@ class Variant(NamedTuple):
     def targets(self, dtype: np.dtype[Any]) -> str:
         """Return the storage type of a target."""
         return "i8" if self.indices else storage_of(real_of(dtype))
+
+    def width(self, dtype: np.dtype[Any], z: int = 0, out: int = 0, y: int = 0) -> int:
+        """Return how many outputs one access moves, given addresses.
+
+        Dense targets are real: where z has 16 bits, as many as 16 bytes of targets hold.
+        """
+        return width_of(dtype, z, out) if self.indices else width_of(real_of(dtype), z, out, y)
 
     def name(self, loss: Loss, dtype: np.dtype[Any], *style: str) -> str:
         """Return the name of the kernel."""

@@ -102,8 +102,7 @@ class Launches(Launcher):
         indices = y.ndim == 1 and softmax
         variant = cuda_loss.Variant(indices, weight is not None, address(out) != address(z), scalars is not None)
         scale = loss.scale(samples or n, d, weight is not None)
-        # dense targets are real: where z has 16 bits, a thread takes 16 bytes of targets
-        width = passes.width_of(dtype if indices else real, address(z), address(out), 0 if indices else address(y))
+        width = variant.width(dtype, address(z), address(out), address(y))
         arguments: dict[str, Any] = {
             "z": address(z), "b": address(b), "y": address(y), "weight": _address_or_0(weight), "out": address(out),
             "scalars": _address_or_0(scalars), "scale": real.type(scale), "d": d,
