@@ -58,11 +58,12 @@ class Optimizer:
     numbers: ClassVar[tuple[float, ...]] = ()
     origin: ClassVar[None] = None  # all of a class: see definitions.per_definition
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, registered: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "define" in vars(cls) and "numbers" not in vars(cls):
-            cls.numbers = ()  # the base class's numbers are for its own formulas
-        OPTIMIZERS[cls.__name__.lower()] = cls
+            cls.numbers = ()  # the base class's are for the base class's formulas
+        if registered:  # known by its name, on the command line too
+            OPTIMIZERS[cls.__name__.lower()] = cls
 
     def __post_init__(self) -> None:
         for f in fields(self):

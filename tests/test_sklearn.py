@@ -1,0 +1,390 @@
+"""scikit-learn's estimators trained by gpubackprop: the network that scikit-learn trains, and everything around it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpubackprop as gb
+
+pytest.importorskip("sklearn")
+
+from scipy.sparse import csc_matrix, csr_matrix
+from sklearn import neural_network as theirs
+from sklearn.base import clone
+from sklearn.datasets import load_digits, load_iris
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from gpubackprop import sklearn as ours
+
+IRIS = load_iris(return_X_y=True)
+X, Y = IRIS[0] / 8, IRIS[1]
+WEIGHT = np.random.default_rng(3).uniform(0.1, 2, len(X))
+TWO = np.stack([Y > 0, Y > 1], axis=1)
+SHORT: dict[str, Any] = {"hidden_layer_sizes": (12, 7), "max_iter": 12, "random_state": 1, "batch_size": 40}
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+def both(kind: str, **parameters: Any) -> tuple[Any, Any]:
+    """Return scikit-learn's estimator and ours, which never leaves a fit to scikit-learn."""
+    return getattr(theirs, kind)(**parameters), getattr(ours, kind)(device="cpu", **parameters)
+
+
+def assert_same(a: Any, b: Any, rtol: float = 1e-11) -> None:
+    """Assert that two fitted estimators are the same but for rounding, which each step carries on."""
+    assert vars(a).keys() ^ vars(b).keys() <= {"device", "class_weight"}
+    assert (a.n_iter_, getattr(a, "t_", 0), a.n_outputs_, a.out_activation_) == (
+        b.n_iter_, getattr(b, "t_", 0), b.n_outputs_, b.out_activation_,
+    )  # fmt: skip
+    for p, q in zip((*a.coefs_, *a.intercepts_), (*b.coefs_, *b.intercepts_), strict=True):
+        assert p.dtype == q.dtype
+        np.testing.assert_allclose(q, p, rtol=0, atol=rtol * np.abs(p).max())
+    np.testing.assert_allclose(b.loss_, a.loss_, rtol=rtol)
+    if a.solver != "lbfgs":
+        np.testing.assert_allclose(b.loss_curve_, a.loss_curve_, rtol=rtol)
+        assert a._no_improvement_count == b._no_improvement_count
+        one, other = vars(a._optimizer), vars(b._optimizer)
+        assert one.keys() == other.keys()
+        np.testing.assert_allclose(other["learning_rate"], one["learning_rate"], rtol=1e-15)
+        for name in {"ms", "vs", "velocities"} & one.keys():
+            for p, q in zip(one[name], other[name], strict=True):
+                np.testing.assert_allclose(q, p, rtol=0, atol=rtol * max(np.abs(p).max(), 1e-300))
+
+
+STOCHASTIC = {
+    "adam": {},
+    "betas": {"beta_1": 0.4, "beta_2": 0.9, "epsilon": 1e-4},
+    "alpha": {"alpha": 0.5, "activation": "tanh"},
+    "clipped": {"batch_size": 1000, "activation": "logistic"},
+    "in order": {"shuffle": False, "batch_size": 1},
+    "identity": {"activation": "identity", "hidden_layer_sizes": 5},
+    "sgd": {"solver": "sgd", "alpha": 0.1},
+    "plain": {"solver": "sgd", "momentum": 0.0, "nesterovs_momentum": False},
+    "invscaling": {"solver": "sgd", "learning_rate": "invscaling", "learning_rate_init": 0.3},
+    "adaptive": {"solver": "sgd", "learning_rate": "adaptive", "tol": 0.1, "n_iter_no_change": 2, "max_iter": 40},
+    "early": {"early_stopping": True, "validation_fraction": 0.3, "n_iter_no_change": 3, "max_iter": 40},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Got `batch_size`")
+@pytest.mark.parametrize("options", STOCHASTIC.values(), ids=STOCHASTIC)
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+def test_the_same_random_state_gives_the_network_of_scikit_learn(options: dict[str, Any], weighted: bool) -> None:
+    a, b = both("MLPClassifier", **SHORT | options)
+    weight = [WEIGHT] if weighted and hasattr(theirs.MLPClassifier, "_score_with_function") else []
+    a.fit(X, Y, *weight)
+    b.fit(X, Y, *weight)
+    assert_same(a, b)
+    np.testing.assert_array_equal(a.predict(X), b.predict(X))
+    if a.early_stopping:
+        assert a.validation_scores_ == b.validation_scores_
+
+
+@pytest.mark.parametrize(
+    ("kind", "y", "options"),
+    [
+        ("MLPClassifier", Y > 0, {}),
+        ("MLPClassifier", TWO, {"alpha": 0.1}),
+        ("MLPClassifier", np.array(["setosa", "versicolor", "virginica"])[Y], {"early_stopping": True}),
+        ("MLPClassifier", np.zeros(len(X), int), {}),
+        ("MLPRegressor", X[:, 0] * X[:, 1], {}),
+        ("MLPRegressor", X[:, 1:], {"solver": "sgd", "early_stopping": True}),
+        ("MLPRegressor", TWO.astype(float), {"loss": "poisson"}),
+    ],
+    ids=["binary", "multilabel", "text", "one class", "real", "several", "poisson"],
+)
+def test_every_kind_of_target(kind: str, y: np.ndarray, options: dict[str, Any]) -> None:
+    if "loss" in options and "loss" not in theirs.MLPRegressor().get_params():
+        pytest.skip("this scikit-learn has no Poisson loss")
+    a, b = both(kind, **SHORT | options)
+    assert_same(a.fit(X, y), b.fit(X, y))
+    np.testing.assert_allclose(b.predict(X), a.predict(X)) if kind == "MLPRegressor" else None
+    if kind == "MLPClassifier":
+        np.testing.assert_array_equal(b.classes_, a.classes_)
+
+
+def test_float32_stays_float32() -> None:
+    a, b = both("MLPClassifier", **SHORT)
+    assert_same(a.fit(X.astype(np.float32), Y), b.fit(X.astype(np.float32), Y), rtol=1e-5)
+    assert b.coefs_[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", [csr_matrix, csc_matrix])
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_sparse_data(kind: Any, solver: str) -> None:
+    a, b = both("MLPClassifier", **SHORT | {"solver": solver, "max_iter": 3})
+    assert_same(a.fit(kind(X), Y), b.fit(kind(X), Y))
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha": 1.0, "activation": "tanh"}])
+def test_the_first_iterations_of_lbfgs(options: dict[str, Any]) -> None:
+    a, b = both("MLPClassifier", **SHORT | {"solver": "lbfgs", "max_iter": 4} | options)
+    assert_same(a.fit(X, Y), b.fit(X, Y))
+    a, b = both("MLPRegressor", **SHORT | {"solver": "lbfgs", "max_iter": 4} | options)
+    assert_same(a.fit(X, X[:, 1:]), b.fit(X, X[:, 1:]))
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_partial_fit_goes_on_with_other_sizes_and_through_a_pickle(solver: str) -> None:
+    a, b = both("MLPClassifier", **SHORT | {"solver": solver})
+    for rows in (slice(0, 150, 3), slice(1, 150, 2), slice(0, 150, 3)):
+        a.partial_fit(X[rows], Y[rows], classes=[0, 1, 2])
+        b = pickle.loads(pickle.dumps(b)).partial_fit(X[rows], Y[rows], classes=[0, 1, 2])
+        assert_same(a, b)
+    # and a network of scikit-learn's goes on here, one of ours there
+    a, b = pickle.loads(pickle.dumps((a, b)))
+    a.__class__, b.__class__ = type(b), type(a)
+    a.device = "cpu"
+    assert_same(a.partial_fit(X, Y), b.partial_fit(X, Y))
+
+
+def test_warm_start_and_what_changes_between_two_fits() -> None:
+    a, b = both("MLPClassifier", **SHORT | {"warm_start": True})
+    for changed in ({}, {"alpha": 0.3, "beta_1": 0.5}, {"solver": "sgd"}):
+        a.set_params(**changed).fit(X, Y)
+        b.set_params(**changed).fit(X, Y)
+        assert_same(a, b)
+    a.coefs_[0][...] = b.coefs_[0][...] = 0.25  # what a user sets is where the next fit begins
+    assert_same(a.fit(X, Y), b.fit(X, Y))
+
+
+def test_a_random_state_that_is_a_generator_is_drawn_from_as_often() -> None:
+    a, b = both("MLPClassifier", **SHORT)
+    one, other = np.random.RandomState(5), np.random.RandomState(5)
+    assert_same(a.set_params(random_state=one).fit(X, Y), b.set_params(random_state=other).fit(X, Y))
+    assert one.uniform() == other.uniform()
+
+
+def test_messages_are_those_of_scikit_learn(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for estimator in both("MLPClassifier", **SHORT | {"verbose": True, "batch_size": 5000}):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            estimator.fit(X, Y)
+        said.append(([str(w.message) for w in caught], capsys.readouterr().out))
+        assert ConvergenceWarning in [w.category for w in caught]
+    assert said[0] == said[1]
+    assert "Iteration 12, loss = " in said[1][1]
+
+
+def test_numbers_that_are_not_finite_are_an_error_as_there() -> None:
+    for estimator in both("MLPRegressor", **SHORT | {"solver": "sgd", "learning_rate_init": 1e6}):
+        with np.errstate(all="ignore"), pytest.raises(ValueError, match="non-finite"):
+            estimator.fit(X * 100, Y)
+
+
+def test_a_mini_batch_without_weight_is_an_error_as_there() -> None:
+    for estimator in both("MLPClassifier", **SHORT | {"shuffle": False}):
+        with pytest.raises(ZeroDivisionError):
+            estimator.fit(X, Y, sample_weight=np.arange(len(X)) >= 40)
+
+
+def test_ctrl_c_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = ours.Trainer.epoch
+
+    def interrupted(self: Any, *arguments: Any) -> float:
+        if self.state.counters[0] >= 8:
+            raise KeyboardInterrupt
+        return epoch(self, *arguments)
+
+    monkeypatch.setattr(ours.Trainer, "epoch", interrupted)
+    a, b = both("MLPClassifier", **SHORT | {"max_iter": 2})
+    with pytest.warns(UserWarning, match="interrupted"):
+        b.set_params(max_iter=9).fit(X, Y)
+    assert_same(a.fit(X, Y), b)
+    assert "update_params" not in vars(b._optimizer)
+
+
+@pytest.mark.parametrize("kind", [ours.MLPClassifier, ours.MLPRegressor])
+def test_parameters_and_defaults_are_those_of_the_installed_scikit_learn(kind: Any) -> None:
+    mine, installed = kind().get_params(), getattr(theirs, kind.__name__)().get_params()
+    assert {name: mine[name] for name in installed} == installed
+    assert {*mine} - {*installed} <= {"device", "class_weight"}
+    assert isinstance(kind(), getattr(theirs, kind.__name__))
+    with pytest.raises(TypeError, match="devise"):
+        kind(devise="cpu")
+
+
+def test_a_device_that_is_none_is_an_error() -> None:
+    with pytest.raises(ValueError, match="unknown device 'cup'"):
+        ours.MLPClassifier(device="cup").fit(X, Y)
+    with pytest.raises(ValueError, match="device"):
+        ours.MLPClassifier(device=3).fit(X, Y)
+
+
+def test_the_reference_gives_the_same(device: str) -> None:
+    a, _ = both("MLPClassifier", **SHORT | {"max_iter": 3})
+    for options in ({}, {"solver": "sgd"}, {"solver": "lbfgs"}):
+        for weight in (None, WEIGHT):
+            b = ours.MLPClassifier(device=device, **SHORT | {"max_iter": 3} | options)
+            assert_same(clone(a).set_params(**options).fit(X, Y, weight), b.fit(X, Y, weight))
+
+
+def test_clone_copy_and_pickle() -> None:
+    _, b = both("MLPClassifier", **SHORT)
+    b.fit(X, Y)
+    assert clone(b).get_params() == b.get_params()
+    for other in (copy.deepcopy(b), pickle.loads(pickle.dumps(b))):
+        np.testing.assert_array_equal(other.predict_proba(X), b.predict_proba(X))
+
+
+def test_a_pipeline_in_a_search_with_two_workers() -> None:
+    found = []
+    for mlp in both("MLPClassifier", **SHORT):
+        search = GridSearchCV(
+            make_pipeline(StandardScaler(), mlp), {f"{type(mlp).__name__.lower()}__alpha": [1e-4, 1.0]}, n_jobs=2, cv=2
+        )
+        search.fit(X, Y)
+        found.append((search.best_params_, search.best_score_, search.predict(X).tolist()))
+    assert found[0] == found[1]
+
+
+def test_short_fits_are_left_to_scikit_learn_until_the_kernels_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "_warm", set())
+    monkeypatch.setattr(ours, "_cold", ours.Counter())
+    monkeypatch.setattr(ours, "told", ours.Counter())
+    short = ours.MLPClassifier(**SHORT).fit(X, Y)
+    assert ours.told[""] == 0
+    assert "it is short" in next(iter(ours.told))
+    ours.MLPClassifier(device="cpu", **SHORT).fit(X, Y)
+    again = ours.MLPClassifier(**SHORT).fit(X, Y)
+    assert ours.told[""] == 2
+    assert_same(short, again)
+
+
+def test_a_subclass_with_passes_of_its_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(ours.MLPClassifier):  # type: ignore[misc]
+        def _forward_pass(self, activations: Any) -> Any:
+            return super()._forward_pass(activations)
+
+    monkeypatch.setattr(ours, "told", ours.Counter())
+    Own(**SHORT).fit(X, Y)
+    assert dict(ours.told) == {"Own has a _forward_pass of its own": 1}
+    monkeypatch.setattr(ours, "DENSE_LIMIT", 1000)
+    ours.MLPClassifier(device="cpu", **SHORT).fit(csr_matrix(X), Y)
+    assert any("sparse" in reason for reason in ours.told)
+
+
+def test_the_rules_are_not_known_by_name() -> None:
+    assert not [name for name in gb.optimizers.OPTIMIZERS if name.startswith("_")]
+
+
+@pytest.mark.slow
+@parametrize_with_checks(
+    [
+        ours.MLPClassifier(device="cpu"),
+        ours.MLPRegressor(device="cpu", solver="sgd", learning_rate_init=1e-3),
+        ours.MLPClassifier(max_iter=20),
+        ours.MLPRegressor(device="cpu", solver="lbfgs", early_stopping=True),
+    ]
+)
+def test_the_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python away from the repository."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False,
+        env=os.environ | environment,
+    )  # fmt: skip
+
+
+SCRIPT = """
+import sys, numpy as np
+from sklearn.neural_network import MLPClassifier
+X = np.random.default_rng(0).normal(size=(200, 5)); y = (X[:, 0] > 0).astype(int)
+m = MLPClassifier(random_state=0, max_iter=4).fit(X, y)
+print(sys.argv[1:], __name__, type(m).__module__, sys.path[0] == sys.argv[1], m.loss_)
+"""
+
+
+def test_an_unchanged_script(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import warnings; warnings.simplefilter('ignore')" + SCRIPT)
+    plain = run([str(script), str(tmp_path)], tmp_path)
+    fast = run(["-m", "gpubackprop.accel", "--at-once", str(script), str(tmp_path)], tmp_path)
+    module = run(["-m", "gpubackprop.accel", "-m", "script", str(tmp_path)], tmp_path)
+    assert fast.stderr == "gpubackprop: 1 fits accelerated in this process\n"
+    assert "0 fits accelerated" in module.stderr
+    assert "1 left to scikit-learn: it is short" in module.stderr
+    for done in (fast, module):
+        *same, loss = plain.stdout.split()
+        assert done.stdout.split()[:-1] == same
+        np.testing.assert_allclose(float(done.stdout.split()[-1]), float(loss), rtol=1e-12)
+    assert "True" in fast.stdout
+
+
+def test_what_the_command_is_told_wrong(tmp_path: Path) -> None:
+    for arguments in ([], ["--what"], ["missing.py"]):
+        done = run(["-m", "gpubackprop.accel", *arguments], tmp_path)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_workers_of_joblib_are_accelerated_and_pickles_stay_those_of_scikit_learn(tmp_path: Path) -> None:
+    code = """
+import pickle, warnings
+warnings.simplefilter("ignore")
+from sklearn.neural_network import MLPClassifier
+from gpubackprop import accel
+accel.install(at_once=True)
+from joblib import Parallel, delayed
+from sklearn.datasets import load_iris
+def fit(m):
+    from sklearn.neural_network import MLPClassifier
+    m.fit(*load_iris(return_X_y=True))
+    return type(m)._fit_stochastic.__module__, type(m) is MLPClassifier
+print(Parallel(n_jobs=2)(delayed(fit)(MLPClassifier(max_iter=2)) for _ in range(2)))
+m = MLPClassifier(max_iter=2).fit(*load_iris(return_X_y=True))
+print(b"gpubackprop" in pickle.dumps(m))
+accel.uninstall()
+print(MLPClassifier._fit_stochastic.__module__)
+"""
+    done = run(["-c", code], tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, pickled, after = done.stdout.splitlines()
+    assert eval(first) == [("gpubackprop.sklearn", True)] * 2
+    assert (pickled, after) == ("False", "sklearn.neural_network._multilayer_perceptron")
+
+
+def test_without_scikit_learn_the_error_says_what_to_install(tmp_path: Path) -> None:
+    done = run(["-c", "import sys; sys.modules['sklearn'] = None; import gpubackprop.sklearn"], tmp_path)
+    assert "pip install 'gpubackprop[sklearn]'" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_tests_of_scikit_learn_pass_in_their_words(tmp_path: Path) -> None:
+    """Its test_mlp.py as it is installed, unchanged, with its own classes accelerated."""
+    code = (
+        "import sys, pytest; from gpubackprop import accel; accel.install(at_once=True);"
+        "status = pytest.main(['--pyargs', 'sklearn.neural_network.tests.test_mlp', '-q', '-p', 'no:cacheprovider']);"
+        "print(accel.summary()); sys.exit(status)"
+    )
+    done = run(["-c", code], tmp_path, GPUBACKPROP_NVTX="")
+    assert done.returncode == 0, done.stdout[-3000:]
+    count = int(done.stdout.splitlines()[-1].split()[1])
+    assert count > 500
+
+
+@pytest.mark.slow
+def test_digits_to_the_end() -> None:
+    data, labels = load_digits(return_X_y=True)
+    a, b = both("MLPClassifier", random_state=0, hidden_layer_sizes=(64, 32), early_stopping=True)
+    assert a.fit(data / 16, labels).n_iter_ == b.fit(data / 16, labels).n_iter_
+    np.testing.assert_allclose(b.loss_curve_, a.loss_curve_, rtol=1e-9)
+    assert a.score(data / 16, labels) == b.score(data / 16, labels)
