@@ -15,15 +15,21 @@ from __future__ import annotations
 
 import inspect
 import math
+import platform
+import warnings
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
+from functools import cache as once
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from gpubackprop._version import __version__
+from gpubackprop.code_digest import fingerprint
+from gpubackprop.machine import cache
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.step.state import STEPS
 from gpubackprop.training.sklearn_steps import ACTIVATION_OF, Kind, Momentum, Trainer, UncorrectedAdam
@@ -43,10 +49,11 @@ __all__ = ["MLPClassifier", "MLPRegressor"]
 METHODS = ("_fit_stochastic", "_fit_lbfgs")
 THEIRS: dict[str, Callable[..., Any]] = {name: getattr(BaseMultilayerPerceptron, name) for name in METHODS}
 HOOKS = {name: getattr(BaseMultilayerPerceptron, name) for name in ("_backprop", "_forward_pass", "_compute_loss_grad")}
-CALLED = ("activations", "deltas", "coef_grads", "intercept_grads")
+CALLED = ["activations", "deltas", "coef_grads", "intercept_grads"]
 """What ``_backprop`` takes after X, y and, since scikit-learn 1.7, sample_weight."""
+KNOWN = [*inspect.signature(HOOKS["_backprop"]).parameters][-4:] == CALLED
 DENSE_LIMIT = 2**30  # bytes that a sparse X may take as an array
-START = 0.3  # seconds until compiled kernels are loaded, in which scikit-learn trains a small network
+LOADING, COMPILING = 1.0, 12.0  # seconds until a step's kernels are there, in which scikit-learn trains small networks
 
 told: Counter[str] = Counter()
 """Fits of this process by where they were done: "" for ours, else the reason why they were left to scikit-learn."""
@@ -54,12 +61,13 @@ POLICY = SimpleNamespace(at_once=False)
 """Whether short fits are ours too while the kernels are not loaded."""
 _warm: set[tuple[Any, ...]] = set()
 _cold: Counter[tuple[Any, ...]] = Counter()  # seconds that scikit-learn has had for fits of a kind that was not warm
+_seconds_to_start: dict[tuple[Any, ...], float] = {}
 
 
 def left_alone(estimator: Any, X: Any, *, incremental: bool = False) -> str:
     """Return why a fit is left to scikit-learn, or "": THE list of reasons."""
     cls = type(estimator)
-    if [*inspect.signature(HOOKS["_backprop"]).parameters][-4:] != [*CALLED]:
+    if not KNOWN:
         return f"scikit-learn {sklearn.__version__} trains in a way that is not known here"
     own = [name for name, hook in HOOKS.items() if getattr(cls, name) is not hook]
     if own:
@@ -69,27 +77,37 @@ def left_alone(estimator: Any, X: Any, *, incremental: bool = False) -> str:
     if issparse(X) and X.shape[0] * X.shape[1] * X.dtype.itemsize > DENSE_LIMIT:
         return f"a sparse X would take more than {DENSE_LIMIT >> 20:,} MiB as an array"
     asked = POLICY.at_once or getattr(estimator, "device", None) is not None
-    if not asked and not _is_warm(estimator, X, incremental):
-        return "it is short and the kernels are not loaded yet"
-    return ""
+    return "" if asked else _too_short(estimator, X, incremental)
 
 
-def _kind_of_kernels(estimator: Any, X: Any) -> tuple[Any, ...]:
-    return estimator.activation, estimator.out_activation_, X.dtype, estimator.solver
+def _kernels(estimator: Any, X: Any) -> tuple[str, ...]:
+    """Return what decides which kernels a fit needs."""
+    return estimator.activation, estimator.out_activation_, X.dtype.name, estimator.solver
 
 
-def _is_warm(estimator: Any, X: Any, incremental: bool) -> bool:
-    """Return whether the kernels are loaded, or scikit-learn would take, or has taken, longer than that takes."""
-    kind = _kind_of_kernels(estimator, X)
+def _entry(kernels: tuple[str, ...]) -> str:
+    """Return the name of the entry of the disk cache that says that these kernels were compiled on this machine."""
+    made_by = fingerprint(__version__, np.__version__, version("numba"), platform.processor(), *kernels)
+    return f"sklearn/{made_by}"
+
+
+def _too_short(estimator: Any, X: Any, incremental: bool) -> str:
+    """Return "" if the kernels are loaded, or scikit-learn would take, or has taken, longer than that takes."""
+    kind = _kernels(estimator, X)
     if kind in _warm:
-        return True
+        return ""
     n = X.shape[0]
     rows = n if estimator.solver == "lbfgs" else min(200 if estimator.batch_size == "auto" else estimator.batch_size, n)
     batches = (1 if incremental else estimator.max_iter) * math.ceil(n / rows)
     size = sum(W.size for W in estimator.coefs_)
     seconds = batches * (7e-5 * len(estimator.coefs_) + size * (7e-9 + 1.5e-10 * rows))  # of a core of 2020
     _cold[kind] += seconds
-    return _cold[kind] > START
+    if kind not in _seconds_to_start:
+        _seconds_to_start[kind] = COMPILING if cache.read(_entry(kind)) is None else LOADING
+    if _cold[kind] > _seconds_to_start[kind]:
+        return ""
+    what = "loaded" if _seconds_to_start[kind] == LOADING else "compiled on this machine (--at-once compiles them)"
+    return f"short, and the kernels are not yet {what}"
 
 
 # ------------------------------------------------------------------ the fit
@@ -106,6 +124,9 @@ def train(estimator: Any, method: str, arguments: tuple[Any, ...]) -> None:
     reason = left_alone(estimator, X, incremental=incremental)
     told[reason] += 1
     if reason:
+        if getattr(estimator, "device", None) is not None:
+            text = f"device is {estimator.device!r}, but this fit is left to scikit-learn: {reason}"
+            warnings.warn(text, stacklevel=2)
         THEIRS[method](estimator, *arguments)
         return
     driver = object.__new__(type(estimator))
@@ -123,7 +144,11 @@ def train(estimator: Any, method: str, arguments: tuple[Any, ...]) -> None:
         vars(estimator).update({name: value for name, value in vars(driver).items() if name not in same})
         if not incremental:
             _trainers.pop(estimator, None)
-    _warm.add(_kind_of_kernels(estimator, X))
+    kernels = _kernels(estimator, X)
+    if (getattr(estimator, "device", None) or "cpu") == "cpu" and kernels not in _warm:
+        _warm.add(kernels)
+        if cache.read(_entry(kernels)) is None:
+            cache.write(_entry(kernels), b"")
 
 
 _trainers: WeakKeyDictionary[Any, Trainer] = WeakKeyDictionary()  # beside the estimators: a pickle is scikit-learn's
@@ -222,7 +247,7 @@ def scikit_learn() -> tuple[Any, Any, Any]:
     return BaseMultilayerPerceptron, neural_network.MLPClassifier, neural_network.MLPRegressor
 
 
-@cache
+@once
 def replacement(method: str) -> Callable[..., None]:
     """Return the method that is ours instead of one of ``METHODS``."""
 
