@@ -3,7 +3,6 @@
     python tests/cuda_compile.py 90 some     # for one architecture, as JSON lines: what test_kernels_cuda_compile.py runs
     python tests/cuda_compile.py table       # every kernel for every architecture: writes kernels/cuda/registers.csv
     python tests/cuda_compile.py table update_ advance_    # those whose names begin so; the other rows stay as they are
-    python tests/cuda_compile.py table clip  # only those whose names begin so (several may be given): changes their rows
 
 One architecture to a process, which keeps Numba's tables of compiled functions apart.
 """
@@ -28,7 +27,7 @@ import numpy as np
 
 from gpubackprop import SGD, Adam, schedules
 from gpubackprop.activations import ACTIVATIONS
-from gpubackprop.definitions import check_dtype, real_of
+from gpubackprop.definitions import check_dtype
 from gpubackprop.kernels.cuda import column_sums, minibatch, passes
 from gpubackprop.kernels.cuda import dropout as cuda_dropout
 from gpubackprop.kernels.cuda import loss as cuda_loss
@@ -52,7 +51,7 @@ def sources(complete: bool) -> Iterator[tuple[Source, int]]:
     for dtype in (F4, BF16, F2, F8):
         vector = 16 // dtype.itemsize
         yield from pass_sources(dtype, vector, complete and dtype != F2)
-        yield from loss_sources(dtype, vector, complete and dtype != F2)
+        yield from loss_sources(dtype, complete and dtype != F2)
         yield column_sums.column_sum(dtype), 0
         yield cuda_dropout.dropout(dtype, vector), 16
         yield cuda_dropout.dropout(dtype, 1), 0
@@ -93,27 +92,27 @@ def pass_sources(dtype: np.dtype[Any], vector: int, complete: bool) -> Iterator[
             yield passes.bias_activation_backward(activation, dtype, vector, True, True), 16
 
 
-def loss_sources(dtype: np.dtype[Any], vector: int, complete: bool) -> Iterator[tuple[Source, int]]:
-    """Yield the kernels of the losses."""
+def loss_sources(dtype: np.dtype[Any], complete: bool) -> Iterator[tuple[Source, int]]:
+    """Yield the kernels of the losses, as wide as a launch has them."""
     everything = cuda_loss.Variant(False, True, True, dtype == F2)
     for loss in LOSSES.values():
         if loss.family == "elementwise":
             if complete or loss.name in ("huber", "sigmoid_cross_entropy"):
-                yield cuda_loss.elementwise_loss(loss, dtype, 16 // real_of(dtype).itemsize, everything), 16
+                yield cuda_loss.elementwise_loss(loss, dtype, everything.width(dtype), everything), 16
                 yield cuda_loss.elementwise_loss(loss, dtype, 1, cuda_loss.Variant()), 0
         elif complete or loss.targets == "classes":
             plain = cuda_loss.Variant(indices=loss.targets == "classes")
             widest = cuda_softmax.tile_columns(dtype)
             for d in (3, 10, 128, widest) if complete and dtype != F8 else (10, widest):
-                yield cuda_softmax.softmax_loss_tile(loss, dtype, vector, d, everything if d > 64 else plain), 16
-            real = 16 // real_of(dtype).itemsize  # with dense targets, which are real
-            for width, d in ((vector, 304), (real, 4096 if dtype != F8 else 2048), (1, 1001)):
+                variant = everything if d > 64 else plain
+                yield cuda_softmax.softmax_loss_tile(loss, dtype, variant.width(dtype), d, variant), 16
+            for d in (304, 4096 if dtype != F8 else 2048, 1001):
                 variant = everything if d > 2000 else plain
+                width = 1 if d == 1001 else variant.width(dtype)
                 shape = cuda_softmax_rows.row_shape(dtype, width, d, not variant.indices)
                 assert shape is not None
-                wanted = width * dtype.itemsize if width > 1 else 0
-                yield cuda_softmax_rows.softmax_loss_row(loss, dtype, width, shape, variant), wanted
-            width = real if dtype != F8 else 1
+                yield cuda_softmax_rows.softmax_loss_row(loss, dtype, width, shape, variant), 16 if width > 1 else 0
+            width = everything.width(dtype) if dtype != F8 else 1
             yield cuda_softmax_rows.softmax_loss_long(loss, dtype, width, everything), 16 if width > 1 else 0
 
 
