@@ -13,6 +13,7 @@ magnifies rounding, only in the first iterations. So it is with a ReLU that roun
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import platform
@@ -21,18 +22,22 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache as once
 from importlib.metadata import version
+from numbers import Real
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from gpubackprop._version import __version__
+from gpubackprop.activations import ACTIVATIONS, Activation
 from gpubackprop.code_digest import fingerprint
+from gpubackprop.losses import LOSSES
 from gpubackprop.machine import cache
+from gpubackprop.mlp import MLP
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.step.state import STEPS
-from gpubackprop.training.sklearn_steps import ACTIVATION_OF, Kind, Momentum, Trainer, UncorrectedAdam
+from gpubackprop.training.sklearn_steps import ACTIVATION_OF, LOSS_OF, Kind, Momentum, Trainer, UncorrectedAdam
 
 try:
     import sklearn
@@ -40,7 +45,10 @@ except ImportError as error:
     raise ImportError("gpubackprop.sklearn needs scikit-learn: pip install 'gpubackprop[sklearn]'") from error
 from scipy.sparse import issparse
 from sklearn import neural_network
+from sklearn.neural_network._base import ACTIVATIONS as OUTPUTS
 from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
+from sklearn.utils import compute_sample_weight
+from sklearn.utils._param_validation import Interval, StrOptions
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
@@ -53,7 +61,7 @@ CALLED = ["activations", "deltas", "coef_grads", "intercept_grads"]
 """What ``_backprop`` takes after X, y and, since scikit-learn 1.7, sample_weight."""
 KNOWN = [*inspect.signature(HOOKS["_backprop"]).parameters][-4:] == CALLED
 DENSE_LIMIT = 2**30  # bytes that a sparse X may take as an array
-LOADING, COMPILING = 1.0, 12.0  # seconds until a step's kernels are there, in which scikit-learn trains small networks
+LOADING, COMPILING = 1.5, 16.0  # seconds until a step's kernels are there, in which scikit-learn trains small networks
 
 told: Counter[str] = Counter()
 """Fits of this process by where they were done: "" for ours, else the reason why they were left to scikit-learn."""
@@ -72,17 +80,21 @@ def left_alone(estimator: Any, X: Any, *, incremental: bool = False) -> str:
     own = [name for name, hook in HOOKS.items() if getattr(cls, name) is not hook]
     if own:
         return f"{cls.__name__} has a {own[0]} of its own"
-    if estimator.activation not in ACTIVATION_OF:
-        return f"activation {estimator.activation!r} is not known here"
     if issparse(X) and X.shape[0] * X.shape[1] * X.dtype.itemsize > DENSE_LIMIT:
         return f"a sparse X would take more than {DENSE_LIMIT >> 20:,} MiB as an array"
-    asked = POLICY.at_once or getattr(estimator, "device", None) is not None
+    asked = POLICY.at_once or getattr(estimator, "device", None) is not None or _only_ours(estimator)
     return "" if asked else _too_short(estimator, X, incremental)
+
+
+def _only_ours(estimator: Any) -> str:
+    """Return the name of a parameter that scikit-learn's loop cannot do, or ""."""
+    known = isinstance(estimator.activation, str) and estimator.activation in ACTIVATION_OF
+    return "dropout" if getattr(estimator, "dropout", 0) else "" if known else "activation"
 
 
 def _kernels(estimator: Any, X: Any) -> tuple[str, ...]:
     """Return what decides which kernels a fit needs."""
-    return estimator.activation, estimator.out_activation_, X.dtype.name, estimator.solver
+    return str(estimator.activation), estimator.out_activation_, X.dtype.name, estimator.solver
 
 
 def _entry(kernels: tuple[str, ...]) -> str:
@@ -124,6 +136,9 @@ def train(estimator: Any, method: str, arguments: tuple[Any, ...]) -> None:
     reason = left_alone(estimator, X, incremental=incremental)
     told[reason] += 1
     if reason:
+        if name := _only_ours(estimator):
+            given = getattr(estimator, name)
+            raise ValueError(f"{name} is {given!r}, which scikit-learn has not, but this fit is left to it: {reason}")
         if getattr(estimator, "device", None) is not None:
             text = f"device is {estimator.device!r}, but this fit is left to scikit-learn: {reason}"
             warnings.warn(text, stacklevel=2)
@@ -134,8 +149,9 @@ def train(estimator: Any, method: str, arguments: tuple[Any, ...]) -> None:
     fit = Fit(estimator, driver, weighted, stochastic=method == "_fit_stochastic")
     driver._backprop = fit
     if fit.stochastic:
-        size = 0 if estimator.batch_size == "auto" else estimator.batch_size
-        driver.batch_size, driver.shuffle = max(size, X.shape[0] - fit.held_out(X.shape[0])), False
+        n, given = X.shape[0], 0 if estimator.batch_size == "auto" else estimator.batch_size
+        held_out = math.ceil(n * estimator.validation_fraction) if estimator.early_stopping else 0
+        driver.batch_size, driver.shuffle = max(given, n - held_out), False
     try:
         THEIRS[method](driver, *arguments)
     finally:
@@ -162,11 +178,6 @@ class Fit:
         self.trainer: Trainer | None = None
         self.order, self.lists = np.arange(0), list[Any]()
 
-    def held_out(self, n: int) -> int:
-        """Return how many samples scikit-learn keeps for validation."""
-        e = self.estimator
-        return math.ceil(n * e.validation_fraction) if e.early_stopping else 0
-
     def __call__(self, X: Any, y: Any, *rest: Any) -> tuple[float, list[Any], list[Any]]:
         driver, weight = self.driver, rest[0] if self.weighted else None
         if self.trainer is None:
@@ -181,7 +192,8 @@ class Fit:
             permutation = np.arange(len(y))
             driver._random_state.shuffle(permutation)
             self.order = self.order[permutation]
-        factor = 1.0 if driver.solver == "adam" else driver._optimizer.learning_rate
+        assert len(y) == len(self.order), "scikit-learn was to take all data for one mini-batch"
+        factor = 1.0 if isinstance(trainer.kind.rule, UncorrectedAdam) else driver._optimizer.learning_rate
         loss = trainer.epoch(self.steps, self.order, weight, alpha, factor)
         trainer.take(trainer.parameters, self.lists)
         return loss, [], []
@@ -192,31 +204,31 @@ class Fit:
         sizes = (X.shape[1], *(W.shape[1] for W in driver.coefs_))
         rule = self._rule() if self.stochastic else None
         device = getattr(e, "device", None) or "cpu"
-        kind = Kind(sizes, e.activation, driver.out_activation_, dtype, device, rule, self.weighted)
+        dropout = getattr(e, "dropout", 0.0)
+        seed = int(driver._random_state.randint(2**31)) if dropout else 0  # scikit-learn has no such draw
+        activations = _activations(e.activation)
+        kind = Kind(sizes, activations, driver.out_activation_, dtype, device, rule, self.weighted, dropout, seed)
         trainer = _trainers.get(e)
         if trainer is None or trainer.kind != kind:
             trainer = _trainers[e] = Trainer(kind)
         batch_size = n if not self.stochastic else min(200 if e.batch_size == "auto" else e.batch_size, n)
-        self.trainer, self.steps = trainer, trainer.steps(n, batch_size)
-        trainer.load(self.steps, X, y, weight)
-        if not self.stochastic:
-            return
-        self.order, self.lists, optimizer = np.arange(n), [*driver.coefs_, *driver.intercepts_], driver._optimizer
-        trainer.put(trainer.parameters, self.lists)
-        for here, there in zip(trainer.moments, self._moments(optimizer), strict=True):
-            trainer.put(here, there)
-        trainer.state.counters[STEPS] = getattr(optimizer, "t", 0)
-        optimizer.update_params = _nothing
+        steps = trainer.steps(n, batch_size)
+        trainer.load(steps, X, y, weight)
+        if self.stochastic:
+            self.order, self.lists, optimizer = np.arange(n), [*driver.coefs_, *driver.intercepts_], driver._optimizer
+            trainer.put(trainer.parameters, self.lists)
+            for here, there in zip(trainer.moments, _moments(optimizer), strict=True):
+                trainer.put(here, there)
+            # of the masks of dropout there must be others in the next call of partial_fit
+            trainer.state.counters[STEPS] = getattr(optimizer, "t", driver.t_)
+            optimizer.update_params = _nothing
+        self.trainer, self.steps = trainer, steps
 
     def _rule(self) -> Optimizer:
-        e = self.driver
-        if e.solver == "sgd":
-            return Momentum(momentum=float(e.momentum), nesterov=bool(e.nesterovs_momentum))
-        o = e._optimizer  # of an earlier call of partial_fit, or of this fit
+        o = self.driver._optimizer  # of an earlier call of partial_fit, or of this fit
+        if hasattr(o, "velocities"):
+            return Momentum(momentum=float(o.momentum), nesterov=bool(o.nesterov))
         return UncorrectedAdam(float(o.learning_rate_init), float(o.beta_1), float(o.beta_2), float(o.epsilon))
-
-    def _moments(self, optimizer: Any) -> list[Any]:
-        return [optimizer.velocities] if self.driver.solver == "sgd" else [optimizer.ms, optimizer.vs]
 
     def end(self) -> None:
         """Leave scikit-learn's optimizer as if it had taken the steps."""
@@ -226,13 +238,17 @@ class Fit:
         optimizer = self.driver._optimizer
         del optimizer.update_params
         trainer.take(trainer.parameters, self.lists)  # an epoch may have been interrupted
-        for here, there in zip(trainer.moments, self._moments(optimizer), strict=True):
+        for here, there in zip(trainer.moments, _moments(optimizer), strict=True):
             trainer.take(here, there)
-        if self.driver.solver == "adam":
+        if hasattr(optimizer, "ms"):
             t = optimizer.t = int(trainer.state.counters[STEPS])
             if t:
                 root = np.sqrt(1 - optimizer.beta_2**t)
                 optimizer.learning_rate = optimizer.learning_rate_init * root / (1 - optimizer.beta_1**t)
+
+
+def _moments(optimizer: Any) -> list[Any]:
+    return [optimizer.velocities] if hasattr(optimizer, "velocities") else [optimizer.ms, optimizer.vs]
 
 
 def _nothing(params: Any, grads: Any) -> None:
@@ -257,25 +273,91 @@ def replacement(method: str) -> Callable[..., None]:
     return fit
 
 
+def _activations(given: Any) -> Any:
+    """Return one of our activations, or one for each hidden layer, for scikit-learn's names and for ours."""
+    if isinstance(given, str | Activation):
+        return ACTIVATION_OF.get(given, given) if isinstance(given, str) else given
+    return tuple(map(_activations, given))
+
+
 class _Ours:
-    """The methods of scikit-learn's that are replaced, over either of its estimators."""
+    """What is other than in scikit-learn's estimators, over either of them."""
 
     _fit_stochastic, _fit_lbfgs = map(replacement, METHODS)
+
+    def _forward_pass_fast(self: Any, X: Any, check_input: bool = True) -> Any:
+        if _only_ours(self) != "activation":
+            return super()._forward_pass_fast(X, check_input)  # type: ignore[misc]
+        first = object.__new__(type(self))  # scikit-learn's checks and its product with a sparse X, and no more
+        vars(first).update(vars(self), activation="identity", n_layers_=2, out_activation_="identity")
+        z = BaseMultilayerPerceptron._forward_pass_fast(first, X, check_input)
+        given, n = _activations(self.activation), len(self.coefs_) - 1
+        hidden = map(ACTIVATIONS.resolve, given if isinstance(given, tuple) else (given,) * n)
+        for activation, W, b in zip(hidden, self.coefs_[1:], self.intercepts_[1:], strict=True):
+            z = activation.phi(z) @ W + b
+        OUTPUTS[self.out_activation_](z)
+        return z
+
+    @classmethod
+    def _theirs(cls) -> Any:
+        return next(c for c in cls.__mro__ if c in scikit_learn())
+
+    @classmethod
+    def from_sklearn(cls, fitted: Any, **parameters: Any) -> Any:
+        """Return an estimator of ours with the parameters and all that one of scikit-learn's has learned; the arrays are copies."""
+        if not isinstance(fitted, cls._theirs()):
+            raise TypeError(f"fitted is a {type(fitted).__name__}; it must be scikit-learn's {cls._theirs().__name__}")
+        made = cls(**parameters)
+        vars(made).update(copy.deepcopy(vars(fitted)) | parameters)
+        return made
+
+    def to_sklearn(self: Any) -> Any:
+        """Return scikit-learn's own estimator with its parameters and all that this one has learned; the arrays are copies.
+
+        Raises
+        ------
+        ValueError
+            It has an activation that scikit-learn has not.
+        """
+        if _only_ours(self) == "activation":
+            raise ValueError(f"activation is {self.activation!r}; scikit-learn has {', '.join(ACTIVATION_OF)}")
+        made = self._theirs()()
+        vars(made).update(copy.deepcopy({name: value for name, value in vars(self).items() if name not in self._own}))
+        return made
+
+    def to_mlp(self: Any, device: str = "cpu") -> MLP:
+        """Return the fitted network as an ``MLP``, with the very same parameters."""
+        activations, loss = _activations(self.activation), LOSS_OF[self.out_activation_]
+        sizes = [self.coefs_[0].shape[0], *(W.shape[1] for W in self.coefs_)]
+        name = loss.name if loss.name in LOSSES else "poisson"
+        model = MLP(sizes, activations, name, device, self.coefs_[0].dtype)
+        layers = enumerate(zip(self.coefs_, self.intercepts_, strict=True))
+        model.load_state_dict(
+            {f"layers.{i}.{key}": a for i, (W, b) in layers for key, a in (("weight", W.T), ("bias", b))}
+        )
+        return model
 
 
 def _with_our_parameters(cls: Any) -> Any:
     """Give an estimator the parameters of the installed scikit-learn's, and ours after them."""
     parent = cls.__mro__[2]
+    own = {"device": None, "dropout": 0.0} | cls._own
 
-    def __init__(self: Any, *args: Any, device: str | None = None, **kwargs: Any) -> None:  # noqa: N807
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        vars(self).update({name: kwargs.pop(name, default) for name, default in own.items()})
         parent.__init__(self, *args, **kwargs)
-        self.device = device
 
     of_parent = inspect.signature(parent.__init__)
-    ours = [inspect.Parameter("device", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="str | None")]
+    ours = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in own.items()]
     __init__.__signature__ = of_parent.replace(parameters=[*of_parent.parameters.values(), *ours])  # type: ignore[attr-defined]
-    cls.__init__ = __init__
-    cls._parameter_constraints = parent._parameter_constraints | {"device": [str, None]}
+    cls.__init__, cls._own = __init__, own
+    allowed = parent._parameter_constraints | {
+        "activation": [StrOptions({*ACTIVATION_OF, *ACTIVATIONS}), Activation, "array-like"],
+        "device": [str, None],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
+    cls._parameter_constraints = {name: c for name, c in allowed.items() if name in of_parent.parameters or name in own}
     return cls
 
 
@@ -290,7 +372,24 @@ class MLPClassifier(_Ours, neural_network.MLPClassifier):  # type: ignore[misc]
     device : str, optional
         ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"reference"``. None, the default, is the CPU, but leaves short fits to scikit-learn
         until the kernels are loaded, so that none is slower; the two agree within rounding.
+    dropout : float
+        The share of hidden units dropped in training, in [0, 1).
+    class_weight : dict or "balanced", optional
+        What the samples of a class weigh, times their ``sample_weight``. Needs scikit-learn 1.7.
+
+    ``activation`` may also be one of ours (``"gelu"``, an ``Activation``), or a sequence with one for each hidden layer.
     """
+
+    _own: ClassVar[dict[str, Any]] = {"class_weight": None}
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
+        if self.class_weight is not None:
+            if incremental and self.class_weight == "balanced":
+                raise ValueError("class_weight is 'balanced', which needs all data at once; give partial_fit a dict")
+            weight = compute_sample_weight(self.class_weight, y)
+            sample_weight = weight if sample_weight is None else weight * sample_weight
+        given = {} if sample_weight is None else {"sample_weight": sample_weight}
+        return super()._fit(X, y, incremental=incremental, **given)
 
 
 @_with_our_parameters
@@ -301,6 +400,8 @@ class MLPRegressor(_Ours, neural_network.MLPRegressor):  # type: ignore[misc]
     ----------
     loss, hidden_layer_sizes, activation, ...
         As scikit-learn's, with its defaults.
-    device : str, optional
-        See :class:`MLPClassifier`.
+    device, dropout
+        As those of :class:`MLPClassifier`.
     """
+
+    _own: ClassVar[dict[str, Any]] = {}

@@ -46,7 +46,7 @@ def both(kind: str, **parameters: Any) -> tuple[Any, Any]:
 
 def assert_same(a: Any, b: Any, rtol: float = 1e-11) -> None:
     """Assert that two fitted estimators are the same but for rounding, which each step carries on."""
-    assert vars(a).keys() ^ vars(b).keys() <= {"device", "class_weight"}
+    assert vars(a).keys() ^ vars(b).keys() <= {"device", "class_weight", "dropout"}
     assert (a.n_iter_, getattr(a, "t_", 0), a.n_outputs_, a.out_activation_) == (
         b.n_iter_, getattr(b, "t_", 0), b.n_outputs_, b.out_activation_,
     )  # fmt: skip
@@ -146,10 +146,16 @@ def test_partial_fit_goes_on_with_other_sizes_and_through_a_pickle(solver: str) 
         b = pickle.loads(pickle.dumps(b)).partial_fit(X[rows], Y[rows], classes=[0, 1, 2])
         assert_same(a, b)
     # and a network of scikit-learn's goes on here, one of ours there
-    a, b = pickle.loads(pickle.dumps((a, b)))
-    a.__class__, b.__class__ = type(b), type(a)
-    a.device = "cpu"
+    a, b = b.to_sklearn(), ours.MLPClassifier.from_sklearn(a, device="cpu")
     assert_same(a.partial_fit(X, Y), b.partial_fit(X, Y))
+
+
+def test_partial_fit_keeps_the_optimizer_of_its_first_call() -> None:
+    a, b = both("MLPClassifier", **SHORT)
+    for changed in ({}, {"solver": "sgd", "beta_1": 0.5, "learning_rate_init": 1.0}, {"alpha": 0.3}):
+        a.set_params(**changed).partial_fit(X, Y, classes=[0, 1, 2])
+        b.set_params(**changed).partial_fit(X, Y, classes=[0, 1, 2])
+        assert_same(a, b)
 
 
 def test_warm_start_and_what_changes_between_two_fits() -> None:
@@ -213,7 +219,7 @@ def test_ctrl_c_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parameters_and_defaults_are_those_of_the_installed_scikit_learn(kind: Any) -> None:
     mine, installed = kind().get_params(), getattr(theirs, kind.__name__)().get_params()
     assert {name: mine[name] for name in installed} == installed
-    assert {*mine} - {*installed} <= {"device", "class_weight"}
+    assert {*mine} - {*installed} <= {"device", "class_weight", "dropout"}
     assert isinstance(kind(), getattr(theirs, kind.__name__))
     with pytest.raises(TypeError, match="devise"):
         kind(devise="cpu")
@@ -240,6 +246,73 @@ def test_clone_copy_and_pickle() -> None:
     assert clone(b).get_params() == b.get_params()
     for other in (copy.deepcopy(b), pickle.loads(pickle.dumps(b))):
         np.testing.assert_array_equal(other.predict_proba(X), b.predict_proba(X))
+
+
+@pytest.mark.parametrize("y", [Y, Y > 0, TWO], ids=["classes", "binary", "multilabel"])
+def test_there_and_back_exactly(y: np.ndarray) -> None:
+    fitted = theirs.MLPClassifier(**SHORT).fit(X, y)
+    here = ours.MLPClassifier.from_sklearn(fitted, device="cpu")
+    back = here.to_sklearn()
+    assert (type(back), here.device) == (theirs.MLPClassifier, "cpu")
+    assert vars(back).keys() == vars(fitted).keys()
+    assert back.get_params() == fitted.get_params()
+    for p, q in zip((*fitted.coefs_, *fitted.intercepts_), (*back.coefs_, *back.intercepts_), strict=True):
+        np.testing.assert_array_equal(p, q)
+        assert not np.shares_memory(p, q)
+    assert_same(fitted.partial_fit(X, y), here.partial_fit(X, y))
+    with pytest.raises(TypeError, match="must be scikit-learn's MLPRegressor"):
+        ours.MLPRegressor.from_sklearn(fitted)
+
+
+def test_a_fitted_estimator_as_a_network() -> None:
+    for fitted in (
+        ours.MLPClassifier(activation="tanh", **SHORT).fit(X, Y),
+        ours.MLPClassifier(activation="gelu", **SHORT).fit(X, Y),
+        ours.MLPRegressor(activation="logistic", **SHORT).fit(X, X[:, 1:]),
+    ):
+        model = fitted.to_mlp()
+        np.testing.assert_array_equal(model.parameters.W[1], fitted.coefs_[1])
+        there = fitted.predict_proba(X) if hasattr(fitted, "predict_proba") else fitted.predict(X)
+        np.testing.assert_allclose(
+            model.predict_proba(X) if hasattr(fitted, "classes_") else model.predict(X), there, rtol=1e-9
+        )
+
+
+def test_class_weight_is_what_a_sample_weighs() -> None:
+    if not hasattr(theirs.MLPClassifier, "_score_with_function"):
+        pytest.skip("this scikit-learn has no sample weights")
+    weighed = ours.MLPClassifier(device="cpu", class_weight={0: 3.0, 2: 0.5}, **SHORT).fit(X, Y, WEIGHT)
+    a, _ = both("MLPClassifier", **SHORT)
+    assert_same(a.fit(X, Y, WEIGHT * np.array([3.0, 1.0, 0.5])[Y]), weighed)
+    with pytest.raises(ValueError, match="balanced"):
+        ours.MLPClassifier(class_weight="balanced").partial_fit(X, Y, classes=[0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "gelu"},
+        {"activation": ["relu", "sigmoid"]},
+        {"activation": gb.activations.ACTIVATIONS["mish"]},
+        {"dropout": 0.3},
+    ],
+)
+def test_what_scikit_learn_has_not(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [ours.MLPClassifier(**SHORT | options | {"max_iter": 60}).fit(X, Y) for _ in range(2)]
+    assert made[0].loss_curve_ == made[1].loss_curve_
+    assert made[0].score(X, Y) > 0.6
+    assert clone(made[0]).fit(X, Y).loss_ == made[0].loss_
+    if "dropout" not in options:
+        with pytest.raises(ValueError, match="scikit-learn has"):
+            made[0].to_sklearn()
+    monkeypatch.setattr(ours, "DENSE_LIMIT", 1000)
+    with pytest.raises(ValueError, match="left to it"):
+        made[0].fit(csr_matrix(X), Y)
+
+
+def test_activations_per_layer_that_are_too_few() -> None:
+    with pytest.raises(ValueError, match="there are 2 hidden layers"):
+        ours.MLPClassifier(**SHORT | {"activation": ["relu"]}).fit(X, Y)
 
 
 def test_a_pipeline_in_a_search_with_two_workers() -> None:

@@ -143,7 +143,7 @@ class Kind(NamedTuple):
     """What a network is made for; two fits of one kind can have the same network."""
 
     sizes: tuple[int, ...]
-    activation: str
+    activations: Any
     output: str
     """The output activation, which tells the loss."""
     dtype: np.dtype[Any]
@@ -151,6 +151,8 @@ class Kind(NamedTuple):
     rule: Optimizer | None
     """None for loss and gradients alone."""
     weighted: bool
+    dropout: float = 0.0
+    seed: int = 0
 
 
 class Steps(NamedTuple):
@@ -169,8 +171,9 @@ class Trainer(OnDevice):
 
     def __init__(self, kind: Kind) -> None:
         self.kind, self.indices = kind, kind.output == "softmax"
-        activations: Any = ACTIVATION_OF[kind.activation]
-        architecture = Architecture(kind.sizes, activations, LOSS_OF[kind.output], kind.dtype)
+        architecture = Architecture(
+            kind.sizes, kind.activations, LOSS_OF[kind.output], kind.dtype, kind.seed, dropout=kind.dropout
+        )
         zeros = np.zeros(flat_size(kind.sizes), kind.dtype)
         self.network = network = Network(architecture, kind.device, zeros)
         self.backend = network.backend
