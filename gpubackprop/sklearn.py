@@ -52,8 +52,6 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
-# ------------------------------------------------------------------ what is left to scikit-learn
-
 METHODS = ("_fit_stochastic", "_fit_lbfgs")
 THEIRS: dict[str, Callable[..., Any]] = {name: getattr(BaseMultilayerPerceptron, name) for name in METHODS}
 HOOKS = {name: getattr(BaseMultilayerPerceptron, name) for name in ("_backprop", "_forward_pass", "_compute_loss_grad")}
@@ -120,9 +118,6 @@ def _too_short(estimator: Any, X: Any, incremental: bool) -> str:
         return ""
     what = "loaded" if _seconds_to_start[kind] == LOADING else "compiled on this machine (--at-once compiles them)"
     return f"short, and the kernels are not yet {what}"
-
-
-# ------------------------------------------------------------------ the fit
 
 
 def train(estimator: Any, method: str, arguments: tuple[Any, ...]) -> None:
@@ -253,9 +248,6 @@ def _moments(optimizer: Any) -> list[Any]:
 
 def _nothing(params: Any, grads: Any) -> None:
     """The steps have updated the parameters."""
-
-
-# ------------------------------------------------------------------ the estimators
 
 
 def scikit_learn() -> tuple[Any, Any, Any]:
