@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from gpubackprop.machine.diagnosis import cuda_problem
 sys.path.insert(0, str(Path(__file__).parent))  # for oracle.py and tolerances.py: pytest's importlib mode leaves it out
 
 DEVICES = ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C work: a shell starts what it runs in the background with SIGINT ignored, which processes of tests inherit."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

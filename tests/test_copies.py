@@ -155,7 +155,7 @@ def test_predictors_traces_and_backends(way: str, device: str) -> None:
 @pytest.mark.parametrize("device", ["reference", "cpu"])
 def test_steps_say_that_they_cannot_be_copied(way: str, device: str) -> None:
     step = gb.MLP([5, 8, 3], device=device).step(4)
-    with pytest.raises(TypeError, match=r"make one of the copy: copy.step"):
+    with pytest.raises(TypeError, match=r"create one from the copy: copy.step"):
         WAYS[way](step)
     if device == "cpu":
         with pytest.raises(TypeError, match=r"holds addresses.*copy.step\(...\).compile"):
