@@ -1,4 +1,6 @@
-"""When a loss or a parameter becomes NaN or infinite, the step is found, named, and undone.
+"""When the loss becomes NaN, or a parameter NaN or infinite, the step is found, named, and undone.
+
+A loss that is infinite while its gradient and the parameters are finite is only too large for its dtype, and the training goes on.
 
 A step has no extra check. A NaN stays in the sum of the losses and in the parameters, so it is seen where the host looks
 anyway: at the end of an epoch, before a checkpoint, on the CPU after each chunk of steps. Then the steps since the last good
@@ -30,7 +32,7 @@ MOST_SKIPPED = 100  # skipped mini-batches in a row after which a training stops
 
 @dataclass(frozen=True)
 class Divergence:
-    """A step after which the loss or the parameters are not finite."""
+    """A step whose loss is NaN, or after which the parameters are not finite."""
 
     step: int
     """From 1."""
@@ -52,11 +54,11 @@ class Divergence:
 
 
 class DivergenceWarning(RuntimeWarning):
-    """A training has stopped, or skipped a mini-batch, because a loss or a parameter was not finite."""
+    """A training has stopped, or skipped a mini-batch, because a loss was NaN or a parameter not finite."""
 
 
 class DivergenceError(ArithmeticError):
-    """A loss or a parameter is not finite, with ``on_divergence="raise"``; ``divergence`` says where."""
+    """A loss is NaN or a parameter not finite, with ``on_divergence="raise"``; ``divergence`` says where."""
 
     def __init__(self, divergence: Divergence) -> None:
         super().__init__(f"{divergence}; the parameters are those before step {divergence.kept}")
@@ -91,12 +93,14 @@ class Guard:
         # the last finite state, and the one before it, from which a step had a finite loss too
         self._good, self._older = Snapshot(self._network, source.value), Snapshot(self._network, source.value)
         self._before: list[Snapshot] = []
+        self._sound = True  # the losses since the last mark were finite
         self._row, self._skipped, self._in_a_row, self._marked = 0, 0.0, 0, 0.0
         self._looks_often = self._xp is np  # where a check costs nothing
 
     def mark(self) -> None:
         """Record the current state as finite."""
-        self._good, self._older = self._older, self._good
+        if self._sound:
+            self._good, self._older = self._older, self._good
         self._good.take()
         self._row, self._skipped = self._training.position.row, self._training.position.skipped
         self._marked = time.monotonic()
@@ -106,13 +110,14 @@ class Guard:
         late = time.monotonic() - self._marked > MARK_EVERY
         if not (closely or late or self._looks_often):
             return
+        self._sound = math.isfinite(float(self._source.value[1]))
         if not self._is_finite(closely=closely or late):
             self._go_again()
         elif late:
             self.mark()
 
     def _is_finite(self, *, closely: bool) -> bool:
-        return math.isfinite(float(self._source.value[1])) and (
+        return not math.isnan(float(self._source.value[1])) and (
             not closely or all_finite(self._network.parameters.flat, self._xp)
         )
 
@@ -133,7 +138,8 @@ class Guard:
             if self._is_finite(closely=True):
                 self._in_a_row = 0
                 before, last = last, before
-                last_good = last
+                if math.isfinite(float(self._source.value[0])):
+                    last_good = last
             else:
                 skipped += self._weight(row, n)
                 if self._scaled_down():
@@ -143,7 +149,7 @@ class Guard:
                 counters[CURSOR] = row + n
                 self._source.seek(row + n)
             row += n
-        training.position = training.position._replace(skipped=skipped)
+        training.position = training.position._replace(row=row, skipped=skipped)
         self.mark()
 
     def _scaled_down(self) -> bool:

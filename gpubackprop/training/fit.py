@@ -92,9 +92,9 @@ def fit(
         Iterate to convergence: end when the loss has not fallen by ``tol`` for ``n_iter_no_change`` epochs, or after ``epochs``.
     n_iter_no_change : int
     on_divergence : {"stop", "raise", "skip"}
-        What to do when the loss or a parameter becomes NaN or infinite. The step is named, with epoch, layer and learning rate,
-        and undone. "stop": a :class:`DivergenceWarning`, and the training ends with the parameters before the step; "raise": a
-        :class:`DivergenceError`; "skip": continue without that mini-batch, at most 100 times in a row.
+        What to do when the loss becomes NaN, or a parameter NaN or infinite. The step is undone and named, with epoch, layer and
+        learning rate. "stop": a :class:`DivergenceWarning`, and the training ends with the last parameters whose loss was finite;
+        "raise": a :class:`DivergenceError`; "skip": continue without that mini-batch, at most 100 times in a row.
     checkpoint : str or Path, optional
         A folder for this training: it can then be interrupted anywhere, by Ctrl-C, SIGTERM, kill -9 or a power cut, and resumed by
         :func:`gpubackprop.resume` with the bits of an uninterrupted one; see :mod:`gpubackprop.training.run`.
