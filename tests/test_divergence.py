@@ -11,6 +11,7 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.losses import LOSSES
+from gpubackprop.training.divergence import Guard
 
 SUM = LOSSES["softmax_cross_entropy"](reduction="sum")  # its gradients are large enough for one step to overflow
 DEVICES = ["cpu", "reference", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -133,3 +134,27 @@ def test_a_policy_that_there_is_not() -> None:
         gb.MLP([8, 3]).fit(*data(), on_divergence="ignore")
     with pytest.raises(ValueError, match="LBFGS has no mini-batch to skip"):
         gb.MLP([8, 3]).fit(*data(), optimizer=gb.LBFGS(), on_divergence="skip")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_without_memory_for_copies_it_is_still_an_end(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = data()
+    options = {"epochs": 3, "batch_size": 32, "optimizer": gb.SGD(1e38)}
+    for enough in (0, 2):  # copies in all: none; those of the good states, but none to repeat steps in
+        left, copy = [enough], Guard._copy
+
+        def limited(self: Any, count: int, left: list[int] = left, copy: Any = copy) -> Any:
+            left[0] -= count
+            return copy(self, count) if left[0] >= 0 else []
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Guard, "_copy", limited)
+            model = gb.MLP([8, 16, 3], loss=SUM, device=device)
+            history, said = fit(model, X, y, **options)
+            assert history.stopped == "diverged"
+            assert "there was no memory to find the first such step" in said[0]
+            finite = np.isfinite(model.backend.to_numpy(model.parameters.flat)).all()
+            assert finite == bool(enough)
+            if not enough:
+                with pytest.raises(gb.DeviceMemoryError, match="on_divergence='skip' keeps two copies"):
+                    model.fit(X, y, on_divergence="skip", progress=False)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.backends.memory import DeviceMemoryError
+from gpubackprop.backends.memory import RESERVE, DeviceMemoryError, free_bytes
 from gpubackprop.network import Data
 from gpubackprop.step.state import CURSOR, LEAST_SCALE, RATE, SCALE, SKIP, STEPS
 from gpubackprop.training.snapshot import Snapshot, all_finite
@@ -84,6 +84,9 @@ class Guard:
     policy : {"stop", "raise", "skip"}
     """
 
+    # [0]: the last finite state; [1]: the one before it, from which a step had a finite loss too; none where there is no memory
+    _copies: list[Snapshot]
+
     def __init__(self, training: Training, source: Source, data: Data, policy: str) -> None:
         self._training, self._source, self._data, self._policy = training, source, data, policy
         self._network = training.model.network
@@ -91,17 +94,21 @@ class Guard:
         assert state is not None
         self._state, self._xp = state, self._network.backend.xp
         # the last finite state, and the one before it, from which a step had a finite loss too
-        self._good, self._older = Snapshot(self._network, source.value), Snapshot(self._network, source.value)
-        self._before: list[Snapshot] = []
+        self._copies = self._copy(2)
+        if not self._copies and policy == "skip":
+            raise DeviceMemoryError(
+                "on_divergence='skip' keeps two copies of parameters and optimizer state, which do not fit"
+            )
         self._sound = True  # the losses since the last mark were finite
         self._row, self._skipped, self._in_a_row, self._marked = 0, 0.0, 0, 0.0
         self._looks_often = self._xp is np  # where a check costs nothing
 
     def mark(self) -> None:
         """Record the current state as finite."""
-        if self._sound:
-            self._good, self._older = self._older, self._good
-        self._good.take()
+        if self._copies:
+            if self._sound:
+                self._copies.reverse()
+            self._copies[0].take()
         self._row, self._skipped = self._training.position.row, self._training.position.skipped
         self._marked = time.monotonic()
 
@@ -116,6 +123,13 @@ class Guard:
         elif late:
             self.mark()
 
+    def _copy(self, count: int) -> list[Snapshot]:
+        """Return so many copies of what a step changes, or none where they would take the device's last memory."""
+        needed = count * sum(a.nbytes for a in Snapshot.arrays_of(self._network, self._source.value))
+        free = free_bytes(self._network.backend, needed)
+        fit = free is None or needed <= free - min(RESERVE, free // 8)
+        return [Snapshot(self._network, self._source.value) for _ in range(count)] if fit else []
+
     def _is_finite(self, *, closely: bool) -> bool:
         return not math.isnan(float(self._source.value[1])) and (
             not closely or all_finite(self._network.parameters.flat, self._xp)
@@ -124,11 +138,12 @@ class Guard:
     def _go_again(self) -> None:
         """Repeat the steps since the last good state, one by one."""
         training, counters, end = self._training, self._state.counters, self._training.position.row
-        if not self._before:
-            self._before = [Snapshot(self._network, self._source.value) for _ in range(2)]
-        before, last = self._before
-        last_good = self._older
-        self._good.put_back()
+        steps = self._copy(2) if self._copies else []
+        if not steps:
+            self._give_up()
+        good, last_good = self._copies
+        before, last = steps
+        good.put_back()
         row, skipped = self._row, self._skipped
         self._source.seek(row)
         while row < end:
@@ -184,6 +199,19 @@ class Guard:
             raise DivergenceError(found)
         else:
             raise Stop(found)
+
+    def _give_up(self) -> None:
+        """End without having found the step, for want of memory to repeat steps in: at the last good state, if there is one."""
+        step = int(self._state.counters[STEPS])
+        for good in self._copies[:1]:
+            good.put_back()
+        what = "the loss or a parameter is not finite; there was no memory to find the first such step"
+        what += "" if self._copies else ", nor to keep good parameters"
+        found = Divergence(
+            step, self._training.epoch + 1, self._training.position.row // self._source.batch_size,
+            float(self._state.scalars[RATE]), what, kept=int(self._state.counters[STEPS]) + 1,
+        )  # fmt: skip
+        raise DivergenceError(found) if self._policy == "raise" else Stop(found)
 
     def _rows(self, row: int, n: int) -> Any:
         order = self._source.order

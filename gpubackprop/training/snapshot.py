@@ -35,12 +35,16 @@ class Snapshot:
     """
 
     def __init__(self, network: Network, value: Array) -> None:
-        state = network.optimizer_state
-        assert state is not None
-        self._network = network
-        self._arrays = [network.parameters.flat, *(a for a in state.arrays if a.size), value]
+        self._network, self._arrays = network, self.arrays_of(network, value)
         self._copies = [a.copy() for a in self._arrays]
         self._value = self._copies[-1]
+
+    @staticmethod
+    def arrays_of(network: Network, value: Array) -> list[Array]:
+        """Return what a step changes."""
+        state = network.optimizer_state
+        assert state is not None
+        return [network.parameters.flat, *(a for a in state.arrays if a.size), value]
 
     def take(self) -> None:
         """Update the copy."""
