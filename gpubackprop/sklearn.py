@@ -313,6 +313,10 @@ class _Ours:
         """
         if _only_ours(self) == "activation":
             raise ValueError(f"activation is {self.activation!r}; scikit-learn has {', '.join(ACTIVATION_OF)}")
+        lost = [name for name in ("dropout", "class_weight") if getattr(self, name, None)]
+        if lost:
+            what = " and no ".join(lost)
+            warnings.warn(f"scikit-learn has no {what}: another fit of the copy will be without", stacklevel=2)
         made = self._theirs()()
         vars(made).update(copy.deepcopy({name: value for name, value in vars(self).items() if name not in self._own}))
         return made

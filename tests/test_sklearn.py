@@ -492,3 +492,10 @@ def test_weights_are_routed_and_outputs_are_set() -> None:
             pipeline = make_pipeline(scaler, mlp.set_fit_request(sample_weight=True))
             pipeline.fit(X, Y, sample_weight=WEIGHT)
     assert_same(a, b)
+
+
+def test_what_scikit_learn_has_not_is_named_when_it_is_lost() -> None:
+    here = ours.MLPClassifier(device="cpu", dropout=0.2, class_weight="balanced", **SHORT).fit(X, Y)
+    with pytest.warns(UserWarning, match="scikit-learn has no dropout and no class_weight: another fit of the copy"):
+        there = here.to_sklearn()
+    np.testing.assert_array_equal(there.predict_proba(X), here.predict_proba(X))
