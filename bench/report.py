@@ -58,11 +58,13 @@ def read_report(path: Path) -> Report:
         report: Report = json.loads(
             file.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite, parse_int=_whole
         )
-        schema = report["schema"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{file} is not a report of gpubackprop bench: {type(error).__name__} {one_line(str(error))}"
         ) from None
+    schema = report.get("schema") if isinstance(report, dict) else None
+    if schema is None:
+        raise ValueError(f"{file} is not a report of gpubackprop bench: it names no schema")
     if schema != SCHEMA:
         raise ValueError(f"{file} has schema {shown(schema)}; this version reads schema {SCHEMA}: measure again")
     _check(report, str(file))

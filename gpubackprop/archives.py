@@ -55,8 +55,8 @@ def read_unpacked(path: Path) -> bytes:
     return unpacked.getvalue()
 
 
-def read_npz(content: bytes, wanted: Collection[str], limit: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the arrays of an .npz file with one of the names ``wanted``, and all names in it.
+def read_npz(content: bytes, wanted: Collection[str] | None, limit: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the arrays of an .npz file with one of the names ``wanted``, or all of them, and all names in it.
 
     No memory is taken before the header of an array, its size in the archive and ``limit`` agree, and no object is unpickled.
 
@@ -69,7 +69,7 @@ def read_npz(content: bytes, wanted: Collection[str], limit: int) -> tuple[dict[
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = [entry.filename.removesuffix(".npy") for entry in archive.infolist()]
             entries = dict(zip(names, archive.infolist(), strict=True))
-            chosen = [name for name in names if name in wanted]
+            chosen = [name for name in names if wanted is None or name in wanted]
             if len(set(chosen)) < len(chosen):
                 raise ArchiveError(f"it holds {max(chosen, key=chosen.count)} more than once")
             if sum(entries[name].file_size for name in chosen) > limit:

@@ -15,7 +15,7 @@ import numpy as np
 from gpubackprop.architecture import Architecture
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.base import Backend
-from gpubackprop.backends.memory import DeviceMemoryError, free_bytes
+from gpubackprop.backends.memory import DeviceMemoryError, free_bytes, not_allocated
 from gpubackprop.definitions import Array
 from gpubackprop.interop import as_array, bytes_to_copy, on_gpu, to_backend
 from gpubackprop.losses import Loss
@@ -221,8 +221,8 @@ def _numbers(
         if isinstance(error, DeviceMemoryError):
             raise
         needed = int(a.size) * np.dtype(dtype or a.dtype).itemsize
-        text = f"{needed:,} bytes for {name} as {np.dtype(dtype or a.dtype)} cannot be allocated on {backend.device}"
-        raise DeviceMemoryError(f"{text}; give an array of that dtype, or fewer samples at a time", needed) from None
+        advice = "; give an array of that dtype, or fewer samples at a time"
+        raise not_allocated(f"{name} as {np.dtype(dtype or a.dtype)}", needed, backend.device, advice) from None
     except (TypeError, ValueError) as error:
         kind = getattr(a, "dtype", type(a).__name__)
         raise ValueError(f"{name} is not an array of real numbers: {kind}") from error

@@ -15,7 +15,7 @@ from gpubackprop.architecture import Architecture, Described
 from gpubackprop.backends import choose_device, get_backend, takes_precision
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.current import OnDevice, active
-from gpubackprop.backends.memory import DeviceMemoryError, check_fixed, check_memory, choose_micro_batch, nbytes_of
+from gpubackprop.backends.memory import check_fixed, check_memory, choose_micro_batch, nbytes_of, not_allocated
 from gpubackprop.definitions import Array, check_count, check_flag, shown
 from gpubackprop.eager import EagerPasses
 from gpubackprop.intake import check_parameter
@@ -111,8 +111,8 @@ class Network(Described, SetOnce, OnDevice):
             return initial_parameters(self._architecture)
         except MemoryError:
             needed = nbytes_of([self.buffers.parameters])
-            text = f"{needed:,} bytes for the parameters of {'-'.join(map(str, self.layer_sizes))}"
-            raise DeviceMemoryError(f"{text} cannot be allocated on the host", needed) from None
+            what = f"the parameters of {'-'.join(map(str, self.layer_sizes))}"
+            raise not_allocated(what, needed, "the host") from None
 
     def _allocate(self, host: np.ndarray) -> None:
         check_fixed(self.backend, f"a network {'-'.join(map(str, self.layer_sizes))}", {

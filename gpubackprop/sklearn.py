@@ -90,6 +90,11 @@ def _only_ours(estimator: Any) -> str:
     return "dropout" if getattr(estimator, "dropout", 0) else "" if known else "activation"
 
 
+def _batch_size(estimator: Any, n: int) -> int:
+    """Return the samples of a mini-batch, as scikit-learn has them."""
+    return int(min(200 if estimator.batch_size == "auto" else estimator.batch_size, n))
+
+
 def _kernels(estimator: Any, X: Any) -> tuple[str, ...]:
     """Return what decides which kernels a fit needs."""
     return str(estimator.activation), estimator.out_activation_, X.dtype.name, estimator.solver
@@ -107,7 +112,7 @@ def _too_short(estimator: Any, X: Any, incremental: bool) -> str:
     if kind in _warm:
         return ""
     n = X.shape[0]
-    rows = n if estimator.solver == "lbfgs" else min(200 if estimator.batch_size == "auto" else estimator.batch_size, n)
+    rows = n if estimator.solver == "lbfgs" else _batch_size(estimator, n)
     batches = (1 if incremental else estimator.max_iter) * math.ceil(n / rows)
     size = sum(W.size for W in estimator.coefs_)
     seconds = batches * (7e-5 * len(estimator.coefs_) + size * (7e-9 + 1.5e-10 * rows))  # of a core of 2020
@@ -206,7 +211,7 @@ class Fit:
         trainer = _trainers.get(e)
         if trainer is None or trainer.kind != kind:
             trainer = _trainers[e] = Trainer(kind)
-        batch_size = n if not self.stochastic else min(200 if e.batch_size == "auto" else e.batch_size, n)
+        batch_size = _batch_size(e, n) if self.stochastic else n
         steps = trainer.steps(n, batch_size)
         trainer.load(steps, X, y, weight)
         if self.stochastic:

@@ -476,14 +476,14 @@ def made_report(ours, others, seed=0, *, noise=0.01, rounds=25):
         "base": "gpubackprop", "left_out": {}, "wrong": {},
         "candidates": {"gpubackprop": entry(ours), "numpy": entry(others)},
     }  # fmt: skip
+    cpu = {
+        "name": "<c>", "processors": 2, "threads": 1, "cache_bytes": {}, "megahertz": None, "governor": None, "load": [],
+    }  # fmt: skip
     environment = {
-        "host": "h",
-        "cpu": {"name": "c", "threads": 1},
-        "gpus": [],
-        "commit": "abc",
-        "packages": {"numpy": str(seed)},
-    }
-    return {"schema": report.SCHEMA, "date": "d", "environment": environment, "rows": [row]}
+        "host": "h", "cpu": cpu, "gpus": [], "blas": [], "python": "3", "platform": "p", "tf32": {}, "commit": "abc",
+        "packages": {"gpubackprop": "1", "numpy": str(seed)},
+    }  # fmt: skip
+    return {**report.new_report(cases.Settings(sizes.DRY, ()), environment, []), "rows": [row]}
 
 
 def test_a_regression_is_found():
@@ -536,18 +536,15 @@ def test_compare_tells_the_shell(tmp_path):
     (tmp_path / "old.json").write_text('{"schema": 1}')
     assert "schema 1" in bench("compare", paths[0], str(tmp_path / "old.json")).stderr
     (tmp_path / "no.json").write_text("[]")
-    assert "no report" in bench("compare", paths[0], str(tmp_path / "no.json")).stderr
+    assert (
+        "no.json is not a report of gpubackprop bench: it names no schema"
+        in bench("compare", paths[0], str(tmp_path / "no.json")).stderr
+    )
 
 
 def test_text_of_a_report_escapes_nothing_into_the_page(tmp_path):
-    settings = cases.Settings(sizes.DRY, ())
     made = made_report(1.0, 2.0)
     made["rows"][0]["left_out"]["<script>"] = "<b>"
-    environment = {
-        **made["environment"], "python": "3", "platform": "p", "blas": [], "tf32": {},
-        "cpu": {"name": "<c>", "threads": 1, "processors": 2}, "packages": {"gpubackprop": "1"},
-    }  # fmt: skip
-    made = {**report.new_report(settings, environment, []), "rows": made["rows"]}
     made["rows"][0]["size"] = {"layers": [3, 4, 2], "batch": 5}
     made["rows"][0]["candidates"]["numpy"]["over_base"] = {
         "median": 2.0, "low": 1.9, "high": 2.1, "significant": True, "clock": "wall"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ def fit(model: gb.MLP, X: Any, y: Any, **options: Any) -> tuple[gb.History, list
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", gb.DivergenceWarning)
         history = model.fit(X, y, progress=False, **options)
+    assert {Path(w.filename).name for w in caught} <= {Path(__file__).name}  # the line that called fit
     return history, [str(w.message) for w in caught]
 
 

@@ -25,6 +25,7 @@ from gpubackprop.bench.sizes import parse_step
 from gpubackprop.bench.timing import Candidate, clock_of, measure, seconds_of, summary
 from gpubackprop.inspect.check import check_device
 from gpubackprop.inspect.explain import random_batch
+from gpubackprop.intake import Samples
 from gpubackprop.losses import LOSSES
 from gpubackprop.optimizers import OPTIMIZERS
 from gpubackprop.step import Step
@@ -147,9 +148,7 @@ def _prepared(network: Network, device: str) -> tuple[gb.MLP, Step]:
     model, micro = network.on(device), network.options.get("micro_batch_size")
     X, y = random_batch(model, 48 if micro else 37, np.random.default_rng(0))
     step = model.step(len(X), network.optimizer, micro_batch_size=micro, class_indices=y.ndim == 1)
-    for name, array in (("X", X), ("y", y)):
-        target = step.names.array(name)
-        target[...] = model.backend.asarray(array.astype(target.dtype))
+    Samples.given(X, y).on(model.backend, model.architecture).feed(step.names.array)
     return model, step
 
 

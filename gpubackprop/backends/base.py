@@ -14,7 +14,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -78,8 +78,9 @@ class Backend(ABC):
     remake: tuple[Any, ...] = ()
     """What pickle calls to get the backend in another process; set by ``get_backend``."""
 
+    @cached_property
     def decides_bits(self) -> dict[str, str]:
-        """Return what determines the bits of a result besides data, seed and architecture: hardware and versions."""
+        """What determines the bits of a result besides data, seed and architecture: hardware and versions."""
         return {}
 
     @abstractmethod

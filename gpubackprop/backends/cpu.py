@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class CpuBackend(HostBackend):
             calls: list[Any] = [self._call(operation) for operation in operations]
         return [kernel.prepare(arguments) for kernel, arguments in calls]
 
+    @cached_property
     def decides_bits(self) -> dict[str, str]:
         from llvmlite import binding
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.backends.base import Backend
-from gpubackprop.backends.memory import DeviceMemoryError
+from gpubackprop.backends.memory import not_allocated
 from gpubackprop.definitions import Array, aligned_zeros
 
 
@@ -37,5 +37,5 @@ class HostBackend(Backend):
             return aligned_zeros(shape, dtype)
         except MemoryError:
             needed = math.prod(shape) * np.dtype(dtype).itemsize
-            text = f"{needed:,} bytes for an array of shape {shape} cannot be allocated on {self.device}"
-            raise DeviceMemoryError(f"{text}; a smaller batch or network needs less", needed) from None
+            advice = "; a smaller batch or network needs less"
+            raise not_allocated(f"an array of shape {shape}", needed, self.device, advice) from None

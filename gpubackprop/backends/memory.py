@@ -38,6 +38,11 @@ class DeviceMemoryError(MemoryError):
         self.needed, self.free, self.largest_batch = needed, free, largest_batch
 
 
+def not_allocated(what: str, needed: int, where: str, advice: str = "") -> DeviceMemoryError:
+    """Return the error for an array that NumPy could not allocate."""
+    return DeviceMemoryError(f"{needed:,} bytes for {what} cannot be allocated on {where}{advice}", needed)
+
+
 def nbytes_of(buffers: Iterable[Buffer]) -> int:
     """Return the bytes that buffers with their own memory take, as CuPy's pool counts them."""
     return sum(-(-buffer.nbytes // BLOCK) * BLOCK for buffer in buffers)

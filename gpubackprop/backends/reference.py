@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from gpubackprop.backends.base import Call, Run
 from gpubackprop.backends.checks import check_arrays
 from gpubackprop.backends.host import HostBackend
 from gpubackprop.definitions import NUMPY, Array, real_of
+from gpubackprop.machine.host import blas
 from gpubackprop.philox import keep_threshold, random_uint32
 from gpubackprop.step import Step
 from gpubackprop.step import operations as table
@@ -42,10 +44,9 @@ class ReferenceBackend(HostBackend):
 
     device = "reference"
 
+    @cached_property
     def decides_bits(self) -> dict[str, str]:
-        from threadpoolctl import threadpool_info
-
-        found = {i["internal_api"]: f"{i['version']} {i.get('architecture', '')}".strip() for i in threadpool_info()}
+        found = {b["internal_api"]: f"{b['version']} {b['architecture'] or ''}".strip() for b in blas()}
         return {"NumPy": np.__version__} | {f"NumPy's {name}": text for name, text in found.items() if name != "openmp"}
 
     def bind(self, operation: table.Operation) -> Call:

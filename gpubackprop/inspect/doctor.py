@@ -22,6 +22,7 @@ from gpubackprop.backends import get_backend
 from gpubackprop.definitions import DTYPES, eps_of
 from gpubackprop.inspect.check import SAMPLES, bound_of
 from gpubackprop.inspect.explain import random_batch
+from gpubackprop.intake import Samples
 from gpubackprop.machine import cuinit
 from gpubackprop.machine.cache import cache_finding
 from gpubackprop.machine.diagnosis import (
@@ -164,9 +165,7 @@ def _training_step(device: str) -> Finding:
     results = []
     for each in (network, twin):
         step = each.step(SAMPLES, SGD(1.0))
-        for name, array in (("X", X), ("y", y)):
-            target = step.names.array(name)
-            target[...] = each.backend.asarray(array.astype(target.dtype))
+        Samples.given(X, y).on(each.backend, each.architecture).feed(step.names.array)
         step.compile()()
         results.append(each.backend.to_numpy(each.parameters.flat).astype(np.float64))
     computed, expected = results

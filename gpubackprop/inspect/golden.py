@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from gpubackprop._version import __version__
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.architecture import check_layer_sizes
+from gpubackprop.archives import limit_of, read_npz
 from gpubackprop.definitions import Array, check_count, check_seed
 from gpubackprop.inspect.notation import loss_in_words
 from gpubackprop.losses import LOSSES
@@ -153,13 +153,10 @@ def read_arrays(path: Path) -> dict[str, Array]:
     try:
         if path.suffix == ".json":
             return _from_json(json.loads(path.read_text(encoding="utf-8")))
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("one array without a name")
-            return {key: file[key] for key in file}
+        return read_npz(path.read_bytes(), None, limit_of(path))[0]
     except FileNotFoundError:
         raise ValueError(f"no file {str(path)!r}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except ValueError as error:
         raise ValueError(f"{str(path)!r} holds no arrays by name, as .npz or .json: {error}") from None
 
 

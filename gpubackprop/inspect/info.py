@@ -18,6 +18,6 @@ def info() -> dict[str, str]:
         "devices": ", ".join(available_devices()),
         "device='auto'": meaning_of_auto(),
         "CUDA": cuda_problem() or f"driver for CUDA {cuda_version()}",
-        "bits on the CPU": ", ".join(f"{name} {value}" for name, value in get_backend("cpu").decides_bits().items()),
+        "bits on the CPU": ", ".join(f"{name} {value}" for name, value in get_backend("cpu").decides_bits.items()),
         "kernel cache": f"not used: {problem}" if problem else str(cache_folder()),
     }

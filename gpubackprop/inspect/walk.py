@@ -12,6 +12,7 @@ import numpy as np
 from gpubackprop.activations import Activation
 from gpubackprop.definitions import Array
 from gpubackprop.inspect.gradcheck import GradientCheck, check_gradient, gradient_step, gradients_of
+from gpubackprop.intake import Samples
 from gpubackprop.network import Network
 from gpubackprop.optimizers import SGD
 from gpubackprop.step import Step
@@ -110,7 +111,7 @@ def descend(network: Network, X: Array, y: Array) -> Descent:
     """Take steps of plain gradient descent on a copy until the loss has not fallen by TOL for some iterations."""
     copy = network.twin()
     step = copy.step(len(X), SGD(ETA), class_indices=y.ndim == 1)
-    step.names.array("X")[...], step.names.array("y")[...] = X, y
+    Samples(X, y).feed(step.names.array)
     run, loss = step.compile(), step.names.array("loss")
     limit = max(N_ITER_NO_CHANGE, min(MOST_ITERATIONS, MOST_FLOPS // step.flops))
     losses: list[float] = []

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -30,8 +29,7 @@ MARK_EVERY = 10.0  # seconds between two good copies within an epoch
 MOST_SKIPPED = 100  # skipped mini-batches in a row after which a training stops
 
 
-@dataclass(frozen=True)
-class Divergence:
+class Divergence(NamedTuple):
     """A step whose loss is NaN, or after which the parameters are not finite."""
 
     step: int
@@ -73,6 +71,11 @@ class Stop(Exception):  # noqa: N818  (not an error: it ends the loop over epoch
         self.divergence = divergence
 
 
+def ending(found: Divergence, policy: str) -> DivergenceError | Stop:
+    """Return the exception that ends a training where the policy is not to skip, or no longer."""
+    return DivergenceError(found) if policy == "raise" else Stop(found)
+
+
 class Guard:
     """Checks that a training is finite, and finds the step after which it was not.
 
@@ -93,7 +96,6 @@ class Guard:
         state = self._network.optimizer_state
         assert state is not None
         self._state, self._xp = state, self._network.backend.xp
-        # the last finite state, and the one before it, from which a step had a finite loss too
         self._copies = self._copy(2)
         if not self._copies and policy == "skip":
             raise DeviceMemoryError(
@@ -193,12 +195,9 @@ class Guard:
             step, training.epoch + 1, row // source.batch_size + 1, rate, cause, kept=int(state.counters[STEPS]) + 1
         )
         training.position = training.position._replace(row=row)
-        if not ends:
-            training.history.skipped.append(found)
-        elif self._policy == "raise":
-            raise DivergenceError(found)
-        else:
-            raise Stop(found)
+        if ends:
+            raise ending(found, self._policy)
+        training.history.skipped.append(found)
 
     def _give_up(self) -> None:
         """End without having found the step, for want of memory to repeat steps in: at the last good state, if there is one."""
@@ -211,7 +210,7 @@ class Guard:
             step, self._training.epoch + 1, self._training.position.row // self._source.batch_size,
             float(self._state.scalars[RATE]), what, kept=int(self._state.counters[STEPS]) + 1,
         )  # fmt: skip
-        raise DivergenceError(found) if self._policy == "raise" else Stop(found)
+        raise ending(found, self._policy)
 
     def _rows(self, row: int, n: int) -> Any:
         order = self._source.order

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -143,8 +142,7 @@ def fit(
         return _fit(model, sets, plan, called, run)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The checked arguments of a fit."""
 
     epochs: int
@@ -198,13 +196,13 @@ def _determined_by(network: Network) -> dict[str, str]:
     """Return what determines the bits, besides data and options."""
     backend, a = network.backend, network.architecture
     own = {"gpubackprop": __version__, "seed": str(a.seed), "device": network.device, "dtype": a.dtype.name}
-    return own | {"matmul_precision": backend.matmul_precision} | backend.decides_bits()
+    return own | {"matmul_precision": backend.matmul_precision} | backend.decides_bits
 
 
 def _settings(plan: Plan, micro_batch_size: int | str | None, digests: Sequence[str], device: str) -> dict[str, Any]:
     """Return the settings that a resumed run must repeat."""
     asked = {
-        f.name: getattr(plan, f.name) for f in fields(plan) if f.name not in ("optimizer", "stream_data", "progress")
+        name: value for name, value in plan._asdict().items() if name not in ("optimizer", "stream_data", "progress")
     }
     validation = digests[1] if digests[1:] else None
     return asked | {

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpubackprop.intake import Samples
 from gpubackprop.optimizers import LBFGS
-from gpubackprop.training.divergence import Divergence, DivergenceError, Stop
+from gpubackprop.training.divergence import Divergence, ending
 from gpubackprop.training.history import Training
 from gpubackprop.training.loop import EndEpoch
 from gpubackprop.training.progress import Progress
@@ -48,7 +48,8 @@ def minimize_loss(
         report.batches_done(1, 0, value)
         loss = float(value[0])
         if not np.isfinite(loss) and not iterations and np.array_equal(x, first):
-            raise _diverged(policy, 0, f"the loss is {loss:g} at the start")
+            what = f"the loss is {loss:g} at the start"
+            raise ending(Divergence(step=1, epoch=1, batch=1, learning_rate=1.0, what=what, kept=1), policy)
         return loss, backend.to_numpy(network.gradients.flat).astype(np.float64)
 
     last = first = backend.to_numpy(theta).astype(np.float64)
@@ -76,8 +77,3 @@ def minimize_loss(
         minimize(loss_and_gradient, first, jac=True, method="L-BFGS-B", callback=end_iteration, options=options)
     finally:  # the line search may have been interrupted anywhere
         theta[...] = backend.asarray(last.astype(network.real))
-
-
-def _diverged(policy: str, iteration: int, what: str) -> Exception:
-    found = Divergence(step=1, epoch=iteration + 1, batch=1, learning_rate=1.0, what=what, kept=1)
-    return DivergenceError(found) if policy == "raise" else Stop(found)

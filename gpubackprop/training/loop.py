@@ -23,6 +23,7 @@ from gpubackprop.training.run import Run
 from gpubackprop.training.snapshot import Position
 from gpubackprop.training.sources import Source
 
+CALLER = 7  # frames from a warning here to the line that calls MLP.fit
 EndEpoch: TypeAlias = Callable[[float], bool]
 """Takes the loss of the finished epoch and returns whether to continue."""
 Method: TypeAlias = Callable[[Training, Progress, EndEpoch], None]
@@ -84,9 +85,8 @@ def train(
             history.stopped, history.diverged = "diverged", stop.divergence
         whole = run is not None and (history.stopped != "interrupted" or run.interrupted)
         if run is not None and whole and not run.ends_only:
-            run.write(
-                training
-            )  # before on_train_end, which may restore the best parameters: the run may be resumed for more epochs
+            # before on_train_end, which may restore the best parameters: the run may be resumed for more epochs
+            run.write(training)
         call(callbacks, "on_train_end", training)
     if run is not None and whole:
         run.finish(training)
@@ -98,10 +98,10 @@ def _warn(history: History) -> None:
     advice = "a smaller learning rate, clip_norm or data of unit scale help"
     if history.diverged is not None:
         text = f"{history.diverged}; the parameters are those before step {history.diverged.kept}: {advice}"
-        warnings.warn(text, DivergenceWarning, stacklevel=5)
+        warnings.warn(text, DivergenceWarning, stacklevel=CALLER)
     elif history.skipped:
         text = f"{len(history.skipped)} mini-batches were skipped: {advice}; the first: {history.skipped[0]}"
-        warnings.warn(text, DivergenceWarning, stacklevel=5)
+        warnings.warn(text, DivergenceWarning, stacklevel=CALLER)
 
 
 def descend(

@@ -26,8 +26,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from gpubackprop.backends.current import active
 from gpubackprop.definitions import Array, check_count, shown
 from gpubackprop.machine.files import check_folder, write_whole
@@ -180,11 +178,6 @@ class Run:
         """Whether it resumes from a checkpoint."""
         return self._found is not None
 
-    def array(self, name: str) -> np.ndarray:
-        """Return an array of the checkpoint by the name that :meth:`begin` got it under."""
-        assert self._found is not None
-        return self._found.arrays[name]
-
     def check_same(self, settings: Mapping[str, Any]) -> None:
         """Raise RunError unless a resuming fit has the data and settings of this run; it may have more epochs."""
         for name, value in settings.items():
@@ -264,13 +257,13 @@ class Run:
     def begin(self, training: Training, arrays: Mapping[str, Array]) -> None:
         """Begin or resume: arrays that a checkpoint holds besides the network's are filled from it, or written first."""
         self._arrays = dict(arrays)
-        if not self.is_resumed:  # data and options are right, so that a run which is to be replaced may go
+        if self._found is None:  # data and options are right, so that a run which is to be replaced may go
             for name in (CHECKPOINT, PREVIOUS, MODEL, HISTORY, TIMING):
                 (self.folder / name).unlink(missing_ok=True)
         else:
             with active(training.model.backend):
                 for name, array in arrays.items():
-                    array[...] = training.model.backend.asarray(self.array(name))
+                    array[...] = training.model.backend.asarray(self._found.arrays[name])
         self.write(training)
 
     def begin_callbacks(self, callbacks: list[Any]) -> None:
@@ -301,11 +294,11 @@ class Run:
 
     def write(self, training: Training) -> None:
         """Write a checkpoint of a training that is between two steps; then end it if a signal was recorded."""
-        model, history = training.model, {k: v for k, v in training.history.items() if k != "seconds"}
+        model, history = training.model, _without_times(training.history)
         descriptions, arrays = described(self._callbacks, model.backend.to_numpy)
         words = {
             "settings": self.settings, "about": self.about, "position": list(training.position),
-            "stopped": training.history.stopped, "skipped": [vars(one) for one in training.history.skipped],
+            "stopped": training.history.stopped, "skipped": [one._asdict() for one in training.history.skipped],
             "callbacks": descriptions,
         }  # fmt: skip
         arrays |= {name: model.backend.to_numpy(a) for name, a in self._arrays.items()}
@@ -321,8 +314,12 @@ class Run:
     def finish(self, training: Training) -> None:
         """Write the trained network and its history."""
         save(training.model.network, self.folder / MODEL)
-        columns = {k: v for k, v in training.history.items() if k != "seconds"}
-        write_whole(self.folder / HISTORY, strict_json(columns))
+        write_whole(self.folder / HISTORY, strict_json(_without_times(training.history)))
+
+
+def _without_times(history: History) -> dict[str, list[float]]:
+    """Return the columns that are the same in each run."""
+    return {name: column for name, column in history.items() if name != "seconds"}
 
 
 def strict_json(columns: Mapping[str, list[float]]) -> bytes:

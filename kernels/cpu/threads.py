@@ -17,8 +17,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from gpubackprop.kernels.cpu.compile import helper, inlined
+from gpubackprop.machine.host import VARIABLES, usable
 
-VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS")
 SPIN_LIMIT = 200_000  # loads at a barrier, about 100 microseconds, before a thread sleeps: another may need its core
 BACKOFF_US = 20  # microseconds of each sleep
 MOST = 1024  # threads in a process; each starts when first needed
@@ -27,9 +27,8 @@ MOST = 1024  # threads in a process; each starts when first needed
 @cache
 def available_threads() -> int:
     """Return the number of cores that this process may use, or the minimum of the usual environment variables."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = [os.environ.get(name, "").partition(",")[0].strip() for name in VARIABLES]
-    return max(1, min([cores, *(int(limit) for limit in limits if limit.isdigit() and int(limit) > 0)]))
+    return max(1, min([usable(), *(int(limit) for limit in limits if limit.isdigit() and int(limit) > 0)]))
 
 
 def _sleep_of_the_system() -> Any:

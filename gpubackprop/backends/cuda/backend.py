@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -127,6 +128,7 @@ class CudaBackend(Backend):
         missing = missing_dtypes(self._launches.capability)
         self.dtypes = tuple(name for name in DTYPES if name not in missing)
 
+    @cached_property
     def decides_bits(self) -> dict[str, str]:
         properties = cupy.cuda.runtime.getDeviceProperties(self._device.id)
         named = {"nvmath-python": installed("nvmath-python"), "numba-cuda": installed("numba-cuda")}
