@@ -16,7 +16,7 @@ rounding (gelu_tanh; celu and softplus with other parameters).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -86,7 +86,7 @@ def activation(define: Define) -> Activation: ...
 
 @overload
 def activation(
-    *, needs: Literal["h", "z"] = "z", gain: Callable[..., float] | float | None = None
+    *, needs: Literal["h", "z"] = "z", gain: Callable[..., float] | float | None = None, aliases: Sequence[str] = ()
 ) -> Callable[[Define], Activation]: ...
 
 
@@ -95,6 +95,7 @@ def activation(
     *,
     needs: Literal["h", "z"] = "z",
     gain: Callable[..., float] | float | None = None,
+    aliases: Sequence[str] = (),
 ) -> Activation | Callable[[Define], Activation]:
     """Register a definition under the name of its function; usable bare or with arguments.
 
@@ -106,6 +107,8 @@ def activation(
         The argument that ``dphi(z, h)`` uses.
     gain : float or callable, optional
         The gain for the initializers; a callable is given the parameters.
+    aliases : sequence of str
+        Other names of the same activation, in lower case with underscores.
 
     Raises
     ------
@@ -117,7 +120,7 @@ def activation(
 
     def register(function: Define) -> Activation:
         entry = Activation(function.__name__, function, needs=needs, known_gain=gain)
-        ACTIVATIONS[entry.name] = entry
+        ACTIVATIONS.add(entry.name, entry, *aliases)
         return entry
 
     return register if define is None else register(define)
@@ -133,7 +136,7 @@ def _positive(**parameters: float) -> None:
         check_number(name, value, lambda x: 0 < x < np.inf, "a number > 0")
 
 
-@activation(needs="h", gain=1.0)
+@activation(needs="h", gain=1.0, aliases=("linear",))
 def identity(real: Any, m: Any) -> tuple[Phi, DPhi]:
     """phi(z) = z; phi' = 1."""
     one = real(1)
@@ -161,7 +164,11 @@ def relu(real: Any, m: Any) -> tuple[Phi, DPhi]:
     return phi, dphi
 
 
-@activation(needs="h", gain=lambda negative_slope=0.01: float((2 / (1 + negative_slope**2)) ** 0.5))
+@activation(
+    needs="h",
+    gain=lambda negative_slope=0.01: float((2 / (1 + negative_slope**2)) ** 0.5),
+    aliases=("leakyrelu", "lrelu"),
+)
 def leaky_relu(real: Any, m: Any, negative_slope: float = 0.01) -> tuple[Phi, DPhi]:
     """phi(z) = z for z > 0, else negative_slope * z. Source: Maas et al. (2013)."""
     _at_least_zero(negative_slope=negative_slope)
@@ -225,7 +232,7 @@ def celu(real: Any, m: Any, alpha: float = 1.0) -> tuple[Phi, DPhi]:
     return phi, dphi
 
 
-@activation(gain=1.0)
+@activation(gain=1.0, aliases=("logistic",))
 def sigmoid(real: Any, m: Any) -> tuple[Phi, DPhi]:
     """phi(z) = 1 / (1 + e^-z), written so that exp never overflows; phi' = e^-|z| / (1 + e^-|z|)^2."""
     zero, one = real(0), real(1)
@@ -358,7 +365,7 @@ def gelu_tanh(real: Any, m: Any) -> tuple[Phi, DPhi]:
     return phi, dphi
 
 
-@activation
+@activation(aliases=("swish",))
 def silu(real: Any, m: Any) -> tuple[Phi, DPhi]:
     """phi(z) = z s, s = sigmoid(z); phi' = s (1 + z (1 - s)). Source: Elfwing et al. (2018), eq. 3 and 4.
 
@@ -407,7 +414,7 @@ def mish(real: Any, m: Any) -> tuple[Phi, DPhi]:
     return phi, dphi
 
 
-@activation(needs="h")
+@activation(needs="h", aliases=("hardsigmoid",))
 def hard_sigmoid(real: Any, m: Any) -> tuple[Phi, DPhi]:
     """phi(z) = min(max((z + 3) / 6, 0), 1); phi' = 1/6 for 0 < h < 1, else 0 (PyTorch's; others have slope 1/5)."""
     zero, half, one, three, sixth = real(0), real(0.5), real(1), real(3), real(1 / 6)
@@ -423,7 +430,7 @@ def hard_sigmoid(real: Any, m: Any) -> tuple[Phi, DPhi]:
     return phi, dphi
 
 
-@activation
+@activation(aliases=("hardswish", "hard_silu"))
 def hard_swish(real: Any, m: Any) -> tuple[Phi, DPhi]:
     """phi(z) = z hard_sigmoid(z); phi' = 0 for z <= -3, 1 for z >= 3, else (2 z + 3) / 6. Source: Howard et al. (2019)."""
     zero, one, three, three_halves = real(0), real(1), real(3), real(1.5)
@@ -465,7 +472,7 @@ def squareplus(real: Any, m: Any, b: float = 4.0) -> tuple[Phi, DPhi]:
     return phi, dphi
 
 
-@activation
+@activation(aliases=("sine",))
 def sin(real: Any, m: Any) -> tuple[Phi, DPhi]:
     """phi(z) = sin(z); phi' = cos(z). Source: Sitzmann et al. (2020), eq. 2, without the factor omega_0."""
     sin, cos = m.sin, m.cos

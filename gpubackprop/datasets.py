@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,11 +15,12 @@ import numpy as np
 
 from gpubackprop.archives import limit_of, read_npz, read_unpacked
 from gpubackprop.csv_files import read_csv
-from gpubackprop.definitions import check_count, check_seed
+from gpubackprop.definitions import check_count, check_number, check_seed
 
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 FEW = 5  # samples of a class, on average, below which numbers are not classes: a fifth of fewer is less than one test sample
 MANY = 100  # classes; more numbers, with gaps between them, are not classes either
+PLAIN = 20  # classes; more numbers are recognised as classes only if they count from 0 or 1 without a gap
 NPZ_NAMES = (
     ("X", "y"),
     ("x", "y"),
@@ -29,7 +32,7 @@ FORMATS = "a .npz file with X and y, a .csv file with the target in its last col
 
 @dataclass
 class DataSet:
-    """A data set split into training and test samples.
+    """A data set split into training, validation and test samples.
 
     Attributes
     ----------
@@ -39,6 +42,13 @@ class DataSet:
     name : str
     found : str
         What was found in the file, on one line.
+    X_validation, y_validation : array
+        Without samples if there is no validation set.
+    classification : bool
+    recognised : str
+        Why the targets are taken as classes or as numbers, if that was recognised from them.
+    image_shape : tuple of int or None
+        The shape of a sample, if it is an image.
     """
 
     X: np.ndarray
@@ -47,7 +57,12 @@ class DataSet:
     y_test: np.ndarray
     classes: list[str] | None
     name: str
-    found: str = ""
+    found: str
+    X_validation: np.ndarray
+    y_validation: np.ndarray
+    classification: bool
+    recognised: str
+    image_shape: tuple[int, ...] | None
 
 
 @dataclass
@@ -57,13 +72,35 @@ class _Part:
     X: np.ndarray
     y: np.ndarray
 
+    def at(self, rows: np.ndarray) -> _Part:
+        return _Part(self.X[rows], self.y[rows])
+
+
+@dataclass
+class _Options:
+    """How a file is read; ``classification`` is None until it is recognised from the target."""
+
+    classification: bool | None
+    targets: int
+    target: str | int | None
+    header: bool | None
+    recognised: str = ""
+
+    def decide(self, y: np.ndarray) -> bool:
+        """Return whether the targets are classes, as given or as recognised from them."""
+        if self.classification is None:
+            self.classification, self.recognised = _recognise(y)
+        return self.classification
+
 
 def load_dataset(
     source: str | Path,
     *,
-    classification: bool = True,
+    classification: bool | None = True,
     targets: int = 1,
+    test: str | Path | None = None,
     test_fraction: float = 0.2,
+    validation_fraction: float = 0.0,
     seed: int = 0,
     target: str | int | None = None,
     header: bool | None = None,
@@ -77,12 +114,18 @@ def load_dataset(
         has one sample per row, its target last, and may have a header; see :mod:`gpubackprop.csv_files`. An IDX file of images
         needs one of labels in the same folder, named with "labels" and "idx1" for "images" and "idx3"; ``t10k-...`` there is
         the test set.
-    classification : bool
-        The targets are classes; they may be strings.
+    classification : bool or None
+        Whether the targets are classes, which may be strings. None: recognised from them, see ``DataSet.recognised``.
     targets : int
         For a regression from a .csv file: how many of its last columns are targets.
-    test_fraction, seed
-        The fraction of samples for the test set, and the seed of the split, if the file has no test set.
+    test : str or Path, optional
+        A file with the test set.
+    test_fraction : float
+        The fraction of samples for the test set, if there is none in the file and none is given.
+    validation_fraction : float
+        The fraction of the training samples that become the validation set, in [0, 1). 0: none.
+    seed : int
+        The seed of these two splits. Each class is divided in proportion.
     target : str or int, optional
         For a .csv file: the target column, by its name or its number from 1.
     header : bool, optional
@@ -92,7 +135,7 @@ def load_dataset(
     -------
     DataSet
         X in float64, samples flattened. Byte images (and rows of bytes with values above 1) are scaled to [0, 1]; targets
-        never are.
+        never are. The samples of a part are in the order of the file.
 
     Raises
     ------
@@ -101,40 +144,112 @@ def load_dataset(
     ValueError
         The file is truncated, has another format, or holds data that cannot be used for training.
     """
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction is {test_fraction}; it must be in (0, 1)")
+    check_number("test_fraction", test_fraction, lambda x: 0 < x < 1, "in (0, 1)")
+    check_number("validation_fraction", validation_fraction, lambda x: 0 <= x < 1, "in [0, 1)")
     seed, targets = check_seed(seed), check_count("targets", targets)
+    options = _Options(classification, targets, target, header)
+    classes: list[str] | None = None
     if source == "digits":
+        if not (target is None and header is None and test is None):
+            raise ValueError("target, header and test are options of a file, which 'digits' is not")
         path = files("gpubackprop") / "data" / "digits.npz"
         with path.open("rb") as file, np.load(file) as arrays:
-            X, y = arrays["X"] / 16.0, arrays["y"].astype(np.int64)
-        if not (target is None and header is None):
-            raise ValueError("target and header are options of a CSV file, which 'digits' is not")
-        return _split(_Part(X, y), None, "digits", "8 x 8 pixels, 10 classes", test_fraction, seed)
-    path, source = Path(source), str(source)
-    if path.is_dir():
-        raise IsADirectoryError(f"{source!r} is a folder; --data takes 'digits' or {FORMATS}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {source!r}; --data takes 'digits' or {FORMATS}")
+            parts = [_Part(arrays["X"] / 16.0, arrays["y"].astype(np.int64))]
+        name, found, image_shape = "digits", "8 x 8 pixels, 10 classes", (8, 8)
+        options.decide(parts[0].y)
+    else:
+        name, of_test = Path(source).name, None if test is None else _file(test, "--test")
+        path, source = _file(source, "--data"), str(source)
+        with _named(source):
+            parts, found = _read(path, options)
+        if of_test is not None:
+            with _named(str(test)):
+                parts.append(_only(_read(of_test, options)[0], "a file with a test set"))
+            with _named(source):
+                _only(parts[:-1], "a training set that comes with --test")
+        with _named(source):
+            found, image_shape = _check(parts, options.decide(parts[0].y), found)
+            if options.classification:
+                classes, found = _to_classes(parts, found)
+    with _named(str(source)):
+        training, validation, test_part = _split(
+            parts, bool(options.classification), test_fraction, validation_fraction, seed
+        )
+    return DataSet(
+        training.X, training.y, test_part.X, test_part.y, classes, name, found, validation.X, validation.y,
+        bool(options.classification), options.recognised, image_shape,
+    )  # fmt: skip
+
+
+def _file(source: str | Path, option: str) -> Path:
+    """Return the path of a file that exists."""
+    digits = "'digits' or " * (option == "--data")
+    allowed = f"{option} takes {digits}{FORMATS}"
+    if Path(source).is_dir():
+        raise IsADirectoryError(f"{str(source)!r} is a folder; {allowed}")
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"no file {str(source)!r}; {allowed}")
+    return Path(source)
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Name the file in every error about it, on one line."""
     try:
-        parts, found = _read(path, classification, targets, target, header)
-        found = _check(parts, classification, found)
-        classes, found = _to_classes(parts, found) if classification else (None, found)
+        yield
     except (PermissionError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or "not enough memory for it"
         raise OSError(f"{source!r} cannot be read: {reason}") from None
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise ValueError(f"{source!r}: {_one_line(error)}") from None
-    if len(parts) == 2:
-        return DataSet(parts[0].X, parts[0].y, parts[1].X, parts[1].y, classes, path.name, found)
-    return _split(parts[0], classes, path.name, found, test_fraction, seed)
 
 
-def _split(part: _Part, classes: list[str] | None, name: str, found: str, test_fraction: float, seed: int) -> DataSet:
-    order = np.random.default_rng(seed).permutation(len(part.X))
-    n_test = min(max(round(len(order) * test_fraction), 1), len(order) - 1)
-    train, test = order[n_test:], order[:n_test]
-    return DataSet(part.X[train], part.y[train], part.X[test], part.y[test], classes, name, found)
+def _only(parts: list[_Part], what: str) -> _Part:
+    if len(parts) > 1:
+        raise ValueError(f"it holds a training set and a test set; {what} holds one of them only")
+    return parts[0]
+
+
+# ---------------------------------------------------------------------- the split
+
+
+def _split(
+    parts: list[_Part], classification: bool, test_fraction: float, validation_fraction: float, seed: int
+) -> list[_Part]:
+    """Return training, validation and test set; a given test set is kept, and the others are split off."""
+    training, *given = parts
+    fractions = [validation_fraction] if given else [test_fraction, validation_fraction]
+    n, wanted = len(training.X), 1 + sum(fraction > 0 for fraction in fractions)
+    if n < wanted:
+        purposes = ["to train"] + ["to validate"] * (validation_fraction > 0) + ["to test"] * (not given)
+        hint = "; --validation 0 (validation_fraction=0) does without a validation set" * (validation_fraction > 0)
+        raise ValueError(
+            f"it has {n} sample{'s' * (n != 1)}; at least {wanted} are needed, {' and '.join(purposes)}{hint}"
+        )
+    rng, split_off = np.random.default_rng(seed), list(given)
+    for i, fraction in enumerate(fractions):
+        n, later = len(training.X), sum(f > 0 for f in fractions[i + 1 :])
+        taken = np.zeros(n, bool)
+        if fraction > 0:
+            m = min(max(round(n * fraction), 1), n - 1 - later)
+            taken[_in_proportion(training.y, m, rng) if classification else rng.permutation(n)[:m]] = True
+        split_off.append(training.at(taken))
+        training = training.at(~taken)
+    test, validation = split_off
+    return [training, validation, test]
+
+
+def _in_proportion(y: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
+    """Return m random samples, of each class in proportion, by the method of the largest remainder."""
+    labels = y if y.ndim == 1 else y.argmax(axis=1)
+    order, counts = rng.permutation(len(labels)), np.bincount(labels)
+    share, remainder = np.divmod(counts * m, len(labels))
+    emptied = counts - share < 2  # the others come first, so that classes keep a sample where they can
+    ranked = np.lexsort((-counts, -remainder, emptied))
+    share[ranked[: m - share.sum()]] += 1
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return by_class[place < np.repeat(share, counts)]
 
 
 def _one_line(error: Exception) -> str:
@@ -145,8 +260,8 @@ def _one_line(error: Exception) -> str:
 # ---------------------------------------------------------------------- what may be in the arrays
 
 
-def _check(parts: list[_Part], classification: bool, found: str) -> str:
-    """Check shapes, kinds and values, make X a matrix of float64, and return what was found."""
+def _check(parts: list[_Part], classification: bool, found: str) -> tuple[str, tuple[int, ...] | None]:
+    """Check shapes, kinds and values, make X a matrix of float64; return what was found, and the shape of an image."""
     for part, where in zip(parts, ("", "of the test set "), strict=False):
         if part.X.ndim < 2 or 0 in part.X.shape[1:]:
             raise ValueError(f"the features {where}have shape {part.X.shape}; they must be (samples, features)")
@@ -171,16 +286,17 @@ def _check(parts: list[_Part], classification: bool, found: str) -> str:
                 raise ValueError(
                     f"the {name} {where}hold NaN or infinity ({len(at)} of {a.size} values), first in sample {at[0][0] + 1}"
                 )
-    if len(parts[0].X) < (2 if len(parts) == 1 else 1) or not len(parts[-1].X):
-        few = len(parts[0].X)
-        raise ValueError(f"it has {few} sample{'s' * (few != 1)}; at least 2 are needed, one of them for the test")
+    for part, where in zip(parts, ("training", "test"), strict=False):
+        if not len(part.X):
+            raise ValueError(f"it has no {where} samples")
     if len({part.X.shape[1:] for part in parts}) > 1 or len({part.y.shape[1:] for part in parts}) > 1:
         shapes = " and ".join(f"{part.X.shape} with targets {part.y.shape}" for part in parts)
         raise ValueError(f"training and test set have different shapes: {shapes}")
     if len({part.y.dtype.kind in "UO" for part in parts}) > 1:
         raise ValueError("the targets are text in one of training and test set, and numbers in the other")
     bytes_ = all(part.X.dtype == np.uint8 for part in parts)
-    scaled = bytes_ and (parts[0].X.ndim > 2 or max(int(part.X.max()) for part in parts) > 1)
+    shape = parts[0].X.shape[1:]
+    scaled = bytes_ and (len(shape) > 1 or max(int(part.X.max()) for part in parts) > 1)
     for part in parts:
         X = part.X.reshape(len(part.X), -1)
         part.X = X / 255.0 if scaled else X.astype(np.float64, copy=False)
@@ -188,7 +304,30 @@ def _check(parts: list[_Part], classification: bool, found: str) -> str:
             part.y = part.y[:, 0]
         if not classification and part.y.dtype.kind in "biu":
             part.y = part.y.astype(np.float64)
-    return found + ", bytes scaled to [0, 1]" * scaled
+    side = math.isqrt(shape[0])
+    square = (side, side) if len(shape) == 1 and side**2 == shape[0] and side >= 8 else None
+    image = shape if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4)) else square
+    return found + ", bytes scaled to [0, 1]" * scaled, image if scaled else None
+
+
+def _recognise(y: np.ndarray) -> tuple[bool, str]:
+    """Return whether targets are classes, and why, for whoever chooses a loss."""
+    if y.dtype.kind in "OUS":
+        return True, "is text"
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    if y.ndim != 1:
+        one_hot = y.ndim == 2 and y.dtype.kind in "biuf" and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()
+        return bool(one_hot), f"has {math.prod(y.shape[1:])} columns{', with a single 1 in each row' * bool(one_hot)}"
+    if y.dtype.kind not in "biuf" or (y.dtype.kind == "f" and not np.isfinite(y).all()):
+        return False, "is not finite numbers"  # which _check says
+    fractions = y[y != np.rint(y)] if y.dtype.kind == "f" else y[:0]
+    if len(fractions):
+        return False, f"holds real numbers such as {fractions[0]:.6g}"
+    values, n = np.unique(y), len(y)
+    k, low = len(values), int(values[0]) if len(values) else 0
+    counted = low in (0, 1) and int(values[-1]) - low + 1 == k
+    few = k <= 2 or (k <= 10 and n >= 2 * k) or n >= FEW * k
+    return few and (k <= PLAIN or counted), f"holds {k} different whole numbers in {n:,} samples"
 
 
 def _to_classes(parts: list[_Part], found: str) -> tuple[list[str] | None, str]:
@@ -232,15 +371,13 @@ def _to_classes(parts: list[_Part], found: str) -> tuple[list[str] | None, str]:
 # ---------------------------------------------------------------------- formats
 
 
-def _read(
-    path: Path, classification: bool, targets: int, target: str | int | None, header: bool | None
-) -> tuple[list[_Part], str]:
+def _read(path: Path, options: _Options) -> tuple[list[_Part], str]:
     content = read_unpacked(path)
     is_zip, is_idx = (
         content[:4] in (b"PK\3\4", b"PK\5\6"),
         content[:2] == b"\0\0" and len(content) > 4 and content[2] in IDX_TYPES,
     )
-    if (is_zip or is_idx) and not (target is None and header is None):
+    if (is_zip or is_idx) and not (options.target is None and options.header is None):
         raise ValueError("target and header are options of a CSV file, which this is not")
     if is_zip:
         return _read_npz(content, limit_of(path))
@@ -248,7 +385,10 @@ def _read(
         return _read_idx_set(path, content)
     if b"\0" in content[:4096] and content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(f"it is binary, but neither .npz nor IDX; expected {FORMATS}")
-    table = read_csv(content, classification=classification, targets=targets, target=target, header=header)
+    named = {"targets": options.targets, "target": options.target, "header": options.header}
+    table = read_csv(content, classification=options.classification is not False, **named)
+    if not options.decide(table.y) and table.y.ndim == 1:  # recognised just now: read as if it had been given
+        table = read_csv(content, classification=False, **named)
     return [_Part(table.X, table.y)], table.found
 
 

@@ -16,7 +16,7 @@ sum_i w_i ell_i / sum_i w_i; ``"sum"`` is sum_i w_i ell_i, over all outputs, as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -99,18 +99,21 @@ class Loss(Definition):
 LOSSES: Registry[Loss] = Registry("loss")
 
 
-def loss(**attributes: Any) -> Callable[[Callable[..., Any]], Loss]:
-    """Register a definition under the name of its function; ``attributes`` are the fields of :class:`Loss`."""
+def loss(*, aliases: Sequence[str] = (), **attributes: Any) -> Callable[[Callable[..., Any]], Loss]:
+    """Register a definition under the name of its function; ``attributes`` are the fields of :class:`Loss`.
+
+    ``aliases`` are other names of the same loss, in lower case with underscores.
+    """
 
     def register(function: Callable[..., Any]) -> Loss:
         entry = Loss(function.__name__, function, **attributes)
-        LOSSES[entry.name] = entry
+        LOSSES.add(entry.name, entry, *aliases)
         return entry
 
     return register
 
 
-@loss()
+@loss(aliases=("mse", "mse_loss", "l2", "squared_error"))
 def mean_squared_error(real: Any, m: Any) -> Any:
     """ell = (o - t)^2, without the 1/2 of some textbooks, as ``torch.nn.MSELoss``."""
     two = real(2)
@@ -124,7 +127,7 @@ def mean_squared_error(real: Any, m: Any) -> Any:
     return ell, dell
 
 
-@loss()
+@loss(aliases=("mae", "l1", "l1_loss", "absolute_error"))
 def mean_absolute_error(real: Any, m: Any) -> Any:
     """ell = |o - t|, with derivative 0 at o = t, as ``torch.nn.L1Loss``."""
     zero, one, fabs, where = real(0), real(1), m.fabs, m.where
@@ -139,7 +142,7 @@ def mean_absolute_error(real: Any, m: Any) -> Any:
     return ell, dell
 
 
-@loss()
+@loss(aliases=("huber_loss", "smooth_l1"))
 def huber(real: Any, m: Any, delta: float = 1.0) -> Any:
     """ell = r^2 / 2 for |r| <= delta, else delta (|r| - delta / 2), r = o - t. Source: Huber (1964); ``torch.nn.HuberLoss``."""
     check_number("delta", delta, lambda x: 0 < x < np.inf, "a number > 0")
@@ -157,7 +160,13 @@ def huber(real: Any, m: Any, delta: float = 1.0) -> Any:
     return ell, dell
 
 
-@loss(family="softmax", mean_function="softmax", targets="classes")
+@loss(
+    family="softmax", mean_function="softmax", targets="classes",
+    aliases=(
+        "cross_entropy", "crossentropy", "ce", "categorical_cross_entropy", "categorical_crossentropy",
+        "sparse_categorical_cross_entropy", "sparse_categorical_crossentropy",
+    ),
+)  # fmt: skip
 def softmax_cross_entropy(real: Any, m: Any, label_smoothing: float = 0.0) -> Any:
     """loss of a sample = -sum_j t_j log softmax(o)_j, t smoothed to (1 - s) t + s / classes; do = softmax(o) - t.
 
@@ -180,7 +189,10 @@ def softmax_cross_entropy(real: Any, m: Any, label_smoothing: float = 0.0) -> An
     return target, ell, dell
 
 
-@loss(mean_function="sigmoid", targets="binary")
+@loss(
+    mean_function="sigmoid", targets="binary",
+    aliases=("bce", "binary_cross_entropy", "binary_crossentropy", "bce_with_logits"),
+)  # fmt: skip
 def sigmoid_cross_entropy(real: Any, m: Any) -> Any:
     """ell = max(o, 0) - o t + log(1 + e^-|o|); dell = sigmoid(o) - t; ``torch.nn.BCEWithLogitsLoss``.
 
@@ -204,7 +216,7 @@ def sigmoid_cross_entropy(real: Any, m: Any) -> Any:
     return ell, dell
 
 
-@loss(mean_function="exp", targets="counts")
+@loss(mean_function="exp", targets="counts", aliases=("poisson_nll",))
 def poisson(real: Any, m: Any) -> Any:
     """ell = e^o - t o, o the log of the rate, without log t!, as ``torch.nn.PoissonNLLLoss``; dell = e^o - t."""
     zero, infinity, exp, where = real(0), real(np.inf), m.exp, m.where
@@ -235,7 +247,7 @@ def hinge(real: Any, m: Any) -> Any:
     return ell, dell
 
 
-@loss(family="softmax", mean_function="softmax", targets="distribution")
+@loss(family="softmax", mean_function="softmax", targets="distribution", aliases=("kl", "kl_div", "kld"))
 def kl_divergence(real: Any, m: Any) -> Any:
     """loss of a sample = sum_j t_j (log t_j - log softmax(o)_j), 0 log 0 = 0; do = softmax(o) - t.
 

@@ -26,7 +26,7 @@ not, so that differences are finite too; infinity and NaN make the parameters Na
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any, ClassVar
@@ -58,12 +58,12 @@ class Optimizer:
     numbers: ClassVar[tuple[float, ...]] = ()
     origin: ClassVar[None] = None  # all of a class: see definitions.per_definition
 
-    def __init_subclass__(cls, *, registered: bool = True, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, registered: bool = True, aliases: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "define" in vars(cls) and "numbers" not in vars(cls):
             cls.numbers = ()  # the base class's are for the base class's formulas
         if registered:  # known by its name, on the command line too
-            OPTIMIZERS[cls.__name__.lower()] = cls
+            OPTIMIZERS.add(cls.__name__.lower(), cls, *aliases)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -263,7 +263,7 @@ class Adam(Optimizer):
 
 
 @dataclass(frozen=True)
-class AdamW(Adam):
+class AdamW(Adam, aliases=("adam_w",)):
     """p <- (1 - eta weight_decay) p, then Adam. Source: Loshchilov and Hutter (2019), algorithm 2; ``torch.optim.AdamW``."""
 
     weight_decay: float = 1e-2
@@ -271,7 +271,7 @@ class AdamW(Adam):
 
 
 @dataclass(frozen=True)
-class RMSprop(Optimizer):
+class RMSprop(Optimizer, aliases=("rms_prop",)):
     """v <- alpha v + (1 - alpha) g^2; p <- p - eta g / (sqrt(v) + eps); centered, v is the variance of g.
 
     eps stands outside the root, as in ``torch.optim.RMSprop`` (TensorFlow has it inside). PyTorch's mean of g^2 less the square
@@ -350,7 +350,7 @@ class RMSprop(Optimizer):
 
 
 @dataclass(frozen=True)
-class Adagrad(Optimizer):
+class Adagrad(Optimizer, aliases=("ada_grad",)):
     """v <- v + g^2; p <- p - eta_t g / (sqrt(v) + eps), eta_t = eta / (1 + (t - 1) lr_decay).
 
     Source: Duchi et al. (2011), figure 1; ``torch.optim.Adagrad``.
@@ -449,7 +449,7 @@ class Lion(Optimizer):
 
 
 @dataclass(frozen=True)
-class LBFGS(Optimizer):
+class LBFGS(Optimizer, aliases=("l_bfgs",)):
     """Limited-memory BFGS on the whole data set, through ``scipy.optimize.minimize``. Source: Byrd et al. (1995).
 
     It has no mini-batches: one epoch of ``fit`` is one iteration, with its own line search, so there is no learning rate to choose.

@@ -9,7 +9,7 @@ ceil(samples / batch size) steps in an epoch. ``ReduceOnPlateau`` reads the vali
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -32,11 +32,12 @@ class Schedule:
     learning_rate: float
     numbers: ClassVar[tuple[float, ...]] = ()
 
-    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, name: str | None = None, aliases: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "define" in vars(cls) and "numbers" not in vars(cls):
             cls.numbers = ()  # the base class's numbers are for its own formula
-        SCHEDULES[name or "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__)[1:]] = cls
+        own = "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__)[1:]
+        SCHEDULES.add(name or own, cls, *aliases)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -77,7 +78,7 @@ def _check_positive(name: str, value: float) -> None:
 
 
 @dataclass(frozen=True)
-class StepDecay(Schedule, name="step"):
+class StepDecay(Schedule, name="step", aliases=("step_decay",)):
     """eta(t) = eta_0 gamma^floor(t / step_size); ``torch.optim.lr_scheduler.StepLR`` counted in steps."""
 
     step_size: int = 1000
@@ -125,7 +126,7 @@ class Exponential(Schedule):
 
 
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class Cosine(Schedule, aliases=("cosine_annealing",)):
     """eta(t) = eta_0 (f + (1 - f) (1 + cos(pi min(t, T) / T)) / 2), f = final. Source: Loshchilov and Hutter (2017), eq. 5."""
 
     steps: int = 1000
@@ -150,7 +151,7 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True)
-class LinearWarmup(Schedule):
+class LinearWarmup(Schedule, aliases=("warmup", "linearwarmup")):
     """eta(t) = eta_0 min((t + 1) / steps, 1): the first step already moves. Source: Goyal et al. (2017), section 2.2."""
 
     steps: int = 100
@@ -171,7 +172,7 @@ class LinearWarmup(Schedule):
 
 
 @dataclass(frozen=True)
-class OneCycle(Schedule):
+class OneCycle(Schedule, aliases=("onecycle",)):
     """Cosine from eta_0 / div up to eta_0 over the first ``warmup`` of the steps, then down to eta_0 / (div final_div).
 
     Defaults are those of ``torch.optim.lr_scheduler.OneCycleLR``; ``learning_rate`` is its ``max_lr``.

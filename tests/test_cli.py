@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
+from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.cli import main
+from gpubackprop.datasets import load_dataset
+from gpubackprop.losses import LOSSES
+from gpubackprop.optimizers import OPTIMIZERS
+from gpubackprop.schedules import SCHEDULES
 from gpubackprop.training.checkpoint import load_training
 
 
@@ -60,9 +65,7 @@ def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_
     assert run("train", *options, "--epochs", "6", "--out", str(tmp_path / "a"), "--resume")[0] == 0
     resumed = gb.load(tmp_path / "a" / "model.safetensors")
     whole = gb.MLP([64, 8, 10], dropout=0.2)
-    from gpubackprop.datasets import load_dataset
-
-    d = load_dataset("digits")
+    d = load_dataset("digits", validation_fraction=0.1)
     whole.fit(d.X, d.y, epochs=6, batch_size=32, optimizer=optimizer, progress=False)
     np.testing.assert_array_equal(resumed.parameters.flat, whole.parameters.flat)
     assert len(history["loss"]) == 4
@@ -77,7 +80,12 @@ def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_
         (["train", "--layers", "63-10"], "begin with 64 and end with 10"),
         (["train", "--layers", "64-0-10"], "whole numbers >= 1"),
         (["train", "--activation", "rleu"], "did you mean 'relu'?"),
-        (["train", "--loss", "mse"], "unknown loss 'mse'"),
+        (["train", "--loss", "mean_square"], "unknown loss 'mean_square' (did you mean 'mean_squared_error'?)"),
+        (["train", "digits", "--data", "other.csv"], "DATA is 'digits' and --data is 'other.csv'; give one of them"),
+        (["train", "--test", "nowhere.csv"], "test are options of a file, which 'digits' is not"),
+        (["train", "--validation", "1"], "validation_fraction is 1.0; it must be in [0, 1)"),
+        (["train", "--validation", "0", "--patience", "3"], "--patience goes by the validation set"),
+        (["train", "--split-seed", "-1"], "seed is -1"),
         (["train", "--optimizer", "adm"], "unknown optimizer 'adm'"),
         (["train", "--optimizer", "lbfgs", "--weight-decay", "0.1"], "lbfgs takes no weight_decay"),
         (["train", "--schedule", "cosin"], "unknown schedule 'cosin'"),
@@ -117,10 +125,12 @@ def test_a_mistake_is_named_without_a_traceback_and_exits_2(run, arguments, mess
         ("1,2,0\n3,nan,1\n4,5,0\n", "d.csv': row 2, column 2 is missing ('nan')"),
         ("1,2,0\n3,inf,1\n4,5,0\n2,2,1\n", "d.csv': row 2, column 2 is 'inf', which is not a finite number"),
         ("1,2,0\n3,4,0\n4,5,0\n", "d.csv': all targets are of one class only"),
-        ("1,2,0\n", "at least 2 are needed"),
+        (
+            "1,2,0\n3,4,1\n",
+            "it has 2 samples; at least 3 are needed, to train and to validate and to test; --validation 0",
+        ),
         ("a,b,y\n1,2,0\n3,,1\n", "d.csv': row 3, column 'b' is missing"),
         ("1,2,0\n3,1e39,1\n4,5,0\n", "d.csv': X holds NaN or infinity"),  # in float32
-        ("1,2,0\n3,4,0.5\n", "d.csv': the targets are not classes, but real numbers such as 0.5"),
     ],
 )
 def test_bad_values_in_the_data_are_named_and_nothing_is_written(run, tmp_path, rows, message):
@@ -170,6 +180,93 @@ def test_regression_from_a_csv_file(run, tmp_path):
     status, out, _ = run("train", "--data", str(tmp_path / "r.csv"), *options, "--learning-rate", "0.01", "--quiet")
     assert status == 0
     assert float(out.split("test r2: ")[1].split()[0]) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["rose", "iris"] * 10, "target 'y' is text, so this is a classification by softmax_cross_entropy"),
+        ([0, 1, 2] * 10, "holds 3 different whole numbers in 30 samples, so this is a classification by softmax_cross_entropy; "
+         "--loss mean_squared_error makes it a regression"),
+        (range(30), "holds 30 different whole numbers in 30 samples, so this is a regression by mean_squared_error; "
+         "--loss softmax_cross_entropy takes them as classes"),
+        ([0.5, 1, 2] * 10, "target 'y' holds real numbers such as 0.5, so this is a regression by mean_squared_error"),
+    ],
+)  # fmt: skip
+def test_classification_or_regression_is_recognised_and_said(run, tmp_path, cells, said):
+    path = tmp_path / "d.csv"
+    path.write_text("a,y,b\n" + "".join(f"{i},{cell},{-i}\n" for i, cell in enumerate(cells)))
+    status, out, _ = run("train", str(path), "--target", "y", "--epochs", "1", "--quiet")
+    assert status == 0
+    assert said in out
+    chosen = said.split(" by ")[1].split(";")[0]
+    status, again, _ = run("train", "--data", str(path), "--target", "y", "--loss", chosen, "--epochs", "1", "--quiet")
+    assert status == 0
+    assert "--loss" not in again
+    assert again.splitlines()[2] == out.splitlines()[3]  # the same network on the same samples
+
+
+def test_early_stopping_goes_by_the_validation_set_and_the_test_set_is_measured_once(run, tmp_path):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 4)), np.arange(60) % 3
+    np.savez(tmp_path / "train.npz", X=X, y=y)
+    np.savez(tmp_path / "test.npz", X=X + 100, y=(y + 1) % 3)  # nothing can be learned of it
+    options = ["--test", str(tmp_path / "test.npz"), "--epochs", "50", "--patience", "3", "--learning-rate", "0.01"]
+    status, out, _ = run("train", str(tmp_path / "train.npz"), *options, "--out", str(tmp_path / "run"), "--quiet")
+    assert status == 0
+    assert "54 training, 6 validation and 60 test samples" in out
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert len(history["val_loss"]) == min(np.argmin(history["val_loss"]) + 4, 50)
+    d = load_dataset(tmp_path / "train.npz", test=tmp_path / "test.npz", validation_fraction=0.1)
+    model = gb.load(tmp_path / "run" / "model.safetensors")
+    assert model.evaluate(d.X_validation, d.y_validation)["loss"] == pytest.approx(min(history["val_loss"]), rel=1e-4)
+    assert f"test loss: {model.evaluate(X + 100, (y + 1) % 3)['loss']:.4f}" in out
+
+
+def test_a_resumed_run_keeps_its_split_and_a_seed_does_not_move_it(run, tmp_path):
+    out, options = tmp_path / "run", ["--epochs", "2", "--quiet", "--layers", "64-8-10"]
+    assert run("train", "digits", *options, "--split-seed", "5", "--loss", "ce", "--out", str(out))[0] == 0
+    status, said, _ = run("train", "--resume", str(out), "--epochs", "3", "--quiet", "--loss", "cross-entropy")
+    assert status == 0
+    assert "resuming after 2 of 3 epochs" in said
+    status, _, err = run("train", "--resume", str(out), "--epochs", "4", "--split-seed", "6")
+    assert status == 2
+    assert "--split-seed is 6; the run in" in err
+    losses = set()
+    for arguments in (["--seed", "1"], ["--seed", "1", "--split-seed", "1"]):
+        losses.add(run("train", *options, *arguments)[1].split("test loss: ")[1].split()[0])
+    assert len(losses) == 2
+    again = load_dataset("digits", seed=0), load_dataset("digits", seed=0)
+    np.testing.assert_array_equal(again[0].X_test, again[1].X_test)
+
+
+def test_version_and_a_short_help_of_every_command(run):
+    assert run("--version")[:2] == (0, f"gpubackprop {gb.__version__}\n")
+    for command in (
+        [],
+        ["train"],
+        ["explain"],
+        ["golden"],
+        ["grade"],
+        ["check"],
+        ["doctor"],
+        ["info"],
+        ["bench", "show"],
+    ):
+        status, out, _ = run(*command, "-h")
+        assert status == 0
+        assert " ".join(["Usage: gpubackprop", *command]) in out
+
+
+def test_the_help_lists_every_name_and_the_shell_completes_it(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = run("train", "--help")
+    for registry in (ACTIVATIONS, LOSSES, OPTIMIZERS, SCHEDULES):
+        assert all(name in out for name in registry)
+    monkeypatch.setenv("_GPUBACKPROP_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "gpubackprop train --loss mean_")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    assert run()[1].split() == ["mean_squared_error", "mean_absolute_error"]
 
 
 def test_info_names_version_devices_and_what_is_missing(run):
@@ -261,7 +358,7 @@ def test_golden_writes_a_file_and_grade_names_the_first_wrong_array_and_the_caus
         (["golden", "--out", "t.json"], "ends in .npz"),
         (["golden", "--out", "t.npz", "--layers", "4"], "give at least two whole numbers"),
         (["golden", "--out", "t.npz", "--activation", "rleu"], "did you mean 'relu'?"),
-        (["golden", "--out", "t.npz", "--loss", "mse"], "unknown loss 'mse'"),
+        (["golden", "--out", "t.npz", "--loss", "quantile"], "unknown loss 'quantile'"),
         (["golden", "--out", "t.npz", "--optimizer", "lion"], "choose from sgd, momentum, adam"),
         (["golden", "--out", "t.npz", "--samples", "0"], "samples is 0"),
         (["golden", "--out", "/proc/t.npz"], "/proc"),

@@ -36,6 +36,82 @@ def test_the_split_depends_on_the_seed_alone():
     assert not np.array_equal(a.X, c.X)
 
 
+def test_each_class_is_divided_in_proportion(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.permutation(np.repeat([0, 1, 2], [90, 9, 1]))
+    np.savez(tmp_path / "a.npz", X=np.arange(100.0)[:, None], y=y)
+    for seed in range(20):
+        d = load_dataset(tmp_path / "a.npz", validation_fraction=0.1, seed=seed)
+        counts = [np.bincount(part, minlength=3).tolist() for part in (d.y, d.y_validation, d.y_test)]
+        assert counts == [[65, 6, 1], [7, 1, 0], [18, 2, 0]]  # the only sample of a class is trained on
+        rows = np.concatenate([d.X, d.X_validation, d.X_test])[:, 0]
+        np.testing.assert_array_equal(np.sort(rows), np.arange(100))
+        for X, part in ((d.X, d.y), (d.X_validation, d.y_validation), (d.X_test, d.y_test)):
+            np.testing.assert_array_equal(part, y[X[:, 0].astype(int)])
+        np.testing.assert_array_equal(load_dataset(tmp_path / "a.npz", seed=seed).X_test, d.X_test)
+
+
+@pytest.mark.parametrize("n", range(2, 12))
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.9])
+def test_every_part_of_a_small_set_has_a_sample_or_it_is_an_error(tmp_path, n, fraction):
+    np.savez(tmp_path / "a.npz", X=np.arange(float(n))[:, None], y=np.arange(n) % 2)
+    if n == 2 and fraction:
+        with pytest.raises(ValueError, match=r"a\.npz.* it has 2 samples; at least 3 are needed"):
+            load_dataset(tmp_path / "a.npz", validation_fraction=fraction)
+        return
+    d = load_dataset(tmp_path / "a.npz", validation_fraction=fraction)
+    assert min(len(d.X), len(d.X_test)) > 0
+    assert (len(d.X_validation) > 0) == (fraction > 0)
+    assert len(d.X) + len(d.X_validation) + len(d.X_test) == n
+
+
+def test_a_test_set_of_its_own_is_kept(tmp_path):
+    y = np.arange(20) % 2
+    np.savez(tmp_path / "a.npz", X=np.arange(20.0)[:, None], y=y)
+    np.savez(tmp_path / "t.npz", X=np.arange(5.0)[:, None] + 50, y=y[:5])
+    np.savez(tmp_path / "both.npz", x_train=np.ones((20, 1)), y_train=y, x_test=np.ones((5, 1)), y_test=y[:5])
+    d = load_dataset(tmp_path / "a.npz", test=tmp_path / "t.npz", validation_fraction=0.2)
+    assert (len(d.X), len(d.X_validation)) == (16, 4)
+    np.testing.assert_array_equal(d.X_test[:, 0], np.arange(5) + 50)
+    assert len(load_dataset(tmp_path / "both.npz", validation_fraction=0.2).X_validation) == 4
+    for source, test, named in (("a", "both", "both"), ("both", "t", "both")):
+        with pytest.raises(ValueError, match=rf"{named}\.npz.*: it holds a training set and a test set"):
+            load_dataset(tmp_path / f"{source}.npz", test=tmp_path / f"{test}.npz")
+    with pytest.raises(FileNotFoundError, match=r"--test takes a \.npz"):
+        load_dataset(tmp_path / "a.npz", test=tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize(
+    ("y", "classification"),
+    [
+        (np.array(["b", "a"] * 5), True),
+        (np.arange(10) % 2, True),
+        (np.array([1.0, 2.0] * 5), True),
+        (np.arange(100) % 10, True),
+        (np.arange(300) % 26 + 1, True),
+        (np.arange(10), False),  # one sample of each
+        (np.arange(3000) % 60 + 18, False),  # such as ages
+        (np.array([0.5, 1.0] * 5), False),
+        (np.eye(3)[np.arange(30) % 3], True),
+        (np.random.default_rng(0).normal(size=(30, 2)), False),
+    ],
+)
+def test_classes_are_recognised(tmp_path, y, classification):
+    np.savez(tmp_path / "a.npz", X=np.zeros((len(y), 2)), y=y)
+    d = load_dataset(tmp_path / "a.npz", classification=None)
+    assert d.classification == classification
+    assert d.recognised
+    assert not load_dataset(tmp_path / "a.npz", classification=classification).recognised
+
+
+def test_the_shape_of_an_image_is_known(tmp_path, images):
+    X, y = images
+    for given, shape in ((X, (4, 4)), (np.repeat(X, 4, axis=2).reshape(20, 64), (8, 8)), (X / 255.0, None)):
+        np.savez(tmp_path / "a.npz", X=given, y=y)
+        assert load_dataset(tmp_path / "a.npz").image_shape == shape
+    assert load_dataset("digits").image_shape == (8, 8)
+
+
 @pytest.mark.parametrize("compress", [False, True])
 def test_idx_files_are_read_with_their_labels_and_test_set(tmp_path, images, compress):
     X, y = images
@@ -88,7 +164,7 @@ def test_csv_of_a_regression_keeps_real_targets(tmp_path):
         ("a.csv", b"1,0.5\n2,1\n", r"not classes, but real numbers such as 0\.5; .*--loss mean_squared_error"),
         ("a.csv", b"1,0\n2,0\n", r"of one class only \(0\)"),
         ("a.csv", b"PKs,y\n1,0\n2,0\n", r"of one class only \(0\)"),
-        ("a.csv", b"1,0\n", "it has 1 sample; at least 2 are needed"),
+        ("a.csv", b"PKs,y\n", "it has a header and no other row"),
         ("a.bin", b"abc\x00def", "neither .npz nor IDX"),
         ("a.gz", b"\x1f\x8b\x08 cut", "truncated or not a valid gzip file"),
         (

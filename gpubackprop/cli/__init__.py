@@ -5,18 +5,35 @@ from __future__ import annotations
 import signal
 import sys
 from types import FrameType
+from typing import Annotated
 
 import typer
 
+from gpubackprop._version import __version__
 from gpubackprop.bench.cli import app as bench
 from gpubackprop.cli import check, doctor, explain, golden, grade, info, train
 
 app = typer.Typer(
-    help="Backpropagation through multilayer perceptrons, on the CPU and on CUDA GPUs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"gpubackprop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Backpropagation through multilayer perceptrons, on the CPU and on CUDA GPUs."""
+
 
 for command in (
     train.train,
@@ -57,7 +74,7 @@ def main() -> None:
             stream.reconfigure(encoding="utf-8", errors="replace")
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        app(_arguments(sys.argv[1:]))
+        app(_arguments(sys.argv[1:]), prog_name="gpubackprop")
     except (ValueError, TypeError, OSError, DeviceUnavailableError) as error:
         print(f"gpubackprop: {error}", file=sys.stderr)
         sys.exit(2)

@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from gpubackprop.cli.options import parse_layers
+from gpubackprop.activations import ACTIVATIONS
+from gpubackprop.cli.options import LossName, named, parse_layers
 
 
 def golden(
     out: Annotated[Path, typer.Option(help="The .npz file; a .json file with the equations is written next to it.")],
     layers: Annotated[str, typer.Option(help="Layer sizes, inputs first.")] = "4-4-4-3",
-    activation: Annotated[str, typer.Option(help="relu, tanh, gelu, ...")] = "tanh",
-    loss: Annotated[str, typer.Option(help="softmax_cross_entropy, mean_squared_error, ...")] = "softmax_cross_entropy",
+    activation: Annotated[str, named(ACTIVATIONS)] = "tanh",
+    loss: LossName = "softmax_cross_entropy",
     optimizer: Annotated[str, typer.Option(help="sgd, momentum or adam.")] = "sgd",
     samples: Annotated[int, typer.Option(help="Samples in the batch.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of inputs, targets and parameters.")] = 7,

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpubackprop.cli.options import Activation, Device, Layers, LossName, Seed, make_optimizer, parse_layers
+from gpubackprop.activations import ACTIVATIONS
+from gpubackprop.cli import options
+from gpubackprop.cli.options import Activation, Device, Layers, OptimizerName, ScheduleName, Seed
+from gpubackprop.losses import LOSSES
+from gpubackprop.optimizers import OPTIMIZERS
+from gpubackprop.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from gpubackprop.datasets import DataSet
@@ -19,13 +24,26 @@ if TYPE_CHECKING:
     from gpubackprop.resume import Resumed
     from gpubackprop.training.history import History
 
+CLASSIFICATION, REGRESSION = "softmax_cross_entropy", "mean_squared_error"
+"""The losses of targets that are recognised."""
 CONTROLS = ("out", "resume", "previous", "overwrite", "checkpoint_every", "quiet")
 """Options of one call; all others are settings that the run keeps."""
 
 
 def train(
     ctx: typer.Context,
-    data: Annotated[str, typer.Option(help="'digits', or an .npz, .csv or IDX file, gzipped or not.")] = "digits",
+    data: Annotated[
+        str | None,
+        typer.Argument(help="'digits', or an .npz, .csv or IDX file, gzipped or not.", show_default="digits"),
+    ] = None,
+    data_option: Annotated[str | None, typer.Option("--data", help="The same as DATA.")] = None,
+    test: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The test set; a fifth of DATA by default, if it has none.")
+    ] = None,
+    validation: Annotated[
+        float, typer.Option(metavar="FRACTION", help="Share of the training data for the validation set; 0: none.")
+    ] = 0.1,
+    split_seed: Annotated[int, typer.Option(help="Seed of the split into training, validation and test set.")] = 0,
     target: Annotated[
         str | None, typer.Option(help="For a .csv file: the target column, by name or number; the last by default.")
     ] = None,
@@ -34,18 +52,16 @@ def train(
     ] = None,
     layers: Layers = None,
     activation: Activation = "relu",
-    loss: LossName = "softmax_cross_entropy",
-    optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw, rmsprop, adagrad, lion or lbfgs.")] = "adam",
+    loss: Annotated[str | None, options.named(LOSSES, "; recognised from the target by default.")] = None,
+    optimizer: OptimizerName = "adam",
     learning_rate: Annotated[float | None, typer.Option(help="The optimizer's own by default.")] = None,
-    schedule: Annotated[
-        str, typer.Option(help="constant, step, exponential, cosine, linear_warmup, one_cycle.")
-    ] = "constant",
+    schedule: ScheduleName = "constant",
     weight_decay: Annotated[float | None, typer.Option(help="The optimizer's own by default.")] = None,
     dropout: Annotated[float, typer.Option(help="Fraction of hidden units dropped in training.")] = 0.0,
     epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 30,
     batch_size: Annotated[int, typer.Option(help="Samples in a mini-batch.")] = 32,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after this many epochs without a better test loss.")
+        int | None, typer.Option(help="Stop after this many epochs without a better validation loss.")
     ] = None,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
@@ -61,45 +77,51 @@ def train(
 ) -> None:
     """Train a multilayer perceptron and measure it on a test set."""
     from gpubackprop.datasets import load_dataset
-    from gpubackprop.losses import LOSSES
     from gpubackprop.training.callbacks import EarlyStopping
     from gpubackprop.training.divergence import DivergenceWarning
     from gpubackprop.training.run import Run
 
     settings = {name: value for name, value in ctx.params.items() if name not in CONTROLS}
+    settings["data"] = _source(data, settings.pop("data_option"))
     run = None
     if resume is not None:
         out = _folder(resume, out)
         run = _resumed(ctx, out, settings, previous=previous, every=checkpoint_every)
         settings = run.about | {"epochs": settings["epochs"]}
     o = SimpleNamespace(**settings)
-    definition = LOSSES.resolve(o.loss)
+    definition = None if o.loss is None else LOSSES.resolve(o.loss)
     if run is None:
         _check(o, out)
     d = load_dataset(
-        o.data, classification=definition.kind.numbered, seed=o.seed, target=o.target, header=o.header
+        o.data, classification=None if definition is None else definition.kind.numbered, test=o.test,
+        validation_fraction=o.validation, seed=o.split_seed, target=o.target, header=o.header,
     )  # fmt: skip
     print(f"{d.name}: {d.found}")
+    if definition is None:
+        definition = LOSSES.resolve(CLASSIFICATION if d.classification else REGRESSION)
+        print(_recognised(d, o.target))
     model = _model(o, _sizes(o.layers, d, definition), definition) if run is None else run.model
     _check_data(o.data, d, model)
-    print(f"{d.name}: {len(d.X):,} training and {len(d.X_test):,} test samples, {d.X.shape[1]} features")
+    print(
+        f"{d.name}: {len(d.X):,} training, {len(d.X_validation):,} validation and {len(d.X_test):,} test samples, "
+        f"{d.X.shape[1]} features"
+    )
     print(f"{model}, {model.parameters.count:,} parameters")
+    seen = (d.X_validation, d.y_validation) if len(d.X_validation) else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)  # printed below, on one line
         if run is not None:
             done = len(run.history.get("loss", []))
             print(f"resuming after {done} of {o.epochs} epochs")
-            history = run.fit(
-                d.X, d.y, epochs=o.epochs, validation_data=(d.X_test, d.y_test), progress=not quiet
-            )  # fmt: skip
+            history = run.fit(d.X, d.y, epochs=o.epochs, validation_data=seen, progress=not quiet)
         else:
             done, steps = 0, o.epochs * -(-len(d.X) // o.batch_size)
-            about = settings | {"data": _absolute(o.data)}
+            about = _canonical(settings | {"loss": definition.name})
             history = model.fit(
                 d.X, d.y, epochs=o.epochs, batch_size=o.batch_size,
-                optimizer=make_optimizer(o.optimizer, o.learning_rate, o.schedule, o.weight_decay, steps),
+                optimizer=options.make_optimizer(o.optimizer, o.learning_rate, o.schedule, o.weight_decay, steps),
                 callbacks=[] if o.patience is None else [EarlyStopping(patience=o.patience)],
-                validation_data=(d.X_test, d.y_test), progress=not quiet,
+                validation_data=seen, progress=not quiet,
                 checkpoint=None if out is None else Run(out, every=checkpoint_every, overwrite=overwrite, about=about),
             )  # fmt: skip
     _print_results(model, history, done, model.evaluate(d.X_test, d.y_test))
@@ -122,9 +144,28 @@ def _check(o: SimpleNamespace, out: Path | None) -> None:
 
     check_count("epochs", o.epochs)
     check_count("batch_size", o.batch_size)
+    if o.patience is not None and o.validation == 0:
+        raise ValueError(
+            "--patience goes by the validation set, and --validation is 0: give a share above 0, such as 0.1"
+        )
     get_backend(o.device)
     if out is not None:
         check_folder("--out", out)
+
+
+def _source(data: str | None, data_option: str | None) -> str:
+    """Return the data source, which may be given by place or as --data."""
+    if data is not None and data_option is not None and data != data_option:
+        raise ValueError(f"DATA is {data!r} and --data is {data_option!r}; give one of them")
+    return data or data_option or "digits"
+
+
+def _recognised(d: DataSet, target: str | None) -> str:
+    """Return the line that says what was made of the target, and how to choose something else."""
+    name, whole = f"target {target!r}" if target else "the target", "whole numbers" in d.recognised
+    taken = f"a classification by {CLASSIFICATION}" if d.classification else f"a regression by {REGRESSION}"
+    other = f" {REGRESSION} makes it a regression" if d.classification else f" {CLASSIFICATION} takes them as classes"
+    return f"{name} {d.recognised}, so this is {taken}; --loss{other if whole else ' chooses another'}"
 
 
 def _folder(resume: str, out: Path | None) -> Path:
@@ -145,13 +186,18 @@ def _resumed(ctx: typer.Context, folder: Path, settings: dict[str, Any], *, prev
         raise ValueError(
             f"the run in {str(folder)!r} was not started by 'gpubackprop train'; resume it in Python, with gpubackprop.resume"
         )
-    given = {name for name in settings if getattr(ctx.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"}
+    if settings.keys() != run.about.keys():
+        raise ValueError(
+            f"the run in {str(folder)!r} was started by another version, which had other options: train anew"
+        )
+    named = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"}
+    given = {"data" if name == "data_option" else name for name in named}
     if "epochs" not in given:
         settings["epochs"] = run.settings["epochs"]
     elif settings["epochs"] > run.settings["epochs"]:
         end = "" if run.about["schedule"] == "constant" else "; after the end of the schedule its last rate stays"
         print(f"--epochs is {settings['epochs']} instead of {run.settings['epochs']}{end}")
-    for name, value in (settings | {"data": _absolute(settings["data"])}).items():
+    for name, value in _canonical(settings).items():
         if name != "epochs" and name in given and value != run.about[name]:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(
@@ -160,9 +206,16 @@ def _resumed(ctx: typer.Context, folder: Path, settings: dict[str, Any], *, prev
     return run
 
 
-def _absolute(data: str) -> str:
-    """Return the absolute path of a file, so that the run can resume anywhere; ``digits`` is not a path."""
-    return str(Path(data).resolve()) if Path(data).exists() else data
+def _canonical(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with absolute paths, so that a run can resume anywhere, and with each definition's own name."""
+    result = dict(settings)
+    for name in ("data", "test"):  # 'digits' is not a path
+        if result[name] is not None and Path(result[name]).exists():
+            result[name] = str(Path(result[name]).resolve())
+    for name, registry in (("loss", LOSSES), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        result[name] = registry.name_of(result[name])
+    result["activation"] = ",".join(map(ACTIVATIONS.name_of, result["activation"].split(",")))
+    return result
 
 
 def _model(o: SimpleNamespace, sizes: list[int], loss: Loss) -> MLP:
@@ -174,9 +227,11 @@ def _model(o: SimpleNamespace, sizes: list[int], loss: Loss) -> MLP:
 
 def _sizes(layers: str | None, d: DataSet, loss: Loss) -> list[int]:
     """Return the given layer sizes, which must fit the data, or two hidden layers."""
-    kind, y, y_test = loss.kind, d.y, d.y_test
-    n_outputs = int(max(y.max(), y_test.max())) + 1 if kind.takes_indices else 1 if y.ndim == 1 else y.shape[1]
-    sizes = parse_layers(layers) if layers is not None else [d.X.shape[1], 64, 32, n_outputs]
+    kind, y = loss.kind, d.y
+    largest = max(int(part.max()) for part in (d.y, d.y_validation, d.y_test) if len(part))
+    n_outputs = 1 if y.ndim == 1 else y.shape[1]
+    n_outputs = largest + 1 if kind.takes_indices and y.ndim == 1 else n_outputs
+    sizes = options.parse_layers(layers) if layers is not None else [d.X.shape[1], 64, 32, n_outputs]
     if sizes[0] != d.X.shape[1] or sizes[-1] < n_outputs or (not kind.takes_indices and sizes[-1] != n_outputs):
         counted = "classes" if kind.takes_indices else "targets"
         raise ValueError(
@@ -191,8 +246,9 @@ def _check_data(data: str, d: DataSet, model: MLP) -> None:
     from gpubackprop.intake import Samples
 
     try:
-        for X_part, y_part in ((d.X, d.y), (d.X_test, d.y_test)):
-            Samples.given(X_part, y_part).on(model.backend, model.architecture)
+        for X_part, y_part in ((d.X, d.y), (d.X_validation, d.y_validation), (d.X_test, d.y_test)):
+            if len(X_part):
+                Samples.given(X_part, y_part).on(model.backend, model.architecture)
     except ValueError as error:
         raise ValueError(f"{data!r}: {error}") from None
 
@@ -212,9 +268,8 @@ def _print_results(model: MLP, history: History, before: int, result: dict[str, 
         f"after {history.compile_seconds:.2f} s of compiling"
     )
     if history.get("val_loss"):
-        print(f"test loss   {sparkline(history['val_loss'])}  {result['loss']:.4f}")
+        print(f"validation loss   {sparkline(history['val_loss'])}  {history['val_loss'][-1]:.4f}")
     for name, value in result.items():
-        if name != "loss":
-            print(f"test {name}: {value:.4f}")
+        print(f"test {name}: {value:.4f}")
     facts = ", ".join(f"{name} {value}" for name, value in history.determined_by.items())
     print(f"fingerprint {fingerprint(model)[:16]} ({facts})")

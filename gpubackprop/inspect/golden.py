@@ -63,7 +63,8 @@ class Problem:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        ACTIVATIONS.resolve(self.activation)
+        object.__setattr__(self, "activation", ACTIVATIONS.resolve(self.activation).name)
+        object.__setattr__(self, "loss", LOSSES.resolve(self.loss).name)
         object.__setattr__(self, "layers", check_layer_sizes(self.layers, LOSSES.resolve(self.loss)))
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {self.optimizer!r}; choose from {', '.join(OPTIMIZERS)}")
