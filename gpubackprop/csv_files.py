@@ -107,6 +107,7 @@ def read_rows(
     *,
     names: Sequence[str] | None,
     is_text: Sequence[bool],
+    with_target: bool = False,
     target: str | None = None,
     classification: bool = False,
     header: bool | None = None,
@@ -121,16 +122,19 @@ def read_rows(
         The columns; those of the file may be in another order, and others are left out. Without names: all columns in order.
     is_text : sequence of bool
         For each column.
+    with_target : bool
+        There is a target too.
     target : str, optional
-        The name of the target, or its number; it must be there.
+        Its name, or its number; the last column by default.
     """
     reader = _Reader(classification, 1, target, header)
     if delimiter is not None:
         reader.delimiter, reader.detects = check_delimiter(delimiter), False
     reader.frame = reader.missing = True
     reader.known = (None if names is None else list(names), list(is_text))
+    reader.with_target = with_target
     for X, y in reader.parts(blocks):
-        yield X, (y if target is not None else None), reader.found()
+        yield X, (y if with_target else None), reader.found()
     if not reader.first:
         raise CsvError("it is empty")
 
@@ -151,7 +155,7 @@ class _Reader:
         self.detects = True  # the delimiter
         self.rows = 0
         # for tables with text
-        self.frame = self.missing = False
+        self.frame = self.missing = self.with_target = False
         self.drop: list[str] = []
         self.is_text: list[bool] = []
         self.chosen: list[int] = []  # the columns that are features, in order
@@ -228,8 +232,8 @@ class _Reader:
                 )
             self.chosen = [self.first.index(name) for name in names]
         else:
-            at = self._place_of(self.target) if self.target is not None else None
-            self.chosen = [j for j in range(len(columns)) if j != at]
+            target = self._target_at()
+            self.chosen = [j for j in range(len(columns)) if j != target]
             if len(self.chosen) != len(is_text):
                 named = (
                     f", named {', '.join(map(repr, names[:5]))}{', ...' * (len(names) > 5)}"
@@ -239,12 +243,22 @@ class _Reader:
                 raise CsvError(
                     f"it has {len(self.chosen)} columns of features; the network takes {len(is_text)}{named}"
                 )
-        target = None if self.target is None else self._place_of(self.target)
+        target = self._target_at()
+        if target in self.chosen:
+            raise CsvError(
+                f"the target, {self._name(self.chosen[self.chosen.index(target)])}, is one of the features; name another"
+            )
         self.is_target = [j == target for j in range(len(columns))]
         kinds = dict(zip(self.chosen, is_text, strict=True))
         self.is_text = [kinds.get(j, False) for j in range(len(columns))]
         block.skipped = int(self.header)
         return [column.slice(block.skipped) for column in columns]
+
+    def _target_at(self) -> int | None:
+        """Return the place of the target, where there is one."""
+        if not self.with_target:
+            return None
+        return len(self.first) - 1 if self.target is None else self._place_of(self.target)
 
     def _place_of(self, name: str) -> int:
         """Return the place of a column by its name or number."""

@@ -13,6 +13,7 @@ import typer
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.cli import options
 from gpubackprop.cli.options import Activation, Device, Layers, OptimizerName, ScheduleName, Seed
+from gpubackprop.labels import labels_of
 from gpubackprop.losses import LOSSES
 from gpubackprop.optimizers import OPTIMIZERS
 from gpubackprop.schedules import SCHEDULES
@@ -49,6 +50,18 @@ def train(
     ] = None,
     header: Annotated[
         bool | None, typer.Option(help="Whether the first row of a .csv file is a header; detected by default.")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="For a .csv file: , ; | or tab; detected by default.")
+    ] = None,
+    drop: Annotated[
+        str | None, typer.Option(metavar="COLUMNS", help="For a .csv file: columns to leave out, as in id,name.")
+    ] = None,
+    standardize: Annotated[
+        bool | None, typer.Option(help="Give each feature mean 0 and deviation 1; the default for a .csv file.")
+    ] = None,
+    missing: Annotated[
+        str | None, typer.Option(help="median: fill in missing cells of a .csv file; an error by default.")
     ] = None,
     layers: Layers = None,
     activation: Activation = "relu",
@@ -94,18 +107,24 @@ def train(
         _check(o, out)
     d = load_dataset(
         o.data, classification=None if definition is None else definition.kind.numbered, test=o.test,
-        validation_fraction=o.validation, seed=o.split_seed, target=o.target, header=o.header,
+        validation_fraction=o.validation, seed=o.split_seed, target=o.target, header=o.header, delimiter=o.delimiter,
+        drop=[column.strip() for column in o.drop.split(",")] if o.drop else [], frame=True, missing=o.missing is not None,
+        scaled=False,
     )  # fmt: skip
     print(f"{d.name}: {d.found}")
     if definition is None:
         definition = LOSSES.resolve(CLASSIFICATION if d.classification else REGRESSION)
         print(_recognised(d, o.target))
-    model = _model(o, _sizes(o.layers, d, definition), definition) if run is None else run.model
+    model = _model(o, d, definition) if run is None else run.model
+    if d.classes is not None:
+        d.y, d.y_validation, d.y_test = (labels_of(y, d.classes) for y in (d.y, d.y_validation, d.y_test))
     _check_data(o.data, d, model)
     print(
         f"{d.name}: {len(d.X):,} training, {len(d.X_validation):,} validation and {len(d.X_test):,} test samples, "
         f"{d.X.shape[1]} features"
     )
+    if model.features is not None:
+        print(f"features: {model.features}")
     print(f"{model}, {model.parameters.count:,} parameters")
     seen = (d.X_validation, d.y_validation) if len(d.X_validation) else None
     with warnings.catch_warnings():
@@ -218,25 +237,40 @@ def _canonical(settings: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _model(o: SimpleNamespace, sizes: list[int], loss: Loss) -> MLP:
+def _model(o: SimpleNamespace, d: DataSet, loss: Loss) -> MLP:
+    """Return a network for these data, which knows what its inputs are made of and what its classes are called."""
+    from gpubackprop.features import Features
+    from gpubackprop.frames import Frame
     from gpubackprop.mlp import MLP
 
+    table = isinstance(d.X, Frame)
+    if o.missing is not None and not table:
+        raise ValueError(f"--missing is for a .csv file, which {d.name} is not")
+    features, standardize = None, table if o.standardize is None else o.standardize
+    if table or standardize or d.scale != 1:
+        try:
+            features = Features.of(d.X, standardize=standardize, missing=o.missing, scale=d.scale)
+        except ValueError as error:
+            raise ValueError(f"{o.data!r}: {error} (--drop leaves columns out)") from None
+    inputs = d.X.shape[1] if features is None else features.inputs
     per_layer = o.activation.split(",") if "," in o.activation else o.activation
-    return MLP(sizes, per_layer, loss, o.device, o.dtype, o.seed, dropout=o.dropout)
+    model = MLP(_sizes(o.layers, d, loss, inputs), per_layer, loss, o.device, o.dtype, o.seed, dropout=o.dropout)
+    model.describe_data(features, d.classes)
+    return model
 
 
-def _sizes(layers: str | None, d: DataSet, loss: Loss) -> list[int]:
+def _sizes(layers: str | None, d: DataSet, loss: Loss, inputs: int) -> list[int]:
     """Return the given layer sizes, which must fit the data, or two hidden layers."""
     kind, y = loss.kind, d.y
     largest = max(int(part.max()) for part in (d.y, d.y_validation, d.y_test) if len(part))
     n_outputs = 1 if y.ndim == 1 else y.shape[1]
     n_outputs = largest + 1 if kind.takes_indices and y.ndim == 1 else n_outputs
-    sizes = options.parse_layers(layers) if layers is not None else [d.X.shape[1], 64, 32, n_outputs]
-    if sizes[0] != d.X.shape[1] or sizes[-1] < n_outputs or (not kind.takes_indices and sizes[-1] != n_outputs):
+    sizes = options.parse_layers(layers) if layers is not None else [inputs, 64, 32, n_outputs]
+    if sizes[0] != inputs or sizes[-1] < n_outputs or (not kind.takes_indices and sizes[-1] != n_outputs):
         counted = "classes" if kind.takes_indices else "targets"
         raise ValueError(
-            f"--layers is {'-'.join(map(str, sizes))}; {d.name} has {d.X.shape[1]} features and {n_outputs} {counted}: "
-            f"begin with {d.X.shape[1]} and end with {n_outputs}"
+            f"--layers is {'-'.join(map(str, sizes))}; {d.name} has {inputs} inputs and {n_outputs} {counted}: "
+            f"begin with {inputs} and end with {n_outputs}"
         )
     return sizes
 
@@ -248,7 +282,7 @@ def _check_data(data: str, d: DataSet, model: MLP) -> None:
     try:
         for X_part, y_part in ((d.X, d.y), (d.X_validation, d.y_validation), (d.X_test, d.y_test)):
             if len(X_part):
-                Samples.given(X_part, y_part).on(model.backend, model.architecture)
+                Samples.given(X_part, y_part, by=model.architecture).on(model.backend, model.architecture)
     except ValueError as error:
         raise ValueError(f"{data!r}: {error}") from None
 
