@@ -19,6 +19,7 @@ from gpubackprop.backends.current import OnDevice, active
 from gpubackprop.definitions import Array, check_count, version_of
 from gpubackprop.eager import Pass
 from gpubackprop.initializers import Initializer
+from gpubackprop.inspect.summary import Summary
 from gpubackprop.intake import Samples, check_features, check_options
 from gpubackprop.interop import as_array, like
 from gpubackprop.losses import Loss
@@ -184,6 +185,13 @@ class MLP(Described, SetOnce, OnDevice):
 
     def __repr__(self) -> str:
         return f"MLP({self.architecture}, device={self.device!r})"
+
+    def summary(self) -> Summary:
+        """Return a table of layers, shapes, parameters and bytes; ``print`` shows it."""
+        return Summary.of(self._network, repr(self))
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
 
     # ------------------------------------------------------------------ for experiments
 
