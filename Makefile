@@ -9,7 +9,7 @@ PIP_INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pi
 .PHONY: demo test test-all lint bench clean
 
 demo: $(VENV)/.installed
-	$(BIN)/gpubackprop train --data digits --epochs 40 --out demo --overwrite
+	$(BIN)/gpubackprop train digits --epochs 40 --out demo --overwrite
 
 test: $(VENV)/.installed-dev
 	@echo "make test: at most 6 minutes on two cores, less once the kernels are compiled"

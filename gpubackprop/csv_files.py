@@ -223,7 +223,7 @@ class _Reader:
         names, is_text = self.known
         self.first = [column[0].as_py() for column in columns]
         if self.header is None:
-            self.header = set(names) <= set(self.first) if names is not None else False
+            self.header = names is not None and not set(names).isdisjoint(self.first)
         if names is not None and self.header:
             missing = [name for name in names if name not in self.first]
             if missing:
@@ -235,13 +235,10 @@ class _Reader:
             target = self._target_at()
             self.chosen = [j for j in range(len(columns)) if j != target]
             if len(self.chosen) != len(is_text):
-                named = (
-                    f", named {', '.join(map(repr, names[:5]))}{', ...' * (len(names) > 5)}"
-                    if names is not None
-                    else ""
-                )
+                named = f", named {shown(names, 200)}" if names is not None else ""
                 raise CsvError(
-                    f"it has {len(self.chosen)} columns of features; the network takes {len(is_text)}{named}"
+                    f"it has {len(self.chosen)} columns of features, its first row {shown(self.first, 200)}; the network "
+                    f"takes {len(is_text)}{named}"
                 )
         target = self._target_at()
         if target in self.chosen:

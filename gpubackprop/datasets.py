@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -479,13 +480,13 @@ def _read(path: Path, options: _Options) -> tuple[list[_Part], str]:
         return _read_idx_set(path, content)
     if b"\0" in content[:4096] and content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(f"it is binary, but neither .npz nor IDX; expected {FORMATS}")
-    named: dict[str, Any] = {
-        "targets": options.targets, "target": options.target, "header": options.header, "delimiter": options.delimiter,
-        "drop": options.drop, "frame": options.frame, "missing": options.missing,
-    }  # fmt: skip
-    table = read_csv(content, classification=options.classification is not False, **named)
+    read = partial(
+        read_csv, content, targets=options.targets, target=options.target, header=options.header,
+        delimiter=options.delimiter, drop=options.drop, frame=options.frame, missing=options.missing,
+    )  # fmt: skip
+    table = read(classification=options.classification is not False)
     if not options.decide(table.y) and table.y.ndim == 1:  # recognised just now: read as if it had been given
-        table = read_csv(content, classification=False, **named)
+        table = read(classification=False)
     return [_Part(table.X, table.y)], table.found
 
 

@@ -21,6 +21,7 @@ from gpubackprop.definitions import Array, check_count, eps_of, version_of
 from gpubackprop.eager import Pass
 from gpubackprop.features import Features
 from gpubackprop.initializers import Initializer
+from gpubackprop.inspect.summary import Summary
 from gpubackprop.intake import Samples, check_features, check_options
 from gpubackprop.interop import as_array, like
 from gpubackprop.labels import Label, labels_of
@@ -191,6 +192,13 @@ class MLP(Described, SetOnce, OnDevice):
 
     def __repr__(self) -> str:
         return f"MLP({self.architecture}, device={self.device!r})"
+
+    def summary(self) -> Summary:
+        """Return a table of layers, shapes, parameters and bytes; ``print`` shows it."""
+        return Summary.of(self._network, repr(self))
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
 
     # ------------------------------------------------------------------ for experiments
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -145,14 +146,16 @@ def train(
             )  # fmt: skip
     _print_results(model, history, done, model.evaluate(d.X_test, d.y_test))
     if out is not None:
-        from gpubackprop.inspect.pictures import learning_curve
+        from gpubackprop.inspect.pictures import draw_training
 
-        learning_curve(history, out / "learning_curve.png", f"{d.name}: {model}")
+        draw_training(out / "learning_curve.png", f"{d.name}: {model}", history, d, model.predict(d.X_test))
         print(f"wrote {out / 'model.safetensors'}, history.json and {out / 'learning_curve.png'}")
     if history.interrupted:
         if out is not None:
             print(f"to continue: gpubackprop train --resume {out}")
         sys.exit(130)
+    if out is not None:
+        print(f"next: gpubackprop predict {shlex.quote(str(out))} NEW.csv")
 
 
 def _check(o: SimpleNamespace, out: Path | None) -> None:

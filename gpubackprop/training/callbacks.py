@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpubackprop.definitions import Array, check_count, check_flag, check_number, plain, shown
+from gpubackprop.training.history import is_better_larger
 
 if TYPE_CHECKING:
     from gpubackprop.training.history import Training
@@ -78,7 +79,7 @@ class _Monitor(Callback):
             hint = "; give fit validation_data" if name.startswith("val_") else ""
             raise ValueError(f"monitor is {shown(name)}; the history has {have}{hint}")
         value = training.history[name][-1]
-        if name.endswith(("accuracy", "r2")):
+        if is_better_larger(name):
             value = -value
         better = value < self.best - self.min_delta
         self.best = value if better else self.best

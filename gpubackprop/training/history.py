@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpubackprop.backends.current import active
 from gpubackprop.definitions import check_number
 from gpubackprop.training.snapshot import Position
+from gpubackprop.training.tables import html_table
 
 if TYPE_CHECKING:
     from gpubackprop.mlp import MLP
+    from gpubackprop.training.curves import Picture
     from gpubackprop.training.divergence import Divergence
+
+
+def is_better_larger(name: str) -> bool:
+    """Return whether larger values of a column are better: accuracy and r2, but no loss."""
+    return name.endswith(("accuracy", "r2"))
 
 
 class History(dict[str, list[float]]):
@@ -36,6 +44,38 @@ class History(dict[str, list[float]]):
     def interrupted(self) -> bool:
         """True if Ctrl-C ended the training."""
         return self.stopped == "interrupted"
+
+    def plot(self, path: str | Path | None = None) -> Picture:
+        """Return the learning curve as a matplotlib figure, which a notebook shows.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            Write it into this file too; the name says the format, as in ``"curve.png"`` or ``"curve.svg"``.
+        """
+        from gpubackprop.training.curves import learning_curve  # loads matplotlib
+
+        picture = learning_curve(self)
+        if path is not None:
+            picture.savefig(path, dpi=130)
+        return picture
+
+    def __repr__(self) -> str:
+        epochs = len(self.get("loss", []))
+        last = "".join(
+            f", {name} {self[name][-1]:.4g}" for name in self if name not in ("seconds", "learning_rate") and self[name]
+        )
+        ended = f", stopped: {self.stopped}" if self.stopped not in ("", "epochs") else ""
+        return f"History({epochs} epoch{'s' * (epochs != 1)}{last}{ended})"
+
+    def _repr_html_(self) -> str:
+        rows = [["", "first", "best", "in epoch", "last"]]
+        for name, column in self.items():
+            if name != "seconds" and column:
+                best = max(column) if is_better_larger(name) else min(column)
+                numbers = [f"{column[0]:.4g}", f"{best:.4g}", str(column.index(best) + 1), f"{column[-1]:.4g}"]
+                rows.append([name, *(numbers if name != "learning_rate" else [numbers[0], "", "", numbers[3]])])
+        return html_table(rows, repr(self))
 
     def add(self, **row: float) -> None:
         """Append one epoch."""

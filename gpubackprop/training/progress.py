@@ -9,6 +9,7 @@ from typing import Any
 
 from gpubackprop.definitions import Array
 
+BAR, TIME_LEFT = 8, 7  # characters: of the bar, and of h:mm:ss
 REFRESH = 0.2  # seconds between two reads of the loss on the device: each one waits
 
 
@@ -45,7 +46,7 @@ class Progress:
 
 
 class LineProgress(Progress):
-    """About ten lines, for output that is not a terminal."""
+    """A line per epoch, for output that is not a terminal."""
 
     def __init__(self, epochs: int, done: int) -> None:
         super().__init__()
@@ -53,8 +54,7 @@ class LineProgress(Progress):
 
     def epoch_done(self, history: dict[str, list[float]]) -> None:
         self.epoch += 1
-        if self.epoch % max(1, self.epochs // 10) == 0:
-            print(f"epoch {self.epoch}/{self.epochs}  {_columns(history)}", flush=True)
+        print("  ".join([f"epoch {self.epoch}/{self.epochs}", *_columns(history)]), flush=True)
 
 
 class TerminalProgress(Progress):
@@ -63,7 +63,7 @@ class TerminalProgress(Progress):
     def __init__(self, bar: Any, epochs: int, samples: int, done: int) -> None:
         super().__init__()
         self.bar, self.epochs, self.samples = bar, epochs, samples
-        self.task = bar.add_task("", total=epochs * samples, epoch=f"{done + 1}/{epochs}", line="compiling", rate="")
+        self.task = bar.add_task("", total=epochs * samples, epoch=f"{done + 1}/{epochs}", line="compiling")
         self.first = self.done = done * samples
         self.epoch = done
         self.started = self.next_look = 0.0
@@ -78,24 +78,31 @@ class TerminalProgress(Progress):
         now = time.perf_counter()
         if now >= self.next_look:
             self.next_look = now + REFRESH
-            self._show(f"loss {float(value[0]):.4f}", now)
+            self._show([f"loss {float(value[0]):.4f}"], now)
 
     def epoch_done(self, history: dict[str, list[float]]) -> None:
         self.epoch += 1
         self.done = self.epoch * self.samples
         self._show(_columns(history), time.perf_counter())
 
-    def _show(self, line: str, now: float) -> None:
+    def _show(self, columns: list[str], now: float) -> None:
         rate = (self.done - self.first) / max(now - self.started, 1e-9)
-        self.bar.update(
-            self.task, completed=self.done, epoch=f"{min(self.epoch + 1, self.epochs)}/{self.epochs}",
-            line=line, rate=f"{rate:,.0f} samples/s",
-        )  # fmt: skip
+        epoch = f"{min(self.epoch + 1, self.epochs)}/{self.epochs}"
+        room = self.bar.console.width - len(f"epoch {epoch} ") - BAR - 1 - TIME_LEFT - 1
+        line = _fitting([*columns, f"{rate:,.0f} samples/s"], room)
+        self.bar.update(self.task, completed=self.done, epoch=epoch, line=line)
 
 
-def _columns(history: dict[str, list[float]]) -> str:
+def _columns(history: dict[str, list[float]]) -> list[str]:
     shown = [name for name in history if name not in ("learning_rate", "seconds")]
-    return "  ".join(f"{name} {history[name][-1]:.4f}" for name in shown)
+    return [f"{name} {history[name][-1]:.4f}" for name in shown]
+
+
+def _fitting(columns: list[str], room: int) -> str:
+    """Return as many columns as fit, from the first on, so that the bar and the time left stay on the line."""
+    while columns and len("  ".join(columns)) > room:
+        columns = columns[:-1]
+    return "  ".join(columns)
 
 
 @contextmanager
@@ -108,9 +115,8 @@ def show_progress(show: bool, epochs: int, samples: int, done: int = 0) -> Itera
 
     columns = (
         progress.TextColumn("epoch {task.fields[epoch]}"),
-        progress.BarColumn(bar_width=10),
-        progress.TextColumn("{task.fields[line]}"),
-        progress.TextColumn("{task.fields[rate]}", style="dim"),
+        progress.BarColumn(bar_width=BAR),
+        progress.TextColumn("{task.fields[line]}", markup=False),
         progress.TimeRemainingColumn(compact=True),
     )
     bar = progress.Progress(*columns, refresh_per_second=8)
