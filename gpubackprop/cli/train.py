@@ -52,9 +52,7 @@ def train(
     header: Annotated[
         bool | None, typer.Option(help="Whether the first row of a .csv file is a header; detected by default.")
     ] = None,
-    delimiter: Annotated[
-        str | None, typer.Option(help="For a .csv file: , ; | or tab; detected by default.")
-    ] = None,
+    delimiter: Annotated[str | None, typer.Option(help="For a .csv file: , ; | or tab; detected by default.")] = None,
     drop: Annotated[
         str | None, typer.Option(metavar="COLUMNS", help="For a .csv file: columns to leave out, as in id,name.")
     ] = None,
@@ -117,9 +115,10 @@ def train(
         definition = LOSSES.resolve(CLASSIFICATION if d.classification else REGRESSION)
         print(_recognised(d, o.target))
     model = _model(o, d, definition) if run is None else run.model
-    if d.classes is not None:
-        d.y, d.y_validation, d.y_test = (labels_of(y, d.classes) for y in (d.y, d.y_validation, d.y_test))
-    _check_data(o.data, d, model)
+    y, y_validation, y_test = (
+        y if d.classes is None else labels_of(y, d.classes) for y in (d.y, d.y_validation, d.y_test)
+    )
+    _check_data(o.data, model, (d.X, y), (d.X_validation, y_validation), (d.X_test, y_test))
     print(
         f"{d.name}: {len(d.X):,} training, {len(d.X_validation):,} validation and {len(d.X_test):,} test samples, "
         f"{d.X.shape[1]} features"
@@ -127,35 +126,37 @@ def train(
     if model.features is not None:
         print(f"features: {model.features}")
     print(f"{model}, {model.parameters.count:,} parameters")
-    seen = (d.X_validation, d.y_validation) if len(d.X_validation) else None
+    seen = (d.X_validation, y_validation) if len(d.X_validation) else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)  # printed below, on one line
         if run is not None:
             done = len(run.history.get("loss", []))
             print(f"resuming after {done} of {o.epochs} epochs")
-            history = run.fit(d.X, d.y, epochs=o.epochs, validation_data=seen, progress=not quiet)
+            history = run.fit(d.X, y, epochs=o.epochs, validation_data=seen, progress=not quiet)
         else:
             done, steps = 0, o.epochs * -(-len(d.X) // o.batch_size)
             about = _canonical(settings | {"loss": definition.name})
             history = model.fit(
-                d.X, d.y, epochs=o.epochs, batch_size=o.batch_size,
+                d.X, y, epochs=o.epochs, batch_size=o.batch_size,
                 optimizer=options.make_optimizer(o.optimizer, o.learning_rate, o.schedule, o.weight_decay, steps),
                 callbacks=[] if o.patience is None else [EarlyStopping(patience=o.patience)],
                 validation_data=seen, progress=not quiet,
                 checkpoint=None if out is None else Run(out, every=checkpoint_every, overwrite=overwrite, about=about),
             )  # fmt: skip
-    _print_results(model, history, done, model.evaluate(d.X_test, d.y_test))
+    _print_results(model, history, done, model.evaluate(d.X_test, y_test))
     if out is not None:
         from gpubackprop.inspect.pictures import draw_training
+        from gpubackprop.inspect.scores import outputs_of
 
-        draw_training(out / "learning_curve.png", f"{d.name}: {model}", history, d, model.predict(d.X_test))
+        draw_training(out / "learning_curve.png", f"{d.name}: {model}", history, d, outputs_of(model, d.X_test))
         print(f"wrote {out / 'model.safetensors'}, history.json and {out / 'learning_curve.png'}")
     if history.interrupted:
         if out is not None:
             print(f"to continue: gpubackprop train --resume {out}")
         sys.exit(130)
     if out is not None:
-        print(f"next: gpubackprop predict {shlex.quote(str(out))} NEW.csv")
+        folder, source = shlex.quote(str(out)), shlex.quote(o.data)
+        print(f"next: gpubackprop evaluate {folder} {source}, or gpubackprop predict {folder} NEW.csv")
 
 
 def _check(o: SimpleNamespace, out: Path | None) -> None:
@@ -278,12 +279,12 @@ def _sizes(layers: str | None, d: DataSet, loss: Loss, inputs: int) -> list[int]
     return sizes
 
 
-def _check_data(data: str, d: DataSet, model: MLP) -> None:
-    """Check that a model takes the samples and targets of both sets."""
+def _check_data(data: str, model: MLP, *sets: tuple[Any, Any]) -> None:
+    """Check that a model takes the samples and targets of all sets."""
     from gpubackprop.intake import Samples
 
     try:
-        for X_part, y_part in ((d.X, d.y), (d.X_validation, d.y_validation), (d.X_test, d.y_test)):
+        for X_part, y_part in sets:
             if len(X_part):
                 Samples.given(X_part, y_part, by=model.architecture).on(model.backend, model.architecture)
     except ValueError as error:
