@@ -85,10 +85,11 @@ def to_sklearn(model: MLP) -> Any:
     else:
         raise ValueError(f"scikit-learn has no {name}; it has softmax, sigmoid, squared error and Poisson")
     # one step on zeros makes all attributes that a fitted estimator has; then come the parameters
-    given = {"classes": np.unique(labels)} if made.__class__ is MLPClassifier and labels.ndim == 1 else {}
+    of_classes = made.__class__ is MLPClassifier
+    given = {"classes": np.unique(labels) if labels.ndim == 1 else np.arange(outputs)} if of_classes else {}
     made.partial_fit(np.zeros((len(labels), d)), labels, **given)
     made.coefs_, made.intercepts_ = W, b
-    if given and list(made.classes_) != list(labels):  # scikit-learn sorts them
+    if of_classes and labels.ndim == 1 and list(made.classes_) != list(labels):  # scikit-learn sorts them
         made.coefs_[-1], made.intercepts_[-1] = _sorted(made.coefs_[-1], made.intercepts_[-1], np.argsort(labels))
     if features is None or (features.mean is None and features.scale == 1):
         return made

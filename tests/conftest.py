@@ -48,3 +48,19 @@ def backend(device: str) -> Any:
 def rng() -> np.random.Generator:
     """Random numbers, the same in every run."""
     return np.random.default_rng(20240229)
+
+
+@pytest.fixture
+def run(monkeypatch: Any, capsys: Any) -> Any:
+    """Run the command line in this process; return (exit status, standard output, standard error)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        from gpubackprop.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["gpubackprop", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call

@@ -11,7 +11,6 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
-from gpubackprop.cli import main
 from gpubackprop.datasets import load_dataset
 from gpubackprop.losses import LOSSES
 from gpubackprop.optimizers import OPTIMIZERS
@@ -19,24 +18,13 @@ from gpubackprop.schedules import SCHEDULES
 from gpubackprop.training.checkpoint import load_training
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; return (exit status, standard output, standard error)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gpubackprop", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return call
-
-
 def test_train_on_digits_reaches_97_percent_and_writes_its_results(run, tmp_path):
     status, out, _ = run("train", "--epochs", "40", "--out", str(tmp_path / "run"))
     assert status == 0
-    assert out.splitlines()[-1] == f"next: gpubackprop predict {tmp_path / 'run'} NEW.csv"
+    folder = tmp_path / "run"
+    assert (
+        out.splitlines()[-1] == f"next: gpubackprop evaluate {folder} digits, or gpubackprop predict {folder} NEW.csv"
+    )
     accuracy = float(out.split("test accuracy: ")[1].split()[0])
     assert accuracy >= 0.97
     history = json.loads((tmp_path / "run" / "history.json").read_text())

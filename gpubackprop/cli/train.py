@@ -255,7 +255,7 @@ def _model(o: SimpleNamespace, d: DataSet, loss: Loss) -> MLP:
         try:
             features = Features.of(d.X, standardize=standardize, missing=o.missing, scale=d.scale)
         except ValueError as error:
-            raise ValueError(f"{o.data!r}: {error} (--drop leaves columns out)") from None
+            raise ValueError(f"{o.data!r}: {str(error).removeprefix('X: ')} (--drop leaves columns out)") from None
     inputs = d.X.shape[1] if features is None else features.inputs
     per_layer = o.activation.split(",") if "," in o.activation else o.activation
     model = MLP(_sizes(o.layers, d, loss, inputs), per_layer, loss, o.device, o.dtype, o.seed, dropout=o.dropout)
