@@ -156,7 +156,8 @@ def load_dataset(
         path = files("gpubackprop") / "data" / "digits.npz"
         with path.open("rb") as file, np.load(file) as arrays:
             parts = [_Part(arrays["X"] / 16.0, arrays["y"].astype(np.int64))]
-        name, found, image_shape = "digits", "8 x 8 pixels, 10 classes", (8, 8)
+        name, found = "digits", "8 x 8 pixels, 10 classes"
+        image_shape: tuple[int, ...] | None = (8, 8)
         options.decide(parts[0].y)
     else:
         name, of_test = Path(source).name, None if test is None else _file(test, "--test")
