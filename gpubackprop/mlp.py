@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ from gpubackprop.backends.current import OnDevice, active
 from gpubackprop.definitions import Array, check_count, version_of
 from gpubackprop.eager import Pass
 from gpubackprop.initializers import Initializer
-from gpubackprop.inspect.summary import Summary
 from gpubackprop.intake import Samples, check_features, check_options
 from gpubackprop.interop import as_array, like
 from gpubackprop.losses import Loss
@@ -33,6 +32,9 @@ from gpubackprop.training.checkpoint import fingerprint as fingerprint_of
 from gpubackprop.training.checkpoint import load_training, save
 from gpubackprop.training.evaluation import evaluate
 from gpubackprop.training.fit import fit
+
+if TYPE_CHECKING:
+    from gpubackprop.inspect.summary import Summary
 
 EVALUATION_BATCH = 1024  # rows of a pass without an update: large enough for the products, small enough for the caches
 
@@ -188,6 +190,8 @@ class MLP(Described, SetOnce, OnDevice):
 
     def summary(self) -> Summary:
         """Return a table of layers, shapes, parameters and bytes; ``print`` shows it."""
+        from gpubackprop.inspect.summary import Summary
+
         return Summary.of(self._network, repr(self))
 
     def _repr_html_(self) -> str:

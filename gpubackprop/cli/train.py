@@ -100,7 +100,8 @@ def train(
     print(f"{d.name}: {d.found}")
     if definition is None:
         definition = LOSSES.resolve(CLASSIFICATION if d.classification else REGRESSION)
-        print(_recognised(d, o.target))
+        if d.recognised:
+            print(_recognised(d, o.target))
     model = _model(o, _sizes(o.layers, d, definition), definition) if run is None else run.model
     _check_data(o.data, d, model)
     print(
@@ -165,10 +166,10 @@ def _source(data: str | None, data_option: str | None) -> str:
 
 def _recognised(d: DataSet, target: str | None) -> str:
     """Return the line that says what was made of the target, and how to choose something else."""
-    name, whole = f"target {target!r}" if target else "the target", "whole numbers" in d.recognised
+    name = f"target {target!r}" if target else "the target"
     taken = f"a classification by {CLASSIFICATION}" if d.classification else f"a regression by {REGRESSION}"
     other = f" {REGRESSION} makes it a regression" if d.classification else f" {CLASSIFICATION} takes them as classes"
-    return f"{name} {d.recognised}, so this is {taken}; --loss{other if whole else ' chooses another'}"
+    return f"{name} {d.recognised}, so this is {taken}; --loss{other if d.ambiguous else ' chooses another'}"
 
 
 def _folder(resume: str, out: Path | None) -> Path:
