@@ -227,7 +227,9 @@ def test_early_stopping_goes_by_the_validation_set_and_the_test_set_is_measured_
     assert status == 0
     assert "54 training, 6 validation and 60 test samples" in out
     history = json.loads((tmp_path / "run" / "history.json").read_text())
-    assert len(history["val_loss"]) == min(np.argmin(history["val_loss"]) + 4, 50)
+    best = int(np.argmin(history["val_loss"])) + 1
+    assert len(history["val_loss"]) == min(best + 3, 50)
+    assert f"kept epoch {best}, whose validation loss {min(history['val_loss']):.4f} is the best" in out
     d = load_dataset(tmp_path / "train.npz", test=tmp_path / "test.npz", validation_fraction=0.1)
     model = gb.load(tmp_path / "run" / "model.safetensors")
     assert model.evaluate(d.X_validation, d.y_validation)["loss"] == pytest.approx(min(history["val_loss"]), rel=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import warnings
@@ -126,7 +127,7 @@ def train(
                 validation_data=seen, progress=not quiet,
                 checkpoint=None if out is None else Run(out, every=checkpoint_every, overwrite=overwrite, about=about),
             )  # fmt: skip
-    _print_results(model, history, done, model.evaluate(d.X_test, d.y_test))
+    _print_results(model, history, done, o.patience, model.evaluate(d.X_test, d.y_test))
     if out is not None:
         from gpubackprop.inspect.pictures import draw_training
 
@@ -257,7 +258,7 @@ def _check_data(data: str, d: DataSet, model: MLP) -> None:
         raise ValueError(f"{data!r}: {error}") from None
 
 
-def _print_results(model: MLP, history: History, before: int, result: dict[str, float]) -> None:
+def _print_results(model: MLP, history: History, before: int, patience: int | None, result: dict[str, float]) -> None:
     """Print how a training ended; some epochs may precede it."""
     from gpubackprop.inspect.pictures import sparkline
     from gpubackprop.mlp import fingerprint
@@ -273,6 +274,9 @@ def _print_results(model: MLP, history: History, before: int, result: dict[str, 
     )
     if history.get("val_loss"):
         print(f"validation loss   {sparkline(history['val_loss'])}  {history['val_loss'][-1]:.4f}")
+    if patience is not None and any(map(math.isfinite, history.get("val_loss", []))):
+        best = min(filter(math.isfinite, history["val_loss"]))
+        print(f"kept epoch {history['val_loss'].index(best) + 1}, whose validation loss {best:.4f} is the best")
     for name, value in result.items():
         print(f"test {name}: {value:.4f}")
     facts = ", ".join(f"{name} {value}" for name, value in history.determined_by.items())
