@@ -21,7 +21,9 @@ from gpubackprop.definitions import (
     real_of,
     shown,
 )
+from gpubackprop.features import Features
 from gpubackprop.initializers import INITIALIZERS, Initializer
+from gpubackprop.labels import Label, check_classes, check_number_of_classes
 from gpubackprop.losses import LOSSES, Loss
 from gpubackprop.registry import Registry
 
@@ -37,6 +39,10 @@ class Architecture:
         only a GPU has, is kept for a later move to one.
     target_shape : tuple of int, optional
         The shape of one sample's y in the last ``fit``, None before.
+    features : Features, optional
+        What the inputs are made of, if they are not given as numbers that the network takes as they are.
+    classes : tuple, optional
+        The labels of the classes, if they are not 0, 1, 2, ....
 
     Raises
     ------
@@ -58,6 +64,8 @@ class Architecture:
     dropout: float = 0.0
     matmul_precision: str = "float32"
     target_shape: tuple[int, ...] | None = None
+    features: Features | None = None
+    classes: tuple[Label, ...] | None = None
 
     def __post_init__(self) -> None:
         loss = _resolved("loss", LOSSES, self.loss, Loss)
@@ -75,9 +83,20 @@ class Architecture:
             "target_shape": None
             if shape is None
             else tuple(check_count("target_shape", size) for size in _items("target_shape", shape)),
+            "classes": None if self.classes is None else check_classes(self.classes),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        if self.classes is not None:
+            check_number_of_classes(self.classes, sizes[-1], loss)
+        if self.features is not None:
+            if not isinstance(self.features, Features):
+                raise ValueError(f"features is {shown(self.features)}; give Features, or None")
+            if self.features.inputs != sizes[0]:
+                raise ValueError(
+                    f"the features are {self.features}: {self.features.inputs} inputs; layer_sizes begins with {sizes[0]}: "
+                    f"begin with {self.features.inputs}"
+                )
 
     @property
     def real(self) -> np.dtype[Any]:
@@ -119,6 +138,8 @@ class Architecture:
             "dropout": self.dropout,
             "matmul_precision": self.matmul_precision,
             "target_shape": self.target_shape,
+            **({} if self.features is None else {"features": self.features.to_json()}),
+            **({} if self.classes is None else {"classes": self.classes}),
         }
 
     @classmethod
@@ -142,13 +163,18 @@ class Architecture:
             dropout=given["dropout"],
             matmul_precision=given.get("matmul_precision", "float32"),
             target_shape=given.get("target_shape"),
+            features=Features.from_json(given["features"]) if "features" in given else None,
+            classes=given.get("classes"),
         )
 
 
 KINDS: dict[str, Any] = {
     "layer_sizes": list | tuple, "activation": list, "loss": dict, "dtype": str, "seed": int, "dropout": float | int,
 }  # fmt: skip
-OPTIONAL: dict[str, Any] = {"initializer": str | None, "matmul_precision": str, "target_shape": list | tuple | None}
+OPTIONAL: dict[str, Any] = {
+    "initializer": str | None, "matmul_precision": str, "target_shape": list | tuple | None, "features": dict,
+    "classes": list | tuple,
+}  # fmt: skip
 DEFINITION: dict[str, Any] = {"name": str, "parameters": dict}
 
 
@@ -199,6 +225,16 @@ class Described:
     def dropout(self) -> float:
         """The fraction of hidden units dropped in training."""
         return self.architecture.dropout
+
+    @property
+    def features(self) -> Features | None:
+        """What the inputs are made of: columns, scaling, categories; None if X is taken as it is."""
+        return self.architecture.features
+
+    @property
+    def classes(self) -> tuple[Label, ...] | None:
+        """The labels of the classes, in the order of the outputs; None if they are 0, 1, 2, ...."""
+        return self.architecture.classes
 
     @property
     def matmul_precision(self) -> str:

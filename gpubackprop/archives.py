@@ -12,9 +12,10 @@ import math
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -53,6 +54,28 @@ def read_unpacked(path: Path) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise ArchiveError(f"it is truncated or not a valid gzip file ({error})") from None
     return unpacked.getvalue()
+
+
+@contextmanager
+def open_unpacked(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading a part at a time, unpacked if it is gzipped.
+
+    Raises
+    ------
+    ArchiveError
+        It is damaged.
+    """
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if not packed:
+            yield file
+            return
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield cast(BinaryIO, unpacked)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ArchiveError(f"it is truncated or not a valid gzip file ({error})") from None
 
 
 def read_npz(content: bytes, wanted: Collection[str] | None, limit: int) -> tuple[dict[str, np.ndarray], list[str]]:

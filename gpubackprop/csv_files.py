@@ -8,6 +8,7 @@ spreadsheet: from 1, with the header and blank lines.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,14 @@ import numpy as np
 
 from gpubackprop import csv_lines
 from gpubackprop.csv_lines import DELIMITERS, Block, CsvError, is_number, to_float
-from gpubackprop.definitions import check_flag
+from gpubackprop.definitions import check_flag, shown
+from gpubackprop.frames import Frame
 
 AT_ONCE = 1 << 20  # bytes parsed at once: they stay in the caches
 WIDEST = 100_000  # columns; each takes Arrow some kilobytes
 SAMPLE = 100  # rows by which the delimiter and the header are judged
 MISSING = {"", "nan", "na", "n/a", "#n/a", "null", "none", "?", "-", "."}  # in a column of numbers
+MISSING_TEXT = MISSING - {"none", "-", "."}  # in a column of text
 
 
 @dataclass
@@ -29,13 +32,13 @@ class Table:
 
     Attributes
     ----------
-    X : array, shape (n, d)
+    X : array, shape (n, d), or Frame
     y : array, shape (n, targets) or (n,)
         float64; for a classification (n,), and of ``str`` objects if the labels are text.
     found : str
     """
 
-    X: np.ndarray
+    X: Any
     y: np.ndarray
     found: str
 
@@ -47,8 +50,12 @@ def read_csv(
     targets: int = 1,
     target: str | int | None = None,
     header: bool | None = None,
+    delimiter: str | None = None,
+    drop: Sequence[str] = (),
+    frame: bool = False,
+    missing: bool = False,
 ) -> Table:
-    """Return the numbers in a CSV file.
+    """Return the numbers in a CSV file, or with ``frame`` its columns of numbers and text.
 
     Parameters
     ----------
@@ -63,6 +70,14 @@ def read_csv(
         The name of the target column, or its number from 1.
     header : bool, optional
         Whether the first row holds names; detected by default.
+    delimiter : str, optional
+        ``","``, ``";"``, ``"|"`` or a tab; detected by default.
+    drop : sequence of str
+        Columns to leave out, by name or number.
+    frame : bool
+        Features may be text: a column is if no cell in its first rows is a number. X is then a :class:`Frame`.
+    missing : bool
+        With ``frame``: cells may be missing.
 
     Raises
     ------
@@ -71,7 +86,57 @@ def read_csv(
     """
     header = None if header is None else check_flag("header", header)
     name = None if target is None else str(target)
-    return _Reader(classification, 1 if classification else targets, name, header).read(csv_lines.normal(content))
+    reader = _Reader(classification, 1 if classification else targets, name, header)
+    if delimiter is not None:
+        reader.delimiter = check_delimiter(delimiter)
+        reader.detects = False
+    reader.drop, reader.frame, reader.missing = [str(column) for column in drop], frame, missing
+    return reader.read(csv_lines.blocks(csv_lines.normal(content)))
+
+
+def check_delimiter(delimiter: str) -> str:
+    """Return a delimiter; ``\\t`` and "tab" are a tab."""
+    found = {"\\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
+    if found not in DELIMITERS:
+        raise CsvError(f"delimiter is {shown(delimiter)}; choose , ; | or tab")
+    return found
+
+
+def read_rows(
+    blocks: Iterable[Block],
+    *,
+    names: Sequence[str] | None,
+    is_text: Sequence[bool],
+    with_target: bool = False,
+    target: str | None = None,
+    classification: bool = False,
+    header: bool | None = None,
+    delimiter: str | None = None,
+) -> Iterator[tuple[Frame, np.ndarray | None, str]]:
+    """Yield the known columns of a file block by block: a table of them, the target if there is one, and how it was read.
+
+    Parameters
+    ----------
+    blocks : iterable of Block
+    names : sequence of str, optional
+        The columns; those of the file may be in another order, and others are left out. Without names: all columns in order.
+    is_text : sequence of bool
+        For each column.
+    with_target : bool
+        There is a target too.
+    target : str, optional
+        Its name, or its number; the last column by default.
+    """
+    reader = _Reader(classification, 1, target, header)
+    if delimiter is not None:
+        reader.delimiter, reader.detects = check_delimiter(delimiter), False
+    reader.frame = reader.missing = True
+    reader.known = (None if names is None else list(names), list(is_text))
+    reader.with_target = with_target
+    for X, y in reader.parts(blocks):
+        yield X, (y if with_target else None), reader.found()
+    if not reader.first:
+        raise CsvError("it is empty")
 
 
 class _Reader:
@@ -87,34 +152,48 @@ class _Reader:
         self.point: str = ""
         self.labels: dict[bool, str] = {}  # places of the first numeric label and the first other one
         self.unsure = False  # whether the first row is a sample: only its label could tell
+        self.detects = True  # the delimiter
+        self.rows = 0
+        # for tables with text
+        self.frame = self.missing = self.with_target = False
+        self.drop: list[str] = []
+        self.is_text: list[bool] = []
+        self.chosen: list[int] = []  # the columns that are features, in order
+        self.known: tuple[list[str] | None, list[bool]] | None = (
+            None  # their names and kinds, where a network wants them
+        )
 
-    def read(self, content: bytes) -> Table:
-        features: list[np.ndarray] = []
-        labels: list[Any] = []
-        for block in csv_lines.blocks(content):
+    def read(self, blocks: Iterable[Block]) -> Table:
+        parts = list(self.parts(blocks))
+        if not self.first:
+            raise CsvError("it is empty")
+        if not self.rows:
+            raise CsvError("it has a header and no other row")
+        y = np.concatenate([y for _, y in parts])
+        self._check(y)
+        return Table(_joined([X for X, _ in parts]), y, self.found())
+
+    def parts(self, blocks: Iterable[Block]) -> Iterator[tuple[Any, np.ndarray]]:
+        """Yield the features and targets of each block."""
+        for block in blocks:
             if not self.first:
                 if not block.rows:
                     continue
                 self.first_at, self.row_bytes = block.rows[0][0], len(block.rows[0][1])
-                self.delimiter = csv_lines.delimiter_of([row for _, row in block.rows[:SAMPLE]])
+                if self.detects:
+                    self.delimiter = csv_lines.delimiter_of([row for _, row in block.rows[:SAMPLE]])
                 columns = self._begin(self._text(block), block)
             else:
                 columns = self._plain(block) or self._text(block)
             if columns:
-                features.append(self._features(columns, block))
-                labels.append(self._targets(columns, block))
-        if not self.first:
-            raise CsvError("it is empty")
-        X = np.concatenate(features)
-        if not len(X):
-            raise CsvError("it has a header and no other row")
-        y = np.concatenate(labels)
-        self._check(y)
-        return Table(X, y, self._found(len(X)))
+                self.rows += len(columns[0])
+                yield self._features(columns, block), self._targets(columns, block)
 
     def _begin(self, columns: list[Any], block: Block) -> list[Any]:
         """Find header and target by the first rows; return the rows of the first block that are samples."""
         width = len(columns)
+        if self.known is not None:
+            return self._begin_known(columns, block)
         if width <= self.targets:
             parted = f"{width} columns, separated by {DELIMITERS[self.delimiter]}" if width > 1 else "1 column"
             raise CsvError(
@@ -130,7 +209,69 @@ class _Reader:
             labels = columns[self.is_target.index(True)].slice(1).to_pylist()
             self.header = self._is_header(below, labels)
         block.skipped = int(self.header)
+        columns = [column.slice(block.skipped) for column in columns]
+        dropped = {self._place_of(column) for column in self.drop}
+        self.chosen = [j for j, target in enumerate(self.is_target) if not target and j not in dropped]
+        self.is_text = [self.frame and j in self.chosen and self._is_text(column) for j, column in enumerate(columns)]
+        if not self.chosen:
+            raise CsvError("no column is left as a feature")
+        return columns
+
+    def _begin_known(self, columns: list[Any], block: Block) -> list[Any]:
+        """Find the columns that a network wants."""
+        assert self.known is not None
+        names, is_text = self.known
+        self.first = [column[0].as_py() for column in columns]
+        if self.header is None:
+            self.header = names is not None and not set(names).isdisjoint(self.first)
+        if names is not None and self.header:
+            missing = [name for name in names if name not in self.first]
+            if missing:
+                raise CsvError(
+                    f"it has no column {', '.join(map(repr, missing[:5]))}; its columns are {shown(self.first, 200)}"
+                )
+            self.chosen = [self.first.index(name) for name in names]
+        else:
+            target = self._target_at()
+            self.chosen = [j for j in range(len(columns)) if j != target]
+            if len(self.chosen) != len(is_text):
+                named = f", named {shown(names, 200)}" if names is not None else ""
+                raise CsvError(
+                    f"it has {len(self.chosen)} columns of features, its first row {shown(self.first, 200)}; the network "
+                    f"takes {len(is_text)}{named}"
+                )
+        target = self._target_at()
+        if target in self.chosen:
+            raise CsvError(
+                f"the target, {self._name(self.chosen[self.chosen.index(target)])}, is one of the features; name another"
+            )
+        self.is_target = [j == target for j in range(len(columns))]
+        kinds = dict(zip(self.chosen, is_text, strict=True))
+        self.is_text = [kinds.get(j, False) for j in range(len(columns))]
+        block.skipped = int(self.header)
         return [column.slice(block.skipped) for column in columns]
+
+    def _target_at(self) -> int | None:
+        """Return the place of the target, where there is one."""
+        if not self.with_target:
+            return None
+        return len(self.first) - 1 if self.target is None else self._place_of(self.target)
+
+    def _place_of(self, name: str) -> int:
+        """Return the place of a column by its name or number."""
+        named = [j for j, cell in enumerate(self.first) if self.header and cell == name]
+        if not named and _is_whole(name) and 1 <= int(name) <= len(self.first):
+            return int(name) - 1
+        if len(named) != 1:
+            raise CsvError(f"{len(named) or 'no'} column is called {name!r}; {shown(self.first, 200)}")
+        return named[0]
+
+    def _is_text(self, column: Any) -> bool:
+        """Return whether no cell is a number, and some cell is not missing."""
+        import pyarrow.compute as pc
+
+        cells = [cell for cell in pc.unique(column).to_pylist() if cell.lower() not in MISSING_TEXT]
+        return bool(cells) and not any(map(self._is_number, cells))
 
     def _choose_target(self, target: str, below: list[list[str]]) -> None:
         if self.targets != 1:
@@ -159,6 +300,11 @@ class _Reader:
         if not below[0]:  # the only row
             return not any(map(self._is_number, self.first))
         features = [j for j, is_target in enumerate(self.is_target) if not is_target]
+        if self.frame:  # names stand out above numbers only
+            numbers = [j for j in features if any(map(self._is_number, below[j]))]
+            if not numbers:
+                raise self._cannot_tell()
+            features = numbers
         target = self.is_target.index(True)
         numeric = [2 * sum(map(self._is_number, column)) >= len(column) for column in below]
         named = [
@@ -208,7 +354,11 @@ class _Reader:
             return None
         if self.delimiter != "," and (self.comma or b"," in content or (not self.point and b"." in content)):
             return None  # there may be decimal commas, or conflicts with them
-        types = [pa.string() if target and self.classification else pa.float64() for target in self.is_target]
+        types = [
+            pa.string() if (target and self.classification) or text or (self.frame and not target and j not in self.chosen)
+            else pa.float64()
+            for j, (target, text) in enumerate(zip(self.is_target, self.is_text, strict=True))
+        ]  # fmt: skip
         try:
             table = csv_lines.parse(content, self.delimiter, types, at_once=max(AT_ONCE, 4 * self.row_bytes))
         except pa.ArrowInvalid:
@@ -263,8 +413,33 @@ class _Reader:
 
     # ------------------------------------------------------------------ numbers and labels
 
-    def _features(self, columns: list[Any], block: Block) -> np.ndarray:
-        return self._matrix([j for j, target in enumerate(self.is_target) if not target], columns, block)
+    def _features(self, columns: list[Any], block: Block) -> Any:
+        numbers = self._matrix([j for j in self.chosen if not self.is_text[j]], columns, block)
+        if not self.frame:
+            return numbers
+        texts = {k: self._cells(columns[j], j, block) for k, j in enumerate(self.chosen) if self.is_text[j]}
+        return Frame(self._names(), numbers, texts)
+
+    def _names(self) -> tuple[str, ...] | None:
+        if not self.header:
+            return None
+        names = tuple(self.first[j] or f"column {j + 1}" for j in self.chosen)
+        if len(set(names)) < len(names):
+            raise CsvError(
+                f"two columns are called {max(names, key=names.count)!r}; give them different names, or drop one"
+            )
+        return names
+
+    def _cells(self, column: Any, j: int, block: Block) -> np.ndarray:
+        """Return a column of text, None where a cell is missing."""
+        cells = column.to_pylist()
+        gone = {cell for cell in set(cells) if cell.lower() in MISSING_TEXT}
+        if gone and not self.missing:
+            i = next(i for i, cell in enumerate(cells) if cell in gone)
+            raise self._cell_error(i, j, cells[i], block)
+        result = np.empty(len(cells), object)
+        result[:] = [None if cell in gone else cell for cell in cells]
+        return result
 
     def _matrix(self, chosen: list[int], columns: list[Any], block: Block) -> np.ndarray:
         """Return the chosen columns as numbers, all finite."""
@@ -276,7 +451,8 @@ class _Reader:
                 whole = False
                 break
             result[:, k] = values
-        if not whole or not np.isfinite(result).all():
+        finite = not np.isinf(result).any() if self.missing else np.isfinite(result).all()
+        if not whole or not finite:
             raise self._bad_cell(chosen, columns, block)
         return result
 
@@ -297,13 +473,19 @@ class _Reader:
                 raise CsvError(f"decimal commas and decimal points in one file: {self.comma}, {self.point}")
             if self.comma:
                 column = pc.replace_substring(column, ",", ".")
-        return to_float(column)
+        found = to_float(column)
+        if found is None and self.missing:
+            gone = pc.is_in(pc.utf8_lower(column), value_set=pa.array(sorted(MISSING)))
+            found = to_float(pc.if_else(gone, "nan", column))
+        return found
 
     def _bad_cell(self, chosen: list[int], columns: list[Any], block: Block) -> CsvError:
         """Return the error for the first cell that is not a finite number."""
         worst: tuple[int, int, str] | None = None
         for j in chosen:
             for i, cell in enumerate(columns[j].to_pylist()[: worst[0] if worst else None]):
+                if self.missing and cell.lower() in MISSING:
+                    continue
                 if not self._is_number(cell) or not np.isfinite(float(cell.replace(",", "."))):
                     worst = (i, j, cell)
                     break
@@ -316,6 +498,7 @@ class _Reader:
         if cell.lower() in MISSING:
             return CsvError(
                 f"{place} is missing{f' ({cell!r})' if cell else ''}; fill it in, or remove the row or the column"
+                + "; --missing median fills in numbers" * self.frame
             )
         if self._is_number(cell) or cell.lower().lstrip("+-") in ("inf", "infinity"):
             return CsvError(f"{place} is {_shorten(cell)!r}, which is not a finite number")
@@ -323,6 +506,8 @@ class _Reader:
 
     def _targets(self, columns: list[Any], block: Block) -> np.ndarray:
         chosen = self._targets_at()
+        if not chosen:  # the network is asked for it
+            return np.empty(0)
         if not self.classification:
             return self._matrix(chosen, columns, block)
         import pyarrow.compute as pc
@@ -367,13 +552,23 @@ class _Reader:
         name = self.first[j] if self.header else ""
         return f"column {_shorten(name)!r}" if name and self.first.count(name) == 1 else f"column {j + 1}"
 
-    def _found(self, rows: int) -> str:
-        chosen = [self._name(j) for j in self._targets_at()]
+    def found(self) -> str:
+        """Return how the file was read."""
+        chosen, rows = [self._name(j) for j in self._targets_at()], self.rows
         return (
             f"{rows:,} row{'s' * (rows > 1)} of {len(self.first)} columns, separated by {DELIMITERS[self.delimiter]}"
-            f"{' (with decimal commas)' * bool(self.comma)}, {f'a header in row {self.first_at}' if self.header else 'no header'}; "
-            f"target: {', '.join(chosen)}"
+            f"{' (with decimal commas)' * bool(self.comma)}, {f'a header in row {self.first_at}' if self.header else 'no header'}"
+            + f"; target: {', '.join(chosen)}"
+            * bool(chosen)
         )
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Return the features of all blocks together."""
+    if not isinstance(parts[0], Frame):
+        return np.concatenate(parts)
+    texts = {j: np.concatenate([part.texts[j] for part in parts]) for j in parts[0].texts}
+    return Frame(parts[0].names, np.concatenate([part.numbers for part in parts]), texts)
 
 
 def _is_whole(cell: str) -> bool:

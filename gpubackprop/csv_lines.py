@@ -6,12 +6,13 @@ import csv
 import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 FIRST_BLOCK, BLOCK = 1 << 20, 1 << 22  # bytes looked at at a time
 LONGEST = 1 << 30  # bytes of a row
+NEWLINE = b"\n"
 DELIMITERS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
 BYTE_ORDER_MARKS = re.compile(rb"(\xef\xbb\xbf)*")
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # in linear time: one way to match
@@ -76,6 +77,29 @@ def blocks(content: bytes) -> Iterator[Block]:
         found = Block(block, line)
         yield found
         line += found.newlines
+
+
+def stream(file: BinaryIO) -> Iterator[Block]:
+    """Yield a file in blocks of lines like :func:`blocks`, and hold no more than one; UTF-16 and old line ends are read whole."""
+    start, line = file.read(FIRST_BLOCK), 1
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\n" not in start:
+        yield from blocks(normal(start + file.read()))
+        return
+    rest = start[BYTE_ORDER_MARKS.match(start).end() :]  # type: ignore[union-attr]
+    while rest:
+        more = file.read(BLOCK)
+        end = len(rest) if not more else rest.rfind(b"\n") + 1
+        if end > LONGEST or (more and len(rest) > LONGEST):
+            raise CsvError(f"row {line} or later is longer than {LONGEST:,} bytes")
+        block, rest = rest[:end], rest[end:] + more
+        if (at := block.find(b"\0")) >= 0:
+            raise CsvError(f"row {line + block.count(NEWLINE, 0, at)} holds a NUL byte: it is not a text file")
+        if b"\r" in block:
+            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if block:
+            found = Block(block, line)
+            yield found
+            line += found.newlines
 
 
 def delimiter_of(rows: list[bytes]) -> str:

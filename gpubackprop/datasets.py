@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from gpubackprop.archives import limit_of, read_npz, read_unpacked
+from gpubackprop.archives import limit_of, open_unpacked, read_npz, read_unpacked
 from gpubackprop.csv_files import read_csv
 from gpubackprop.definitions import check_count, check_number, check_seed
+from gpubackprop.frames import Frame
 
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 FEW = 5  # samples of a class, on average, below which numbers are not classes: a fifth of fewer is less than one test sample
@@ -28,6 +30,7 @@ NPZ_NAMES = (
     ("x_train", "y_train", "x_test", "y_test"),
     ("X_train", "y_train", "X_test", "y_test"),
 )
+FEATURES = ("X", "x", "X_test", "x_test")  # of an .npz file for predictions
 FORMATS = "a .npz file with X and y, a .csv file with the target in its last column, or an IDX file, each also with .gz"
 
 
@@ -38,7 +41,8 @@ class DataSet:
     Attributes
     ----------
     X, y, X_test, y_test : array
-    classes : list of str or None
+        With ``frame``, the features of a .csv file are a :class:`gpubackprop.frames.Frame`.
+    classes : list of str or int, or None
         What the class indices stand for.
     name : str
     found : str
@@ -52,28 +56,31 @@ class DataSet:
         They could be taken as the other, too.
     image_shape : tuple of int or None
         The shape of a sample, if it is an image.
+    scale : float
+        What the features have yet to be divided by; 1 unless they were asked for as they are.
     """
 
-    X: np.ndarray
+    X: Any
     y: np.ndarray
-    X_test: np.ndarray
+    X_test: Any
     y_test: np.ndarray
-    classes: list[str] | None
+    classes: list[str] | list[int] | None
     name: str
     found: str
-    X_validation: np.ndarray
+    X_validation: Any
     y_validation: np.ndarray
     classification: bool
     recognised: str
     ambiguous: bool
     image_shape: tuple[int, ...] | None
+    scale: float
 
 
 @dataclass
 class _Part:
     """The training set or the test set, as read from the file."""
 
-    X: np.ndarray
+    X: Any
     y: np.ndarray
 
     def at(self, rows: np.ndarray) -> _Part:
@@ -88,8 +95,18 @@ class _Options:
     targets: int
     target: str | int | None
     header: bool | None
+    delimiter: str | None = None
+    drop: tuple[str, ...] = ()
+    frame: bool = False
+    missing: bool = False
     recognised: str = ""
     ambiguous: bool = False
+
+    @property
+    def of_csv(self) -> list[str]:
+        """The options that are given and of a CSV file alone."""
+        given = {"target": self.target, "header": self.header, "delimiter": self.delimiter, "drop": self.drop or None}
+        return [name for name, value in given.items() if value is not None]
 
     def decide(self, y: np.ndarray) -> bool:
         """Return whether the targets are classes, as given or as recognised from them."""
@@ -109,6 +126,11 @@ def load_dataset(
     seed: int = 0,
     target: str | int | None = None,
     header: bool | None = None,
+    delimiter: str | None = None,
+    drop: Sequence[str] = (),
+    frame: bool = False,
+    missing: bool = False,
+    scaled: bool = True,
 ) -> DataSet:
     """Return the data set called ``"digits"``, or the one in a file.
 
@@ -135,6 +157,16 @@ def load_dataset(
         For a .csv file: the target column, by its name or its number from 1.
     header : bool, optional
         For a .csv file: whether its first row is a header; detected by default.
+    delimiter : str, optional
+        For a .csv file: what separates its columns; detected by default.
+    drop : sequence of str
+        For a .csv file: columns to leave out, by name or number.
+    frame : bool
+        For a .csv file: return a table, whose columns may be text.
+    missing : bool
+        With ``frame``: cells may be missing.
+    scaled : bool
+        Scale bytes of images to [0, 1]; else leave them, and say in ``scale`` what to divide by.
 
     Returns
     -------
@@ -152,17 +184,16 @@ def load_dataset(
     check_number("test_fraction", test_fraction, lambda x: 0 < x < 1, "in (0, 1)")
     check_number("validation_fraction", validation_fraction, lambda x: 0 <= x < 1, "in [0, 1)")
     seed, targets = check_seed(seed), check_count("targets", targets)
-    options = _Options(classification, targets, target, header)
-    classes: list[str] | None = None
+    options = _Options(classification, targets, target, header, delimiter, tuple(drop), frame, missing)
+    classes: list[str] | list[int] | None = None
     if source == "digits":
-        if not (target is None and header is None and test is None):
-            raise ValueError("target, header and test are options of a file, which 'digits' is not")
-        path = files("gpubackprop") / "data" / "digits.npz"
-        with path.open("rb") as file, np.load(file) as arrays:
-            parts = [_Part(arrays["X"] / 16.0, arrays["y"].astype(np.int64))]
-        name, found = "digits", "8 x 8 pixels, 10 classes"
-        image_shape: tuple[int, ...] | None = (8, 8)
+        if options.of_csv or test is not None:
+            given = " and ".join([*options.of_csv, *["test"] * (test is not None)])
+            raise ValueError(f"{given} is an option of a file, which 'digits' is not")
+        parts = [_digits()]
         options.classification = classification is not False
+        image_shape: tuple[int, ...] | None = (8, 8)
+        name, found, scale = "digits", "8 x 8 pixels, 10 classes", 16.0
     else:
         name, of_test = Path(source).name, None if test is None else _file(test, "--test")
         path, source = _file(source, "--data"), str(source)
@@ -174,17 +205,78 @@ def load_dataset(
             with _named(source):
                 _only(parts[:-1], "a training set that comes with --test")
         with _named(source):
-            found, image_shape = _check(parts, options.decide(parts[0].y), found)
+            found, image_shape, scale = _check(parts, options.decide(parts[0].y), found)
             if options.classification:
                 classes, found = _to_classes(parts, found)
+    if scaled and scale != 1:
+        for part in parts:
+            part.X = part.X / scale
+        scale = 1.0
     with _named(str(source)):
         training, validation, test_part = _split(
             parts, bool(options.classification), test_fraction, validation_fraction, seed
         )
     return DataSet(
         training.X, training.y, test_part.X, test_part.y, classes, name, found, validation.X, validation.y,
-        bool(options.classification), options.recognised, options.ambiguous, image_shape,
+        bool(options.classification), options.recognised, options.ambiguous, image_shape, scale,
     )  # fmt: skip
+
+
+def _digits() -> _Part:
+    path = files("gpubackprop") / "data" / "digits.npz"
+    with path.open("rb") as file, np.load(file) as arrays:
+        return _Part(arrays["X"].astype(np.float64), arrays["y"].astype(np.int64))
+
+
+def is_csv(path: Path) -> bool:
+    """Return whether a file is read as CSV: it is neither .npz nor IDX."""
+    with _named(str(path)), open_unpacked(path) as file:
+        start = file.read(4)
+    return not _is_npz(start) and not _is_idx(start)
+
+
+def load_arrays(source: str, *, with_target: bool, scale: float | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return X and y of ``"digits"``, an .npz or an IDX file for a trained network: of its test set, if it has one.
+
+    Parameters
+    ----------
+    with_target : bool
+        There must be a y.
+    scale : float, optional
+        What the network divides by: 1 or that of bytes. None: it has no features, and takes bytes scaled to [0, 1].
+
+    Raises
+    ------
+    ValueError
+        The network divides bytes, and these are real numbers.
+    """
+    if source == "digits":
+        part, found = _digits(), 16.0
+    else:
+        path = _file(source, "DATA")
+        with _named(source):
+            content = read_unpacked(path)
+            if with_target:
+                parts, _ = _read_npz(content, limit_of(path)) if _is_npz(content) else _read_idx_set(path, content)
+                part = parts[-1]
+            elif _is_npz(content):
+                arrays, names = read_npz(content, FEATURES, limit_of(path))
+                if not arrays:
+                    raise ValueError(
+                        f"it holds {', '.join(map(repr, names))[:200] or 'nothing'}; expected one of {', '.join(FEATURES)}"
+                    )
+                part = _Part(arrays[next(name for name in FEATURES if name in arrays)], np.empty(0))
+            else:
+                part = _Part(_parse_idx(content, path.name), np.empty(0))
+            kind = part.X.dtype.kind
+            _check([part] if with_target else [_Part(part.X, np.zeros(len(part.X)))], True, "")
+            found = 255.0 if part.X.dtype == np.uint8 else 1.0
+            if scale not in (None, 1.0) and kind == "f":
+                raise ValueError(
+                    f"its features are real numbers; the network takes bytes, and divides them by {scale:g}"
+                )
+    X = part.X.reshape(len(part.X), -1)
+    return X / found if scale is None and found != 1 else X.astype(np.float64), part.y if with_target else None
 
 
 def _file(source: str | Path, option: str) -> Path:
@@ -265,10 +357,11 @@ def _one_line(error: Exception) -> str:
 # ---------------------------------------------------------------------- what may be in the arrays
 
 
-def _check(parts: list[_Part], classification: bool, found: str) -> tuple[str, tuple[int, ...] | None]:
-    """Check shapes, kinds and values, make X a matrix of float64; return what was found, and the shape of an image."""
+def _check(parts: list[_Part], classification: bool, found: str) -> tuple[str, tuple[int, ...] | None, float]:
+    """Check shapes, kinds and values, make X a matrix of float64; return what was found, the shape of an image, and its scale."""
     for part, where in zip(parts, ("", "of the test set "), strict=False):
-        if part.X.ndim < 2 or 0 in part.X.shape[1:]:
+        table = isinstance(part.X, Frame)  # which its reader has checked
+        if not table and (part.X.ndim < 2 or 0 in part.X.shape[1:]):
             raise ValueError(f"the features {where}have shape {part.X.shape}; they must be (samples, features)")
         if part.y.ndim not in (1, 2) or 0 in part.y.shape[1:]:
             raise ValueError(
@@ -276,7 +369,7 @@ def _check(parts: list[_Part], classification: bool, found: str) -> tuple[str, t
             )
         if len(part.X) != len(part.y):
             raise ValueError(f"there are {len(part.X)} samples {where}and {len(part.y)} targets")
-        if part.X.dtype.kind not in "biuf":
+        if not table and part.X.dtype.kind not in "biuf":
             raise ValueError(f"the features {where}are not numbers (dtype {part.X.dtype})")
         if part.y.dtype.kind == "S":
             part.y = np.char.decode(part.y, "utf-8")
@@ -284,8 +377,13 @@ def _check(parts: list[_Part], classification: bool, found: str) -> tuple[str, t
         if part.y.dtype.kind not in "biufUO" or (text and not classification):
             raise ValueError(f"the targets {where}are not numbers (dtype {part.y.dtype})")
         with np.errstate(over="ignore"):  # longdouble numbers beyond float64 become infinite
-            part.X, part.y = (a.astype(np.float64) if a.dtype == np.longdouble else a for a in (part.X, part.y))
+            part.X, part.y = (
+                a.astype(np.float64) if not isinstance(a, Frame) and a.dtype == np.longdouble else a
+                for a in (part.X, part.y)
+            )
         for name, a in (("features", part.X), ("targets", part.y)):
+            if isinstance(a, Frame):
+                continue
             if a.dtype.kind == "f" and not np.isfinite(a).all():
                 at = np.argwhere(~np.isfinite(a))
                 raise ValueError(
@@ -299,12 +397,12 @@ def _check(parts: list[_Part], classification: bool, found: str) -> tuple[str, t
         raise ValueError(f"training and test set have different shapes: {shapes}")
     if len({part.y.dtype.kind in "UO" for part in parts}) > 1:
         raise ValueError("the targets are text in one of training and test set, and numbers in the other")
-    bytes_ = all(part.X.dtype == np.uint8 for part in parts)
+    bytes_ = all(not isinstance(part.X, Frame) and part.X.dtype == np.uint8 for part in parts)
     shape = parts[0].X.shape[1:]
     scaled = bytes_ and (len(shape) > 1 or max(int(part.X.max()) for part in parts) > 1)
     for part in parts:
-        X = part.X.reshape(len(part.X), -1)
-        part.X = X / 255.0 if scaled else X.astype(np.float64, copy=False)
+        if not isinstance(part.X, Frame):
+            part.X = part.X.reshape(len(part.X), -1).astype(np.float64, copy=False)
         if part.y.ndim == 2 and part.y.shape[1] == 1 and (classification or part.y.dtype.kind in "iu"):
             part.y = part.y[:, 0]
         if not classification and part.y.dtype.kind in "biu":
@@ -312,7 +410,7 @@ def _check(parts: list[_Part], classification: bool, found: str) -> tuple[str, t
     side = math.isqrt(shape[0])
     square = (side, side) if len(shape) == 1 and side**2 == shape[0] and side >= 8 else None
     image = shape if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4)) else square
-    return found + ", bytes scaled to [0, 1]" * scaled, image if scaled else None
+    return found + ", bytes scaled to [0, 1]" * scaled, image if scaled else None, 255.0 if scaled else 1.0
 
 
 def _recognise(y: np.ndarray) -> tuple[bool, str, bool]:
@@ -345,7 +443,7 @@ def _hardly_classes(values: np.ndarray, n: int) -> bool:
     return (k > 10 and n < FEW * k) or (k > MANY and gaps)
 
 
-def _to_classes(parts: list[_Part], found: str) -> tuple[list[str] | None, str]:
+def _to_classes(parts: list[_Part], found: str) -> tuple[list[str] | list[int] | None, str]:
     """Replace labels by class indices; return the labels, if they differ from the indices, and what was found."""
     if parts[0].y.ndim == 2:
         return None, f"{found}, one column a class"
@@ -376,8 +474,8 @@ def _to_classes(parts: list[_Part], found: str) -> tuple[list[str] | None, str]:
     for part in parts:
         part.y = indices[start : start + len(part.y)].astype(np.int64)
         start += len(part.y)
-    names = [str(int(label)) if labels.dtype.kind == "f" else str(label) for label in labels]
-    shown = ", ".join(name[:40] for name in names[:6]) + ", ..." * (k > 6)
+    names: Any = [str(label) if text else int(label) for label in labels]
+    shown = ", ".join(str(name)[:40] for name in names[:6]) + ", ..." * (k > 6)
     plain = not text and np.array_equal(labels, np.arange(k))
     return None if plain else names, f"{found}, {k} classes: {shown}"
 
@@ -387,23 +485,30 @@ def _to_classes(parts: list[_Part], found: str) -> tuple[list[str] | None, str]:
 
 def _read(path: Path, options: _Options) -> tuple[list[_Part], str]:
     content = read_unpacked(path)
-    is_zip, is_idx = (
-        content[:4] in (b"PK\3\4", b"PK\5\6"),
-        content[:2] == b"\0\0" and len(content) > 4 and content[2] in IDX_TYPES,
-    )
-    if (is_zip or is_idx) and not (options.target is None and options.header is None):
-        raise ValueError("target and header are options of a CSV file, which this is not")
-    if is_zip:
+    if (_is_npz(content) or _is_idx(content)) and options.of_csv:
+        raise ValueError(f"{' and '.join(options.of_csv)} is an option of a CSV file, which this is not")
+    if _is_npz(content):
         return _read_npz(content, limit_of(path))
-    if is_idx:
+    if _is_idx(content):
         return _read_idx_set(path, content)
     if b"\0" in content[:4096] and content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(f"it is binary, but neither .npz nor IDX; expected {FORMATS}")
-    read = partial(read_csv, content, targets=options.targets, target=options.target, header=options.header)
+    read = partial(
+        read_csv, content, targets=options.targets, target=options.target, header=options.header,
+        delimiter=options.delimiter, drop=options.drop, frame=options.frame, missing=options.missing,
+    )  # fmt: skip
     table = read(classification=options.classification is not False)
     if not options.decide(table.y) and table.y.ndim == 1:  # recognised just now: read as if it had been given
         table = read(classification=False)
     return [_Part(table.X, table.y)], table.found
+
+
+def _is_npz(start: bytes) -> bool:
+    return start[:4] in (b"PK\3\4", b"PK\5\6")
+
+
+def _is_idx(start: bytes) -> bool:
+    return start[:2] == b"\0\0" and len(start) > 3 and start[2] in IDX_TYPES
 
 
 def _read_npz(content: bytes, limit: int) -> tuple[list[_Part], str]:

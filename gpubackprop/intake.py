@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -17,7 +17,9 @@ from gpubackprop.backends import get_backend
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.memory import DeviceMemoryError, free_bytes, not_allocated
 from gpubackprop.definitions import Array
-from gpubackprop.interop import as_array, bytes_to_copy, on_gpu, to_backend
+from gpubackprop.frames import column_of
+from gpubackprop.interop import as_array, bytes_to_copy, on_gpu, on_host, to_backend
+from gpubackprop.labels import indices_of, weights_of
 from gpubackprop.losses import Loss
 
 AT_ONCE = 64 << 20  # bytes of a data set copied from a device at a time, for its digest
@@ -41,21 +43,33 @@ class Samples:
     name: str = ""
 
     @classmethod
-    def given(cls, X: Any, y: Any, weight: Any = None, *, name: str = "") -> Self:
+    def given(cls, X: Any, y: Any, weight: Any = None, *, by: Architecture | None = None, name: str = "") -> Self:
         """Return the caller's inputs as arrays of any library on any device.
+
+        ``by`` says what the inputs are made of and what the classes are called; tables and text become numbers by it.
 
         Raises
         ------
         ValueError
-            One of them is not an array.
+            One of them is not an array, or not what ``by`` describes.
         """
         w = None if weight is None else as_array(weight, f"{name}sample_weight")
-        return cls(as_array(X, f"{name}X"), as_array(y, f"{name}y"), w, name)
+        y = column_of(y)
+        if by is not None and by.classes is not None:
+            y = indices_of(y, by.classes, name)
+        return cls(_inputs(X, by, f"{name}X"), as_array(y, f"{name}y"), w, name)
 
     @classmethod
-    def features(cls, X: Any) -> Self:
+    def features(cls, X: Any, by: Architecture | None = None) -> Self:
         """Return X as :meth:`given` does, without y."""
-        return cls(as_array(X, "X"))
+        return cls(_inputs(X, by, "X"))
+
+    def weighted(self, class_weight: Any, a: Architecture) -> Self:
+        """Return them with weights of the classes of an architecture, times their own; see :func:`labels.weights_of`."""
+        weight = weights_of(class_weight, self.y, len(self), a.classes, a.layer_sizes[-1], a.loss)
+        if self.weight is not None:
+            weight = weight * np.asarray(on_host(self.weight), np.float64)
+        return replace(self, weight=weight)
 
     def __len__(self) -> int:
         return int(self.X.shape[0]) if self.X.ndim else 0
@@ -113,6 +127,11 @@ class Samples:
         for name, array in (("X", self.X), ("y", self.y), ("w", self.weight)):
             if array is not None:
                 arrays(name)[...] = array
+
+
+def _inputs(X: Any, by: Architecture | None, name: str) -> Any:
+    """Return X as an array, made of the features that an architecture has."""
+    return as_array(X, name) if by is None or by.features is None else by.features.matrix(X, name)
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:

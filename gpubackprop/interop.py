@@ -115,10 +115,10 @@ def as_cupy(a: Any) -> Any:
 def to_backend(backend: Backend, a: Any, dtype: npt.DTypeLike | None = None) -> Array:
     """Return ``a`` on the backend's device: without a copy where the device and dtype are already right."""
     stays = backend.xp.__name__ == "cupy" and on_gpu(a)
-    return backend.asarray(as_cupy(a) if stays else _on_host(a), dtype)
+    return backend.asarray(as_cupy(a) if stays else on_host(a), dtype)
 
 
-def _on_host(a: Any) -> Any:
+def on_host(a: Any) -> Any:
     """Return a NumPy array of an array anywhere."""
     kind = kind_of(a)
     if kind == "cupy":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,13 @@ from gpubackprop.architecture import Architecture, Described
 from gpubackprop.backends import takes_precision
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.current import OnDevice, active
-from gpubackprop.definitions import Array, check_count, version_of
+from gpubackprop.definitions import Array, check_count, eps_of, version_of
 from gpubackprop.eager import Pass
+from gpubackprop.features import Features
 from gpubackprop.initializers import Initializer
 from gpubackprop.intake import Samples, check_features, check_options
 from gpubackprop.interop import as_array, like
+from gpubackprop.labels import Label, labels_of
 from gpubackprop.losses import Loss
 from gpubackprop.network import Data, Network, OptimizerState, advice
 from gpubackprop.optimizers import Optimizer
@@ -36,6 +39,7 @@ from gpubackprop.training.fit import fit
 if TYPE_CHECKING:
     from gpubackprop.inspect.summary import Summary
 
+FOLDED_ERROR = 1e-5  # relative: eps times the growth of rounding errors that folding may have
 EVALUATION_BATCH = 1024  # rows of a pass without an update: large enough for the products, small enough for the caches
 
 
@@ -142,6 +146,9 @@ class MLP(Described, SetOnce, OnDevice):
     def _begin(self, network: Network) -> None:
         self._network = network
         self._predictors: dict[int, tuple[Any, Predictor]] = {}  # by batch size
+        self._lent: WeakSet[Predictor] = (
+            WeakSet()
+        )  # to callers of predictor(); they are told when the network gets features
         self._thread = _OfThread()
         self._of_class = frozenset((*vars(self), "_of_class"))  # a subclass or a user may add attributes
 
@@ -206,7 +213,7 @@ class MLP(Described, SetOnce, OnDevice):
         ------
         X : (n, d_0); returns (n, d_o)
         """
-        given, network = Samples.features(X), self._network
+        given, network = Samples.features(X, self.architecture), self._network
         last, self._thread.last = self._thread.last, None
         if last is not None:
             network.eager.give(last.run)
@@ -262,7 +269,7 @@ class MLP(Described, SetOnce, OnDevice):
         gradients : Parameters
             ``gradients.W[l]``, ``gradients.b[l]``, l = 0 the first layer; a copy, as the same kind of array as X.
         """
-        given = Samples.given(X, y, sample_weight)
+        given = Samples.given(X, y, sample_weight, by=self.architecture)
         with self._differentiated(given) as (run, _):
             return run.array(run.layout.value)[0].copy(), self._gradients_like(run, given.X)
 
@@ -271,7 +278,7 @@ class MLP(Described, SetOnce, OnDevice):
 
         The kernels are those of a step; only the memory differs.
         """
-        given = Samples.given(X, y, sample_weight)
+        given = Samples.given(X, y, sample_weight, by=self.architecture)
         with self._differentiated(given, keep=True) as (run, here):
             layers = []
             for a in run.layout.layers:
@@ -306,6 +313,18 @@ class MLP(Described, SetOnce, OnDevice):
     @target_shape.setter
     def target_shape(self, shape: Sequence[int] | None) -> None:
         self._network.target_shape = shape  # type: ignore[assignment]  # checked there
+
+    def describe_data(self, features: Features | None, classes: Sequence[Label] | None) -> None:
+        """Set what the inputs are made of and what the classes are called, as the first ``fit`` does by its data.
+
+        Raises
+        ------
+        ValueError
+            The layer sizes or the loss do not fit.
+        """
+        self._network.describe_data(features, classes)
+        for predictor in self._lent:
+            predictor.follow_features()
 
     def step(
         self,
@@ -376,9 +395,38 @@ class MLP(Described, SetOnce, OnDevice):
     def predict(self, X: Any) -> Any:
         """Return the predictions that the loss defines: class indices (n,); 0 or 1; -1 or +1; the rate e^o; or o itself.
 
-        If y of the last ``fit`` was one number per sample, the shape is that of y: (n,) or (n, 1).
+        Where the network has :attr:`classes`, their labels instead of indices, as a NumPy array. If y of the last ``fit`` was one
+        number per sample, the shape is that of y: (n,) or (n, 1).
         """
-        return self._read(X, self.loss.kind.predict, self.target_shape if self.target_shape in ((), (1,)) else None)
+        shape = self.target_shape if self.target_shape in ((), (1,)) else None
+        found = self._read(X, self.loss.kind.predict, shape)
+        return found if self.classes is None else labels_of(found, self.classes)
+
+    def folded(self) -> MLP:
+        """Return this network with the scaling of its features folded into the first layer: predictions then scale nothing.
+
+        W_1 / std and b_1 - (mean / std) W_1, computed in float64: the same outputs up to rounding.
+
+        Raises
+        ------
+        ValueError
+            A column's mean is so many standard deviations from 0 that this dtype would lose the digits.
+        """
+        features = self.features
+        if features is None:
+            return self.to(self.device)
+        growth, column = features.loss_of_digits()
+        if growth * eps_of(self.real) > FOLDED_ERROR:
+            raise ValueError(
+                f"{column} has a mean of {growth - 1:.3g} standard deviations; folded into {self.real} weights, its scaling would "
+                f"lose {np.log10(growth):.1f} digits: use dtype='float64', or the network as it is"
+            )
+        W, b = (self.backend.to_numpy(a[0]).astype(np.float64) for a in (self.parameters.W, self.parameters.b))
+        plain, W, b = features.folded(W, b)
+        model = self.twin(features=plain)
+        state = model.state_dict() | {"layers.0.weight": W.T, "layers.0.bias": b}
+        model.load_state_dict({name: a.astype(self.real) for name, a in state.items()})
+        return model
 
     def predict_proba(self, X: Any) -> Any:
         """Return softmax(o), or sigmoid(o) for sigmoid_cross_entropy.
@@ -395,26 +443,28 @@ class MLP(Described, SetOnce, OnDevice):
 
     def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, float]:
         """Return the loss on a data set, and ``"accuracy"`` of a classification or ``"r2"`` of a regression."""
-        given = Samples.given(X, y, sample_weight)
+        given = Samples.given(X, y, sample_weight, by=self.architecture)
         samples = given.on(given.home(self.backend, self.architecture), self.architecture)
-        return evaluate(self._network, self._in_batches(samples.X), samples)
+        return evaluate(self._network, self.in_batches(samples.X), samples)
 
     def predictor(self, batch_size: int = 1) -> Predictor:
         """Return a forward pass prepared for ``batch_size`` samples: ``predictor(X)`` returns the outputs o.
 
         It has the lowest latency for one sample at a time; :meth:`predict` is for whole data sets.
         """
-        return Predictor(self._network, check_count("batch_size", batch_size))
+        predictor = Predictor(self._network, check_count("batch_size", batch_size))
+        self._lent.add(predictor)
+        return predictor
 
     def outputs_in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
         """Yield (rows, o) for consecutive batches of X, an array on the device, or on the host if it does not fit."""
-        given = Samples.features(X)
+        given = Samples.features(X, self.architecture)
         here = given.on(given.home(self.backend, self.architecture), self.architecture, finite=False)
-        for rows, o in self._in_batches(here.X):
+        for rows, o in self.in_batches(here.X):
             yield rows, o.copy()
 
-    def _in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
-        """Like :meth:`outputs_in_batches`, but the next batch overwrites o."""
+    def in_batches(self, X: Array) -> Iterator[tuple[slice, Array]]:
+        """Like :meth:`outputs_in_batches`, but X is the checked inputs of the first layer, and the next batch overwrites o."""
         n = min(EVALUATION_BATCH, 1 << (len(X) - 1).bit_length())
         formulas = tuple(version_of(a, self.dtype) for a in self.activations)
         prepared = self._predictors.get(n)
@@ -439,20 +489,20 @@ class MLP(Described, SetOnce, OnDevice):
         X, order = zeros((n, d), self.dtype), zeros((n,), np.int64)
         y = zeros((n,), np.int64) if indices else zeros((n, out), self.real)
         twin.step(n, optimizer, data=Data(X, y, None, order)).compile()()
-        evaluate(twin.network, twin.outputs_in_batches(X), Samples(X, y))
+        evaluate(twin.network, twin.in_batches(X), Samples(X, y))
 
     def _read(self, X: Any, read: Callable[[Array, Any], Array], shape: tuple[int, ...] | None = None) -> Any:
         """Return what ``read(o, xp)`` makes of the outputs, batch by batch on the device, as the same kind of array as X."""
-        given = Samples.features(X)
+        given = Samples.features(X, self.architecture)
         home = given.home(self.backend, self.architecture)
         here, result = given.on(home, self.architecture), None
-        for rows, o in self._in_batches(here.X):
+        for rows, o in self.in_batches(here.X):
             part = read(o, self.backend.xp)
             if result is None:
                 result = home.empty((len(here), *part.shape[1:]), part.dtype)
             result[rows] = part if home is self.backend else self.backend.to_numpy(part)
         assert result is not None  # there is a sample
-        return like(home, result if shape is None else result.reshape(-1, *shape), given.X)
+        return like(home, result if shape is None else result.reshape(-1, *shape), X)
 
     # ------------------------------------------------------------------ parameters, devices, files
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,9 @@ from gpubackprop.backends.current import OnDevice, active
 from gpubackprop.backends.memory import check_fixed, check_memory, choose_micro_batch, nbytes_of, not_allocated
 from gpubackprop.definitions import Array, check_count, check_flag, shown
 from gpubackprop.eager import EagerPasses
+from gpubackprop.features import Features
 from gpubackprop.intake import check_parameter
+from gpubackprop.labels import Label
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.parameters import Parameters, SetOnce, initial_parameters
 from gpubackprop.step import Step, layout
@@ -156,6 +158,10 @@ class Network(Described, SetOnce, OnDevice):
     @target_shape.setter
     def target_shape(self, shape: tuple[int, ...] | None) -> None:
         self._architecture = replace(self._architecture, target_shape=shape)
+
+    def describe_data(self, features: Features | None, classes: Sequence[Label] | None) -> None:
+        """Set what the inputs are made of and what the classes are called."""
+        self._architecture = replace(self._architecture, features=features, classes=classes)  # type: ignore[arg-type]
 
     def _advice(self, name: str) -> str:
         return advice(name)

@@ -11,6 +11,7 @@ from gpubackprop.backends.base import Run
 from gpubackprop.backends.current import OnDevice, active
 from gpubackprop.backends.memory import check_memory, nbytes_of
 from gpubackprop.definitions import Array
+from gpubackprop.frames import is_table
 from gpubackprop.intake import check_features
 from gpubackprop.interop import as_array, like
 from gpubackprop.network import Network
@@ -57,6 +58,7 @@ class Predictor(OnDevice):
         self._dtype, self._shape, self._size = network.dtype, (batch_size, d), batch_size * d
         # fast path: arrays of this type, dtype and size, when all calls use one queue
         self._simple = np.ndarray if self.backend.xp is np and network.weights is network.parameters else None
+        self.follow_features()
         self._of_queues: dict[Any, list[_Prepared]] = {}  # nothing orders the work of two queues of a device
         self._free = self._here()
         self._free.append(self._prepare())
@@ -101,8 +103,16 @@ class Predictor(OnDevice):
             yield rows, prepared.o[:count]
         free.append(prepared)
 
+    def follow_features(self) -> None:
+        """Leave the fast path where the network's features are not its inputs."""
+        if self._network.features is not None:
+            self._simple = None
+
     def _convert(self, given: Any) -> Any:
-        X = as_array(given, "X")
+        features = self._network.features
+        X = given if is_table(given) else as_array(given, "X")
+        if features is not None:
+            X = features.matrix(X[None] if X.ndim == 1 else X)
         if tuple(X.shape) != self._shape and (self._n > 1 or tuple(X.shape) != self._shape[1:]):
             one = f" or {self._shape[1:]}" if self._n == 1 else ""
             raise ValueError(f"X has shape {tuple(X.shape)}; this predictor takes {self._shape}{one}")

@@ -35,7 +35,7 @@ def test_an_architecture_holds_every_argument_of_a_network() -> None:
     arguments = set(inspect.signature(gb.MLP).parameters) - {"device"}
     model = gb.MLP(**UNUSUAL)
     named = {"activation" if f.name == "activations" else f.name for f in fields(model.architecture)}
-    assert named == arguments | {"target_shape"}
+    assert named == arguments | {"target_shape", "features", "classes"}
     assert set(UNUSUAL) | {"matmul_precision"} == arguments
     assert (
         Architecture(**{f.name: getattr(model.architecture, f.name) for f in fields(Architecture)})

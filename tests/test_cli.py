@@ -83,7 +83,7 @@ def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_
         (["train", "--activation", "rleu"], "did you mean 'relu'?"),
         (["train", "--loss", "mean_square"], "unknown loss 'mean_square' (did you mean 'mean_squared_error'?)"),
         (["train", "digits", "--data", "other.csv"], "DATA is 'digits' and --data is 'other.csv'; give one of them"),
-        (["train", "--test", "nowhere.csv"], "test are options of a file, which 'digits' is not"),
+        (["train", "--test", "nowhere.csv"], "test is an option of a file, which 'digits' is not"),
         (["train", "--validation", "1"], "validation_fraction is 1.0; it must be in [0, 1)"),
         (["train", "--validation", "0", "--patience", "3"], "--patience goes by the validation set"),
         (["train", "--split-seed", "-1"], "seed is -1"),

@@ -53,7 +53,8 @@ PARAMETERS = {
 }  # fmt: skip
 FIT = [
     "epochs", "batch_size", "optimizer", "validation_data", "sample_weight", "callbacks", "progress", "shuffle",
-    "micro_batch_size", "stream_data", "tol", "n_iter_no_change", "on_divergence", "checkpoint", "checkpoint_every", "overwrite",
+    "micro_batch_size", "stream_data", "tol", "n_iter_no_change", "on_divergence", "standardize", "missing", "scale",
+    "classes", "class_weight", "checkpoint", "checkpoint_every", "overwrite",
 ]  # fmt: skip
 OPERATIONS = {
     "matmul": ["a", "b", "out"],

@@ -98,7 +98,7 @@ def test_numbers_whose_sum_overflows_are_not_infinite() -> None:
             [[-0.5, 1.5]] * 4,
             r"y holds values from -0\.5 to 1\.5; softmax_cross_entropy takes values in \[0, 1\]",
         ),
-        ("softmax_cross_entropy", ["a", "b", "a", "b"], "y is not an array of real numbers"),
+        ("softmax_cross_entropy", ["a", None, "a", "b"], "y of sample 2 is None, and others are text"),
         ("softmax_cross_entropy", [0, 1, np.nan, 0], "y holds NaN or infinity"),
         (
             "kl_divergence",

@@ -11,7 +11,7 @@ import typer
 
 from gpubackprop._version import __version__
 from gpubackprop.bench.cli import app as bench
-from gpubackprop.cli import check, doctor, explain, golden, grade, info, train
+from gpubackprop.cli import check, doctor, evaluate, explain, export, golden, grade, info, predict, show, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,6 +37,10 @@ def _options(
 
 for command in (
     train.train,
+    predict.predict,
+    evaluate.evaluate,
+    show.show,
+    export.export,
     explain.explain,
     golden.golden,
     grade.grade,

@@ -15,6 +15,7 @@ import typer
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.cli import options
 from gpubackprop.cli.options import Activation, Device, Layers, OptimizerName, ScheduleName, Seed
+from gpubackprop.labels import labels_of
 from gpubackprop.losses import LOSSES
 from gpubackprop.optimizers import OPTIMIZERS
 from gpubackprop.schedules import SCHEDULES
@@ -51,6 +52,16 @@ def train(
     ] = None,
     header: Annotated[
         bool | None, typer.Option(help="Whether the first row of a .csv file is a header; detected by default.")
+    ] = None,
+    delimiter: Annotated[str | None, typer.Option(help="For a .csv file: , ; | or tab; detected by default.")] = None,
+    drop: Annotated[
+        str | None, typer.Option(metavar="COLUMNS", help="For a .csv file: columns to leave out, as in id,name.")
+    ] = None,
+    standardize: Annotated[
+        bool | None, typer.Option(help="Give each feature mean 0 and deviation 1; the default for a .csv file.")
+    ] = None,
+    missing: Annotated[
+        str | None, typer.Option(help="median: fill in missing cells of a .csv file; an error by default.")
     ] = None,
     layers: Layers = None,
     activation: Activation = "relu",
@@ -96,49 +107,58 @@ def train(
         _check(o, out)
     d = load_dataset(
         o.data, classification=None if definition is None else definition.kind.numbered, test=o.test,
-        validation_fraction=o.validation, seed=o.split_seed, target=o.target, header=o.header,
+        validation_fraction=o.validation, seed=o.split_seed, target=o.target, header=o.header, delimiter=o.delimiter,
+        drop=[column.strip() for column in o.drop.split(",")] if o.drop else [], frame=True, missing=o.missing is not None,
+        scaled=False,
     )  # fmt: skip
     print(f"{d.name}: {d.found}")
     if definition is None:
         definition = LOSSES.resolve(CLASSIFICATION if d.classification else REGRESSION)
         if d.recognised:
             print(_recognised(d, o.target))
-    model = _model(o, _sizes(o.layers, d, definition), definition) if run is None else run.model
-    _check_data(o.data, d, model)
+    model = _model(o, d, definition) if run is None else run.model
+    y, y_validation, y_test = (
+        y if d.classes is None else labels_of(y, d.classes) for y in (d.y, d.y_validation, d.y_test)
+    )
+    _check_data(o.data, model, (d.X, y), (d.X_validation, y_validation), (d.X_test, y_test))
     print(
         f"{d.name}: {len(d.X):,} training, {len(d.X_validation):,} validation and {len(d.X_test):,} test samples, "
         f"{d.X.shape[1]} features"
     )
+    if model.features is not None:
+        print(f"features: {model.features}")
     print(f"{model}, {model.parameters.count:,} parameters")
-    seen = (d.X_validation, d.y_validation) if len(d.X_validation) else None
+    seen = (d.X_validation, y_validation) if len(d.X_validation) else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)  # printed below, on one line
         if run is not None:
             done = len(run.history.get("loss", []))
             print(f"resuming after {done} of {o.epochs} epochs")
-            history = run.fit(d.X, d.y, epochs=o.epochs, validation_data=seen, progress=not quiet)
+            history = run.fit(d.X, y, epochs=o.epochs, validation_data=seen, progress=not quiet)
         else:
             done, steps = 0, o.epochs * -(-len(d.X) // o.batch_size)
             about = _canonical(settings | {"loss": definition.name})
             history = model.fit(
-                d.X, d.y, epochs=o.epochs, batch_size=o.batch_size,
+                d.X, y, epochs=o.epochs, batch_size=o.batch_size,
                 optimizer=options.make_optimizer(o.optimizer, o.learning_rate, o.schedule, o.weight_decay, steps),
                 callbacks=[] if o.patience is None else [EarlyStopping(patience=o.patience)],
                 validation_data=seen, progress=not quiet,
                 checkpoint=None if out is None else Run(out, every=checkpoint_every, overwrite=overwrite, about=about),
             )  # fmt: skip
-    _print_results(model, history, done, o.patience, model.evaluate(d.X_test, d.y_test))
+    _print_results(model, history, done, o.patience, model.evaluate(d.X_test, y_test))
     if out is not None:
         from gpubackprop.inspect.pictures import draw_training
+        from gpubackprop.inspect.scores import outputs_of
 
-        draw_training(out / "learning_curve.png", f"{d.name}: {model}", history, d, model.predict(d.X_test))
+        draw_training(out / "learning_curve.png", f"{d.name}: {model}", history, d, outputs_of(model, d.X_test))
         print(f"wrote {out / 'model.safetensors'}, history.json and {out / 'learning_curve.png'}")
     if history.interrupted:
         if out is not None:
             print(f"to continue: gpubackprop train --resume {out}")
         sys.exit(130)
     if out is not None:
-        print(f"next: gpubackprop predict {shlex.quote(str(out))} NEW.csv")
+        folder, source = shlex.quote(str(out)), shlex.quote(o.data)
+        print(f"next: gpubackprop evaluate {folder} {source}, or gpubackprop predict {folder} NEW.csv")
 
 
 def _check(o: SimpleNamespace, out: Path | None) -> None:
@@ -223,37 +243,52 @@ def _canonical(settings: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _model(o: SimpleNamespace, sizes: list[int], loss: Loss) -> MLP:
+def _model(o: SimpleNamespace, d: DataSet, loss: Loss) -> MLP:
+    """Return a network for these data, which knows what its inputs are made of and what its classes are called."""
+    from gpubackprop.features import Features
+    from gpubackprop.frames import Frame
     from gpubackprop.mlp import MLP
 
+    table = isinstance(d.X, Frame)
+    if o.missing is not None and not table:
+        raise ValueError(f"--missing is for a .csv file, which {d.name} is not")
+    features, standardize = None, table if o.standardize is None else o.standardize
+    if table or standardize or d.scale != 1:
+        try:
+            features = Features.of(d.X, standardize=standardize, missing=o.missing, scale=d.scale)
+        except ValueError as error:
+            raise ValueError(f"{o.data!r}: {error} (--drop leaves columns out)") from None
+    inputs = d.X.shape[1] if features is None else features.inputs
     per_layer = o.activation.split(",") if "," in o.activation else o.activation
-    return MLP(sizes, per_layer, loss, o.device, o.dtype, o.seed, dropout=o.dropout)
+    model = MLP(_sizes(o.layers, d, loss, inputs), per_layer, loss, o.device, o.dtype, o.seed, dropout=o.dropout)
+    model.describe_data(features, d.classes)
+    return model
 
 
-def _sizes(layers: str | None, d: DataSet, loss: Loss) -> list[int]:
+def _sizes(layers: str | None, d: DataSet, loss: Loss, inputs: int) -> list[int]:
     """Return the given layer sizes, which must fit the data, or two hidden layers."""
     kind, y = loss.kind, d.y
     largest = max(int(part.max()) for part in (d.y, d.y_validation, d.y_test) if len(part))
     n_outputs = 1 if y.ndim == 1 else y.shape[1]
     n_outputs = largest + 1 if kind.takes_indices and y.ndim == 1 else n_outputs
-    sizes = options.parse_layers(layers) if layers is not None else [d.X.shape[1], 64, 32, n_outputs]
-    if sizes[0] != d.X.shape[1] or sizes[-1] < n_outputs or (not kind.takes_indices and sizes[-1] != n_outputs):
+    sizes = options.parse_layers(layers) if layers is not None else [inputs, 64, 32, n_outputs]
+    if sizes[0] != inputs or sizes[-1] < n_outputs or (not kind.takes_indices and sizes[-1] != n_outputs):
         counted = "classes" if kind.takes_indices else "targets"
         raise ValueError(
-            f"--layers is {'-'.join(map(str, sizes))}; {d.name} has {d.X.shape[1]} features and {n_outputs} {counted}: "
-            f"begin with {d.X.shape[1]} and end with {n_outputs}"
+            f"--layers is {'-'.join(map(str, sizes))}; {d.name} has {inputs} inputs and {n_outputs} {counted}: "
+            f"begin with {inputs} and end with {n_outputs}"
         )
     return sizes
 
 
-def _check_data(data: str, d: DataSet, model: MLP) -> None:
-    """Check that a model takes the samples and targets of both sets."""
+def _check_data(data: str, model: MLP, *sets: tuple[Any, Any]) -> None:
+    """Check that a model takes the samples and targets of all sets."""
     from gpubackprop.intake import Samples
 
     try:
-        for X_part, y_part in ((d.X, d.y), (d.X_validation, d.y_validation), (d.X_test, d.y_test)):
+        for X_part, y_part in sets:
             if len(X_part):
-                Samples.given(X_part, y_part).on(model.backend, model.architecture)
+                Samples.given(X_part, y_part, by=model.architecture).on(model.backend, model.architecture)
     except ValueError as error:
         raise ValueError(f"{data!r}: {error}") from None
 

@@ -99,7 +99,7 @@ def check_gradients(
 def gradient_step(network: Network, X: Any, y: Any, sample_weight: Any = None) -> tuple[Step, Any]:
     """Return (step, run): the fed step of a float64 copy on the reference backend, and a function that runs one operation."""
     twin = network.twin("reference", dtype="float64", dropout=0.0)
-    samples = Samples.given(X, y, sample_weight).on(twin.backend, twin.architecture, finite=False)
+    samples = Samples.given(X, y, sample_weight, by=twin.architecture).on(twin.backend, twin.architecture, finite=False)
     step = twin.step(len(samples), class_indices=samples.y.ndim == 1, weighted=samples.weight is not None, keep=True)
     samples.feed(step.names.array)
     bound = dict(zip(step.operations, step.bound(), strict=True))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpubackprop.definitions import eps_of, shown
-from gpubackprop.interop import as_array
 
 if TYPE_CHECKING:
     from gpubackprop.mlp import MLP
@@ -65,7 +64,6 @@ def parity(model: MLP, X: Any, y: Any, devices: Sequence[str] | None = None) -> 
     if devices is not None and (isinstance(devices, str) or not isinstance(devices, Sequence)):
         raise ValueError(f"devices is {shown(devices)}; give a list of names, as in ['cpu', 'cuda:0']")
     reference = model.twin("reference", dtype="float64")
-    X, y = as_array(X, "X"), as_array(y, "y")
     expected = reference.trace(X, y)
     eps = eps_of(model.dtype)
     rows = []

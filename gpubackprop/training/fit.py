@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,8 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpubackprop._version import __version__
+from gpubackprop.architecture import Architecture
 from gpubackprop.definitions import check_count, check_flag, check_number, shown
+from gpubackprop.features import Features
+from gpubackprop.frames import column_of, is_table
 from gpubackprop.intake import Samples
+from gpubackprop.labels import check_classes, classes_in, is_text
 from gpubackprop.network import Data, Network, optimizer_of
 from gpubackprop.optimizers import LBFGS, Adam, Optimizer
 from gpubackprop.training.callbacks import as_callbacks
@@ -49,6 +54,11 @@ def fit(
     tol: float | None = None,
     n_iter_no_change: int = 10,
     on_divergence: str = "stop",
+    standardize: bool = False,
+    missing: str | None = None,
+    scale: float = 1.0,
+    classes: Sequence[Any] | None = None,
+    class_weight: Any = None,
     checkpoint: str | Path | Run | None = None,
     checkpoint_every: str | int = "30s",
     overwrite: bool = False,
@@ -60,10 +70,13 @@ def fit(
     Parameters
     ----------
     model : MLP
-    X : array, shape (N, d_0)
+    X : array, shape (N, d_0), or DataFrame
+        Of a DataFrame (pandas, polars, pyarrow, ...) the network keeps the columns' names and the categories of text, each of
+        which is an input: ``predict`` takes the same columns in any order. See :class:`gpubackprop.features.Features`.
     y : array
         As the loss takes it; see :mod:`gpubackprop.losses`. One number per sample may be (N,) or (N, 1), and ``predict``
         then returns that shape. One sample, or samples of one class, are enough: learn a stream by a call for each chunk.
+        Text is labels: the network keeps them, and ``predict`` returns them.
     epochs : int
     batch_size : int or "auto"
         The last batch of an epoch may be shorter. Its gradient is the mean over its own samples. "auto" means 128 samples,
@@ -94,6 +107,18 @@ def fit(
         What to do when the loss becomes NaN, or a parameter NaN or infinite. The step is undone and named, with epoch, layer and
         learning rate. "stop": a :class:`DivergenceWarning`, and the training ends with the last parameters whose loss was finite;
         "raise": a :class:`DivergenceError`; "skip": continue without that mini-batch, at most 100 times in a row.
+    standardize : bool
+        Give each column of numbers mean 0 and standard deviation 1, by these data. The network keeps both, so that ``predict`` and
+        all else take X as it is here; a second ``fit`` keeps those of the first.
+    missing : {"median"}, optional
+        Replace a missing number (NaN) by the median of its column, missing text by the most frequent. By default it is an error.
+    scale : float
+        Divide all numbers by this: 255 for images of bytes. Kept like the standardization.
+    classes : sequence, optional
+        The labels of the classes in the order of the outputs; by default the sorted texts in y. Where y is whole numbers and
+        ``classes`` text, y counts them from 0.
+    class_weight : "balanced" or dict, optional
+        A weight for each class, by label or index; "balanced": each class counts alike.
     checkpoint : str or Path, optional
         A folder for this training: it can then be interrupted anywhere, by Ctrl-C, SIGTERM, kill -9 or a power cut, and resumed by
         :func:`gpubackprop.resume` with the bits of an uninterrupted one; see :mod:`gpubackprop.training.run`.
@@ -137,9 +162,27 @@ def fit(
         checkpoint, every=checkpoint_every, overwrite=overwrite
     )  # fmt: skip
     called = run.callbacks_of(callbacks) if run is not None and run.is_resumed else as_callbacks(callbacks)
-    sets = [Samples.given(X, y, sample_weight), *_validation(validation_data)]
+    a = _described(model.architecture, X, y, classes, standardize=standardize, missing=missing, scale=scale)
+    samples = Samples.given(X, y, sample_weight, by=a)
+    if class_weight is not None:
+        samples = samples.weighted(class_weight, a)
     with nullcontext() if run is None else run.locked():
-        return _fit(model, sets, plan, called, run)
+        return _fit(model, a, [samples, *_validation(validation_data, a)], plan, called, run)
+
+
+def _described(a: Architecture, X: Any, y: Any, classes: Any, **asked: Any) -> Architecture:
+    """Return the architecture with what its inputs are made of and its classes are called, by these data at the first fit."""
+    features, named = a.features, a.classes
+    wanted = asked["standardize"] or asked["missing"] is not None or asked["scale"] != 1
+    if features is None and (wanted or is_table(X)):
+        features = Features.of(X, **asked)
+    elif features is not None and wanted:
+        features.check_asked(**asked)
+    if named is None and (classes is not None or is_text(column_of(y))):
+        named = check_classes(classes) if classes is not None else classes_in(column_of(y))
+    elif named is not None and classes is not None and check_classes(classes) != named:
+        raise ValueError(f"classes is {shown(classes)}; the network has {shown(list(named))} from its first fit")
+    return a if features is a.features and named is a.classes else replace(a, features=features, classes=named)
 
 
 class Plan(NamedTuple):
@@ -157,9 +200,11 @@ class Plan(NamedTuple):
     n_iter_no_change: int
 
 
-def _fit(model: MLP, sets: list[Samples], plan: Plan, callbacks: list[Any], run: Run | None) -> History:
+def _fit(
+    model: MLP, a: Architecture, sets: list[Samples], plan: Plan, callbacks: list[Any], run: Run | None
+) -> History:
     """Train on the first of the sets; the second, if there is one, is evaluated after each epoch."""
-    network, backend, a = model.network, model.backend, model.architecture
+    network, backend = model.network, model.backend
     homes = [s.home(backend, a, plan.stream_data if s is sets[0] else None) for s in sets]
     streamed, micro_batch_size = homes[0] is not backend, plan.micro_batch_size
     if isinstance(plan.optimizer, LBFGS):
@@ -168,6 +213,7 @@ def _fit(model: MLP, sets: list[Samples], plan: Plan, callbacks: list[Any], run:
         on_device = [s for s, home in zip(sets, homes, strict=True) if home is backend]
         micro_batch_size = _micro_batch(network, sets[0], plan, on_device, streamed=streamed)
     samples, *validation = (s.on(home, a) for s, home in zip(sets, homes, strict=True))
+    model.describe_data(a.features, a.classes)
     training = Training(model, History(), plan.epochs)
     training.history.determined_by = _determined_by(network)
     if run is not None:
@@ -222,7 +268,7 @@ def _batch_sizes(
     return check_count("batch_size", batch_size), micro_batch_size
 
 
-def _validation(given: Any) -> list[Samples]:
+def _validation(given: Any, a: Architecture) -> list[Samples]:
     """Return validation data as arrays, or nothing."""
     if given is None:
         return []
@@ -230,7 +276,7 @@ def _validation(given: Any) -> list[Samples]:
         many = f" of {len(given)}" if isinstance(given, tuple | list) else ""
         raise ValueError(f"validation_data is a {type(given).__name__}{many}; give (X, y) or (X, y, sample_weight)")
     X, y, weight = (*given, None)[:3]
-    return [Samples.given(X, y, weight, name="validation_data: ")]
+    return [Samples.given(X, y, weight, by=a, name="validation_data: ")]
 
 
 def _check_whole(network: Network, plan: Plan, *, streamed: bool) -> None:

@@ -48,7 +48,7 @@ def train(
         """Write the epoch's row, call the callbacks, and return whether to continue."""
         metrics = {}
         if validation is not None:
-            metrics = evaluate(model.network, model.outputs_in_batches(validation.X), validation)
+            metrics = evaluate(model.network, model.in_batches(validation.X), validation)
         state = model.optimizer_state
         assert state is not None
         history.add(
