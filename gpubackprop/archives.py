@@ -66,9 +66,7 @@ def open_unpacked(path: Path) -> Iterator[BinaryIO]:
         It is damaged.
     """
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        if not packed:
+        if file.peek(2)[:2] != b"\x1f\x8b":  # a pipe cannot go back
             yield file
             return
         try:

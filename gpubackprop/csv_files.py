@@ -418,7 +418,7 @@ class _Reader:
         if not self.frame:
             return numbers
         texts = {k: self._cells(columns[j], j, block) for k, j in enumerate(self.chosen) if self.is_text[j]}
-        return Frame(self._names(), numbers, texts)
+        return Frame(self._names(), numbers, texts, self.rows - len(numbers) + 1)
 
     def _names(self) -> tuple[str, ...] | None:
         if not self.header:

@@ -229,7 +229,10 @@ def _digits() -> _Part:
 
 
 def is_csv(path: Path) -> bool:
-    """Return whether a file is read as CSV: it is neither .npz nor IDX."""
+    """Return whether a file is read as CSV: it is a pipe, or neither .npz nor IDX."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return True
+    path = _file(path, "DATA")
     with _named(str(path)), open_unpacked(path) as file:
         start = file.read(4)
     return not _is_npz(start) and not _is_idx(start)

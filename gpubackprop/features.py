@@ -264,7 +264,7 @@ class Features:
         if not np.isfinite(x.sum()) and not np.isfinite(x).all():
             i, k = np.argwhere(~np.isfinite(x))[0]
             what = "is missing (NaN); missing='median' fills it in" if np.isnan(x[i, k]) else "is infinite"
-            raise ValueError(f"{name}: {frame.name(frame.number_places[k])} of sample {i + 1} {what}")
+            raise ValueError(f"{name}: {frame.name(frame.number_places[k])} of sample {frame.first + i} {what}")
         if self.mean is None:
             return x
         result: np.ndarray = x - np.array(self.mean)
@@ -283,7 +283,7 @@ class Features:
             what = "is missing; missing='median' fills it in with the most frequent text"
             if cells[i] is not None:
                 what = f"is {shown(cells[i])}; in training it was one of {shown(list(texts), 200)}"
-            raise ValueError(f"{name}: {self._name(j)} of sample {i + 1} {what}") from None
+            raise ValueError(f"{name}: {self._name(j)} of sample {frame.first + i} {what}") from None
         result = np.zeros((len(cells), len(texts)))
         result[np.arange(len(cells)), at] = 1.0
         return result

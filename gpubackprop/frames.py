@@ -23,11 +23,14 @@ class Frame:
         The columns that are numbers, in order, in float64; NaN where one is missing.
     texts : dict
         The columns that are text, by position: arrays (n,) of ``str`` objects, None where one is missing.
+    first : int
+        The number of the first sample, where it is not the first of a file.
     """
 
     names: tuple[str, ...] | None
     numbers: np.ndarray
     texts: Mapping[int, np.ndarray] = field(default_factory=dict)
+    first: int = 1
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -62,7 +65,7 @@ class Frame:
         numbers = [own[j] for j in places if j not in self.texts]
         whole = numbers == list(range(self.numbers.shape[1]))
         texts = {k: self.texts[j] for k, j in enumerate(places) if j in self.texts}
-        return Frame(names, self.numbers if whole else self.numbers[:, numbers], texts)
+        return Frame(names, self.numbers if whole else self.numbers[:, numbers], texts, self.first)
 
 
 def is_table(X: Any) -> bool:

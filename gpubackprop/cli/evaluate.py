@@ -29,7 +29,7 @@ def evaluate(
     from gpubackprop.labels import indices_of
 
     saved = open_saved(run, device)
-    model, kind = saved.model, saved.model.loss.kind
+    model, kind = saved.on_inputs(), saved.model.loss.kind
     truths, predicted, probabilities = [], [], []
     for X, y in batches(data, saved, with_target=True, target=target, header=header, delimiter=delimiter):
         truths.append(y if model.classes is None else indices_of(y, model.classes, f"{data!r}: "))

@@ -40,10 +40,10 @@ def predict(
         raise ValueError(f"--probabilities: {model.loss.name} has none; predictions are numbers")
     if not saved.finished:
         print(f"{run} is not finished: the network of its last checkpoint predicts", file=sys.stderr)
-    count = 0
+    count, on_inputs = 0, saved.on_inputs()
     with _writer(out) as write:
         for X, _ in batches(data, saved, with_target=False, target=None, header=header, delimiter=delimiter):
-            columns = _columns(model, X, probabilities=probabilities)
+            columns = _columns(on_inputs, X, probabilities=probabilities)
             write(columns)
             count += len(next(iter(columns.values())))
     if not count:

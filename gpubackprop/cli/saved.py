@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="The folder of a training (train --out), or a .safetensors file.")
 ]
-DataPath = Annotated[str, typer.Argument(metavar="DATA", help="A .csv, .npz or IDX file, gzipped or not, or 'digits'.")]
+DataPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA", help="A .csv, .npz or IDX file, gzipped or not, 'digits', or - for CSV on standard input."
+    ),
+]
 HeaderOption = Annotated[bool | None, typer.Option(help="Whether the first row of a .csv file is a header.")]
 DelimiterOption = Annotated[str | None, typer.Option(help="Of a .csv file: , ; | or tab; detected by default.")]
 TargetOption = Annotated[
@@ -34,6 +39,10 @@ class Saved(NamedTuple):
     about: dict[str, Any]
     history: History | None
     finished: bool
+
+    def on_inputs(self) -> MLP:
+        """Return the network without its features, for what :func:`batches` yields."""
+        return self.model.twin(features=None)
 
 
 def open_saved(run: Path, device: str) -> Saved:
@@ -66,8 +75,8 @@ def open_saved(run: Path, device: str) -> Saved:
 
 def batches(
     data: str, saved: Saved, *, with_target: bool, target: str | None, header: bool | None, delimiter: str | None
-) -> Iterator[tuple[Any, np.ndarray | None]]:
-    """Yield (X, y) for consecutive samples of a file: a table, or an array of features; y is None without a target.
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Yield (X, y) for consecutive samples of a file, X as the first layer takes it; y is None without a target.
 
     A .csv file is read a few megabytes at a time.
 
@@ -83,12 +92,18 @@ def batches(
 
     model, features = saved.model, saved.model.features
     kind = model.loss.kind
+    if data == "-":
+        data = "/dev/stdin"
+    if data == "digits" or not is_csv(Path(data)):
+        X, y = load_arrays(data, with_target=with_target, scale=None if features is None else features.scale)
+        for first in range(0, len(X), IMAGES):
+            part = X[first : first + IMAGES]
+            yield (
+                part if features is None else features.matrix(part, repr(data)),
+                None if y is None else y[first : first + IMAGES],
+            )
+        return
     try:
-        if data == "digits" or not is_csv(Path(data)):
-            X, y = load_arrays(data, with_target=with_target, scale=None if features is None else features.scale)
-            for first in range(0, len(X), IMAGES):
-                yield X[first : first + IMAGES], None if y is None else y[first : first + IMAGES]
-            return
         texts = [t is not None for t in features.categories] if features is not None else [False] * model.layer_sizes[0]
         names = features.names if features is not None else None
         with open_unpacked(Path(data)) as file:
@@ -98,8 +113,6 @@ def batches(
                 delimiter=delimiter or saved.about.get("delimiter"),
             ):  # fmt: skip
                 if len(X):
-                    yield (X if features is not None else X.numbers), y
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no file {data!r}") from None
+                    yield (X.numbers if features is None else features.matrix(X)), y
     except ValueError as error:
-        raise ValueError(f"{data!r}: {error}") from None
+        raise ValueError(f"{data!r}: {str(error).removeprefix('X: ')}") from None

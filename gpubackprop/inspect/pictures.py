@@ -75,7 +75,7 @@ def _draw_images(figure: Any, d: DataSet, y: np.ndarray, predicted: np.ndarray, 
         for ax in row:
             ax.set_axis_off()
         for ax, i in zip(row, chosen[:SHOWN], strict=False):
-            ax.imshow(d.X_test[i].reshape(shape).squeeze(), cmap="gray_r", vmin=0, vmax=1)
+            ax.imshow(d.X_test[i].reshape(shape).squeeze(), cmap="gray_r", vmin=0, vmax=d.scale)
             said, true = _name(d, predicted[i]), _name(d, y[i])
             ax.set_title(said if said == true else f"{said}, not {true}", fontsize=8, color=color, pad=2)
 
@@ -100,7 +100,7 @@ def _draw_confusion(ax: Any, d: DataSet, y: np.ndarray, predicted: np.ndarray) -
 
 
 def _name(d: DataSet, i: int) -> str:
-    return d.classes[i][:12] if d.classes is not None and i < len(d.classes) else str(int(i))
+    return str(d.classes[i])[:12] if d.classes is not None and i < len(d.classes) else str(int(i))
 
 
 def _draw_against(ax: Any, y: np.ndarray, predicted: np.ndarray) -> None:
