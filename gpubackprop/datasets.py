@@ -52,6 +52,8 @@ class DataSet:
     classification : bool
     recognised : str
         Why the targets are taken as classes or as numbers, if that was recognised from them.
+    ambiguous : bool
+        They could be taken as the other, too.
     image_shape : tuple of int or None
         The shape of a sample, if it is an image.
     scale : float
@@ -69,6 +71,7 @@ class DataSet:
     y_validation: np.ndarray
     classification: bool
     recognised: str
+    ambiguous: bool
     image_shape: tuple[int, ...] | None
     scale: float
 
@@ -97,6 +100,7 @@ class _Options:
     frame: bool = False
     missing: bool = False
     recognised: str = ""
+    ambiguous: bool = False
 
     @property
     def of_csv(self) -> list[str]:
@@ -107,7 +111,7 @@ class _Options:
     def decide(self, y: np.ndarray) -> bool:
         """Return whether the targets are classes, as given or as recognised from them."""
         if self.classification is None:
-            self.classification, self.recognised = _recognise(y)
+            self.classification, self.recognised, self.ambiguous = _recognise(y)
         return self.classification
 
 
@@ -187,8 +191,9 @@ def load_dataset(
             given = " and ".join([*options.of_csv, *["test"] * (test is not None)])
             raise ValueError(f"{given} is an option of a file, which 'digits' is not")
         parts = [_digits()]
-        name, found, image_shape, scale = "digits", "8 x 8 pixels, 10 classes", (8, 8), 16.0
-        options.decide(parts[0].y)
+        options.classification = classification is not False
+        image_shape: tuple[int, ...] | None = (8, 8)
+        name, found, scale = "digits", "8 x 8 pixels, 10 classes", 16.0
     else:
         name, of_test = Path(source).name, None if test is None else _file(test, "--test")
         path, source = _file(source, "--data"), str(source)
@@ -213,7 +218,7 @@ def load_dataset(
         )
     return DataSet(
         training.X, training.y, test_part.X, test_part.y, classes, name, found, validation.X, validation.y,
-        bool(options.classification), options.recognised, image_shape, scale,
+        bool(options.classification), options.recognised, options.ambiguous, image_shape, scale,
     )  # fmt: skip
 
 
@@ -317,11 +322,10 @@ def _split(
     fractions = [validation_fraction] if given else [test_fraction, validation_fraction]
     n, wanted = len(training.X), 1 + sum(fraction > 0 for fraction in fractions)
     if n < wanted:
-        purposes = ["to train"] + ["to validate"] * (validation_fraction > 0) + ["to test"] * (not given)
+        purposes = ["train"] + ["validate"] * (validation_fraction > 0) + ["test"] * (not given)
+        to = ", ".join(purposes[:-1]) + f" and {purposes[-1]}" if wanted > 1 else "train"
         hint = "; --validation 0 (validation_fraction=0) does without a validation set" * (validation_fraction > 0)
-        raise ValueError(
-            f"it has {n} sample{'s' * (n != 1)}; at least {wanted} are needed, {' and '.join(purposes)}{hint}"
-        )
+        raise ValueError(f"it has {n} sample{'s' * (n != 1)}; at least {wanted} are needed, to {to}{hint}")
     rng, split_off = np.random.default_rng(seed), list(given)
     for i, fraction in enumerate(fractions):
         n, later = len(training.X), sum(f > 0 for f in fractions[i + 1 :])
@@ -412,24 +416,34 @@ def _check(parts: list[_Part], classification: bool, found: str) -> tuple[str, t
     return found + ", bytes scaled to [0, 1]" * scaled, image if scaled else None, 255.0 if scaled else 1.0
 
 
-def _recognise(y: np.ndarray) -> tuple[bool, str]:
-    """Return whether targets are classes, and why, for whoever chooses a loss."""
+def _recognise(y: np.ndarray) -> tuple[bool, str, bool]:
+    """Return whether targets are classes, why, and whether they could be taken as the other."""
     if y.dtype.kind in "OUS":
-        return True, "is text"
+        return True, "is text", False
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.ndim != 1:
         one_hot = y.ndim == 2 and y.dtype.kind in "biuf" and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()
-        return bool(one_hot), f"has {math.prod(y.shape[1:])} columns{', with a single 1 in each row' * bool(one_hot)}"
+        why = f"has {math.prod(y.shape[1:])} columns{', with a single 1 in each row' * bool(one_hot)}"
+        return bool(one_hot), why, False
     if y.dtype.kind not in "biuf" or (y.dtype.kind == "f" and not np.isfinite(y).all()):
-        return False, "is not finite numbers"  # which _check says
+        return False, "is not finite numbers", False  # which _check says
     fractions = y[y != np.rint(y)] if y.dtype.kind == "f" else y[:0]
     if len(fractions):
-        return False, f"holds real numbers such as {fractions[0]:.6g}"
+        return False, f"holds real numbers such as {fractions[0]:.6g}", False
     values, n = np.unique(y), len(y)
     k, low = len(values), int(values[0]) if len(values) else 0
     counted = low in (0, 1) and int(values[-1]) - low + 1 == k
-    few = k <= 2 or (k <= 10 and n >= 2 * k) or n >= FEW * k
-    return few and (k <= PLAIN or counted), f"holds {k} different whole numbers in {n:,} samples"
+    repeated = k <= 2 or (k <= 10 and n >= 2 * k) or n >= FEW * k
+    classes = repeated and (k <= PLAIN or counted)
+    why = f"holds {k} different whole numbers in {n:,} samples"
+    return classes, why, classes or not _hardly_classes(values, n)
+
+
+def _hardly_classes(values: np.ndarray, n: int) -> bool:
+    """Return whether sorted whole numbers, found in n samples, are too many to be classes."""
+    k = len(values)
+    gaps = int(values[-1]) - int(values[0]) + 1 > k
+    return (k > 10 and n < FEW * k) or (k > MANY and gaps)
 
 
 def _to_classes(parts: list[_Part], found: str) -> tuple[list[str] | list[int] | None, str]:
@@ -457,8 +471,7 @@ def _to_classes(parts: list[_Part], found: str) -> tuple[list[str] | list[int] |
         raise ValueError(
             f"the targets are {k} different texts in {n} samples, such as {str(labels[0])[:40]!r}: no classes"
         )
-    gaps = not text and int(labels[-1]) - int(labels[0]) + 1 > k
-    if not text and ((k > 10 and n < FEW * k) or (k > MANY and gaps)):
+    if not text and _hardly_classes(labels, n):
         raise ValueError(f"the targets are {k} different numbers in {n} samples, which are hardly classes; {hint}")
     start = 0
     for part in parts:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from weakref import WeakSet
 
 import numpy as np
@@ -21,7 +21,6 @@ from gpubackprop.definitions import Array, check_count, eps_of, version_of
 from gpubackprop.eager import Pass
 from gpubackprop.features import Features
 from gpubackprop.initializers import Initializer
-from gpubackprop.inspect.summary import Summary
 from gpubackprop.intake import Samples, check_features, check_options
 from gpubackprop.interop import as_array, like
 from gpubackprop.labels import Label, labels_of
@@ -36,6 +35,9 @@ from gpubackprop.training.checkpoint import fingerprint as fingerprint_of
 from gpubackprop.training.checkpoint import load_training, save
 from gpubackprop.training.evaluation import evaluate
 from gpubackprop.training.fit import fit
+
+if TYPE_CHECKING:
+    from gpubackprop.inspect.summary import Summary
 
 FOLDED_ERROR = 1e-5  # relative: eps times the growth of rounding errors that folding may have
 EVALUATION_BATCH = 1024  # rows of a pass without an update: large enough for the products, small enough for the caches
@@ -195,6 +197,8 @@ class MLP(Described, SetOnce, OnDevice):
 
     def summary(self) -> Summary:
         """Return a table of layers, shapes, parameters and bytes; ``print`` shows it."""
+        from gpubackprop.inspect.summary import Summary
+
         return Summary.of(self._network, repr(self))
 
     def _repr_html_(self) -> str:

@@ -116,7 +116,7 @@ def test_a_mistake_is_named_without_a_traceback_and_exits_2(run, arguments, mess
         ("1,2,0\n3,4,0\n4,5,0\n", "d.csv': all targets are of one class only"),
         (
             "1,2,0\n3,4,1\n",
-            "it has 2 samples; at least 3 are needed, to train and to validate and to test; --validation 0",
+            "it has 2 samples; at least 3 are needed, to train, validate and test; --validation 0",
         ),
         ("a,b,y\n1,2,0\n3,,1\n", "d.csv': row 3, column 'b' is missing"),
         ("1,2,0\n3,1e39,1\n4,5,0\n", "d.csv': X holds NaN or infinity"),  # in float32
@@ -178,7 +178,9 @@ def test_regression_from_a_csv_file(run, tmp_path):
         ([0, 1, 2] * 10, "holds 3 different whole numbers in 30 samples, so this is a classification by softmax_cross_entropy; "
          "--loss mean_squared_error makes it a regression"),
         (range(30), "holds 30 different whole numbers in 30 samples, so this is a regression by mean_squared_error; "
-         "--loss softmax_cross_entropy takes them as classes"),
+         "--loss chooses another"),
+        ([18 + i % 25 for i in range(150)], "holds 25 different whole numbers in 150 samples, so this is a regression by "
+         "mean_squared_error; --loss softmax_cross_entropy takes them as classes"),
         ([0.5, 1, 2] * 10, "target 'y' holds real numbers such as 0.5, so this is a regression by mean_squared_error"),
     ],
 )  # fmt: skip
@@ -195,6 +197,14 @@ def test_classification_or_regression_is_recognised_and_said(run, tmp_path, cell
     assert again.splitlines()[2] == out.splitlines()[3]  # the same network on the same samples
 
 
+def test_one_column_per_class_has_an_output_per_column(run, tmp_path):
+    np.savez(tmp_path / "a.npz", X=np.ones((30, 2)), y=np.eye(3)[np.arange(30) % 3])
+    status, out, _ = run("train", str(tmp_path / "a.npz"), "--epochs", "1", "--quiet", "--out", str(tmp_path / "run"))
+    assert status == 0
+    assert "the target has 3 columns, with a single 1 in each row, so this is a classification" in out
+    assert "MLP(2-64-32-3, " in out
+
+
 def test_early_stopping_goes_by_the_validation_set_and_the_test_set_is_measured_once(run, tmp_path):
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(60, 4)), np.arange(60) % 3
@@ -205,7 +215,9 @@ def test_early_stopping_goes_by_the_validation_set_and_the_test_set_is_measured_
     assert status == 0
     assert "54 training, 6 validation and 60 test samples" in out
     history = json.loads((tmp_path / "run" / "history.json").read_text())
-    assert len(history["val_loss"]) == min(np.argmin(history["val_loss"]) + 4, 50)
+    best = int(np.argmin(history["val_loss"])) + 1
+    assert len(history["val_loss"]) == min(best + 3, 50)
+    assert f"kept epoch {best}, whose validation loss {min(history['val_loss']):.4f} is the best" in out
     d = load_dataset(tmp_path / "train.npz", test=tmp_path / "test.npz", validation_fraction=0.1)
     model = gb.load(tmp_path / "run" / "model.safetensors")
     assert model.evaluate(d.X_validation, d.y_validation)["loss"] == pytest.approx(min(history["val_loss"]), rel=1e-4)

@@ -163,7 +163,7 @@ def test_the_loss_of_one_class_far_ahead_is_exact_and_finite() -> None:
             r"label_smoothing is 1\.0; it must be in \[0, 1\)",
         ),
         (lambda: LOSSES["huber"](reduction="max"), "unknown reduction 'max'; choose from mean, sum"),
-        (lambda: LOSSES.resolve("mse"), "unknown loss 'mse'.*; choose from mean_squared_error"),
+        (lambda: LOSSES.resolve("mze"), "unknown loss 'mze'.*; choose from mean_squared_error"),
     ],
 )
 def test_errors_say_what_is_allowed(call: Any, message: str) -> None:

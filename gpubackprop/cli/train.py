@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import warnings
@@ -113,7 +114,8 @@ def train(
     print(f"{d.name}: {d.found}")
     if definition is None:
         definition = LOSSES.resolve(CLASSIFICATION if d.classification else REGRESSION)
-        print(_recognised(d, o.target))
+        if d.recognised:
+            print(_recognised(d, o.target))
     model = _model(o, d, definition) if run is None else run.model
     y, y_validation, y_test = (
         y if d.classes is None else labels_of(y, d.classes) for y in (d.y, d.y_validation, d.y_test)
@@ -143,7 +145,7 @@ def train(
                 validation_data=seen, progress=not quiet,
                 checkpoint=None if out is None else Run(out, every=checkpoint_every, overwrite=overwrite, about=about),
             )  # fmt: skip
-    _print_results(model, history, done, model.evaluate(d.X_test, y_test))
+    _print_results(model, history, done, o.patience, model.evaluate(d.X_test, y_test))
     if out is not None:
         from gpubackprop.inspect.pictures import draw_training
         from gpubackprop.inspect.scores import outputs_of
@@ -185,10 +187,10 @@ def _source(data: str | None, data_option: str | None) -> str:
 
 def _recognised(d: DataSet, target: str | None) -> str:
     """Return the line that says what was made of the target, and how to choose something else."""
-    name, whole = f"target {target!r}" if target else "the target", "whole numbers" in d.recognised
+    name = f"target {target!r}" if target else "the target"
     taken = f"a classification by {CLASSIFICATION}" if d.classification else f"a regression by {REGRESSION}"
     other = f" {REGRESSION} makes it a regression" if d.classification else f" {CLASSIFICATION} takes them as classes"
-    return f"{name} {d.recognised}, so this is {taken}; --loss{other if whole else ' chooses another'}"
+    return f"{name} {d.recognised}, so this is {taken}; --loss{other if d.ambiguous else ' chooses another'}"
 
 
 def _folder(resume: str, out: Path | None) -> Path:
@@ -291,7 +293,7 @@ def _check_data(data: str, model: MLP, *sets: tuple[Any, Any]) -> None:
         raise ValueError(f"{data!r}: {error}") from None
 
 
-def _print_results(model: MLP, history: History, before: int, result: dict[str, float]) -> None:
+def _print_results(model: MLP, history: History, before: int, patience: int | None, result: dict[str, float]) -> None:
     """Print how a training ended; some epochs may precede it."""
     from gpubackprop.inspect.pictures import sparkline
     from gpubackprop.mlp import fingerprint
@@ -307,6 +309,9 @@ def _print_results(model: MLP, history: History, before: int, result: dict[str, 
     )
     if history.get("val_loss"):
         print(f"validation loss   {sparkline(history['val_loss'])}  {history['val_loss'][-1]:.4f}")
+    if patience is not None and any(map(math.isfinite, history.get("val_loss", []))):
+        best = min(filter(math.isfinite, history["val_loss"]))
+        print(f"kept epoch {history['val_loss'].index(best) + 1}, whose validation loss {best:.4f} is the best")
     for name, value in result.items():
         print(f"test {name}: {value:.4f}")
     facts = ", ".join(f"{name} {value}" for name, value in history.determined_by.items())

@@ -42,7 +42,8 @@ def draw_training(
     images = d.image_shape if labels is not None and len(labels[0]) == len(d.X_test) else None
     picture = Picture(4.2 * (curves + 1), 6.4 if images else 3.8)
     picture.suptitle(title, fontsize=10)
-    top, below = picture.subfigures(2, 1, height_ratios=[1, 1.6]) if images else (None, picture)
+    parts: Any = picture.subfigures(2, 1, height_ratios=[1, 1.6]) if images else (None, picture)
+    top, below = parts
     *axes, last = below.subplots(1, curves + 1)
     draw_curves(axes, history)
     if labels is None:

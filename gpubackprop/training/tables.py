@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 Rows = Sequence[Sequence[str]]
 """The first holds the heads of the columns."""
@@ -24,10 +23,12 @@ def text_table(rows: Rows, right: frozenset[int] = frozenset()) -> str:
 
 def html_table(rows: Rows, caption: str) -> str:
     """Return the rows as an HTML table without scripts."""
+    from html import escape
+
     head, *body = rows
-    lines = [_line(head, "th"), *(_line(row, "td") for row in body)]
+
+    def line(row: Sequence[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in row)}</tr>"
+
+    lines = [line(head, "th"), *(line(row, "td") for row in body)]
     return f"<table><caption>{escape(caption)}</caption>{''.join(lines)}</table>"
-
-
-def _line(row: Sequence[str], tag: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in row)}</tr>"
