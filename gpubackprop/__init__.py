@@ -23,6 +23,7 @@ from gpubackprop.backends.memory import DeviceMemoryError
 from gpubackprop.inspect.explain import explain
 from gpubackprop.inspect.gradcheck import check_gradients
 from gpubackprop.inspect.parity import parity
+from gpubackprop.inspect.scores import score
 from gpubackprop.losses import Loss
 from gpubackprop.mlp import MLP, fingerprint, load
 from gpubackprop.optimizers import LBFGS, SGD, Adagrad, Adam, AdamW, Lion, Optimizer, RMSprop
@@ -40,5 +41,5 @@ __all__ = [
     "LinearWarmup", "Lion", "Loss", "OneCycle", "Optimizer", "RMSprop", "ReduceOnPlateau", "Resumed", "RunError",
     "Schedule", "Step", "StepDecay", "__version__", "activations", "available_devices", "check_gradients", "explain", "fingerprint",
     "get_backend", "initializers", "load", "losses", "optimizers", "parity", "register_backend", "resume",
-    "schedules",
+    "schedules", "score",
 ]  # fmt: skip

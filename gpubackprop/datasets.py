@@ -329,14 +329,25 @@ def _split(
     rng, split_off = np.random.default_rng(seed), list(given)
     for i, fraction in enumerate(fractions):
         n, later = len(training.X), sum(f > 0 for f in fractions[i + 1 :])
-        taken = np.zeros(n, bool)
-        if fraction > 0:
-            m = min(max(round(n * fraction), 1), n - 1 - later)
-            taken[_in_proportion(training.y, m, rng) if classification else rng.permutation(n)[:m]] = True
+        taken = held_out(training.y if classification else None, n, fraction, rng, n - 1 - later)
         split_off.append(training.at(taken))
         training = training.at(~taken)
     test, validation = split_off
     return [training, validation, test]
+
+
+def held_out(y: np.ndarray | None, n: int, fraction: float, rng: np.random.Generator, most: int) -> np.ndarray:
+    """Return which of n samples are split off, at least one and at most ``most``; of classes y each in proportion.
+
+    Shapes
+    ------
+    y : (n,) or (n, classes); returns (n,) bool
+    """
+    taken = np.zeros(n, bool)
+    if fraction > 0:
+        m = min(max(round(n * fraction), 1), most)
+        taken[rng.permutation(n)[:m] if y is None else _in_proportion(y, m, rng)] = True
+    return taken
 
 
 def _in_proportion(y: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:

@@ -16,9 +16,10 @@ from gpubackprop.architecture import Architecture
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.memory import DeviceMemoryError, free_bytes, not_allocated
-from gpubackprop.definitions import Array
+from gpubackprop.datasets import held_out
+from gpubackprop.definitions import Array, check_number
 from gpubackprop.frames import column_of
-from gpubackprop.interop import as_array, bytes_to_copy, on_gpu, on_host, to_backend
+from gpubackprop.interop import as_array, bytes_to_copy, on_gpu, on_host, rows_of, to_backend
 from gpubackprop.labels import indices_of, weights_of
 from gpubackprop.losses import Loss
 
@@ -63,6 +64,25 @@ class Samples:
     def features(cls, X: Any, by: Architecture | None = None) -> Self:
         """Return X as :meth:`given` does, without y."""
         return cls(_inputs(X, by, "X"))
+
+    def split(self, fraction: float, a: Architecture) -> tuple[Self, Self]:
+        """Return a training and a validation set; which samples are which depends on their number and classes alone."""
+        fraction = check_number("validation_split", fraction, lambda x: 0 < x < 1, "in (0, 1)")
+        n = len(self)
+        if n < 2:
+            raise ValueError(f"validation_split needs at least 2 samples; there are {n}")
+        y = np.asarray(on_host(self.y))
+        labels = (
+            y.reshape(-1).astype(np.int64) if a.loss.kind.numbered and y.size == n and y.dtype.kind in "biuf" else None
+        )
+        if labels is not None and labels.min() < 0:
+            labels = None  # which the checks of the targets say
+        taken = held_out(labels, n, fraction, np.random.default_rng(0), n - 1)
+        return self._at(np.flatnonzero(~taken), self.name), self._at(np.flatnonzero(taken), "validation_split: ")
+
+    def _at(self, rows: np.ndarray, name: str) -> Self:
+        weight = None if self.weight is None else rows_of(self.weight, rows)
+        return replace(self, X=rows_of(self.X, rows), y=rows_of(self.y, rows), weight=weight, name=name)
 
     def weighted(self, class_weight: Any, a: Architecture) -> Self:
         """Return them with weights of the classes of an architecture, times their own; see :func:`labels.weights_of`."""
@@ -134,13 +154,27 @@ def _inputs(X: Any, by: Architecture | None, name: str) -> Any:
     return as_array(X, name) if by is None or by.features is None else by.features.matrix(X, name)
 
 
+HINTS = {
+    "metrics": "history has the loss and accuracy or r2 of the validation set, gpubackprop.score(model, X, y) all others",
+    "lr": "the rate is the optimizer's: optimizer=gb.Adam(1e-3)",
+    "learning_rate": "the rate is the optimizer's: optimizer=gb.Adam(1e-3)",
+    "verbose": "progress=False is silent",
+    "early_stopping": "callbacks=[gb.EarlyStopping(patience=5)]",
+    "patience": "callbacks=[gb.EarlyStopping(patience=5)]",
+    "validation_fraction": "validation_split=0.1",
+    "loss": "the loss is the network's: gb.MLP(sizes, loss=...)",
+    "max_iter": "epochs=100",
+}
+"""Options that other libraries have, and what there is instead."""
+
+
 def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raise TypeError for an unknown option of a function, with the names of its options."""
     known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = f" ({HINTS[name]})" if name in HINTS else f" (did you mean {near[0]}?)" if near else ""
             raise TypeError(f"{function.__name__} takes no option {name!r}{hint}; it takes {', '.join(known)}")
 
 

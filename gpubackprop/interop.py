@@ -131,6 +131,11 @@ def on_host(a: Any) -> Any:
     return a.numpy()
 
 
+def rows_of(a: Any, rows: np.ndarray) -> Any:
+    """Return some rows of an array anywhere, as an array of the same kind."""
+    return a[sys.modules["cupy"].asarray(rows) if kind_of(a) == "cupy" else rows]
+
+
 def bytes_to_copy(backend: Backend, a: Any, dtype: npt.DTypeLike) -> int:
     """Return the bytes that :func:`to_backend` allocates for an array: none if it is on the device in this dtype."""
     dtype = np.dtype(dtype)

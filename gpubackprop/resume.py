@@ -47,6 +47,8 @@ class Resumed:
         *,
         validation_data: tuple[Any, ...] | None = None,
         sample_weight: Any = None,
+        class_weight: Any = None,
+        validation_split: float | None = None,
         callbacks: Any = None,
         epochs: int | None = None,
         progress: bool = True,
@@ -56,7 +58,7 @@ class Resumed:
 
         Parameters
         ----------
-        X, y, sample_weight, validation_data : array
+        X, y, sample_weight, class_weight, validation_data, validation_split
             The same as in the first ``fit``, in the same order.
         callbacks : Callback or iterable of them, optional
             By default the run's own, if all are of this package; otherwise the same as in the first ``fit``, in order.
@@ -82,7 +84,8 @@ class Resumed:
             X, y, epochs=settings["epochs"] if epochs is None else epochs, batch_size=settings["batch_size"],
             optimizer=state.optimizer, micro_batch_size=settings["micro_batch_size"], shuffle=settings["shuffle"],
             tol=settings["tol"], n_iter_no_change=settings["n_iter_no_change"], on_divergence=settings["on_divergence"],
-            validation_data=validation_data, sample_weight=sample_weight,
+            validation_data=validation_data, sample_weight=sample_weight, class_weight=class_weight,
+            validation_split=validation_split,
             callbacks=callbacks, progress=progress, stream_data=stream_data, checkpoint=self._run,
         )  # fmt: skip
 

@@ -294,6 +294,32 @@ def test_balanced_weights_are_scikit_learns():
     np.testing.assert_array_equal(weights_of("balanced", y, 8, None, 3, loss), compute_sample_weight("balanced", y))
 
 
+def test_a_validation_split_takes_each_class_in_proportion_and_always_the_same_samples(device: str):
+    X, y = np.random.default_rng(0).normal(size=(100, 3)), np.repeat([0, 1, 2], [60, 30, 10])
+    seen: list[Any] = []
+    for seed in (0, 1):
+        model = gb.MLP([3, 4, 3], device=device, seed=seed)
+        history = model.fit(X, y, epochs=2, validation_split=0.2, class_weight="balanced", progress=False)
+        assert len(history["val_loss"]) == 2
+        seen.append(gb.intake.Samples.given(X, y).split(0.2, model.architecture))
+    (training, held), (_, again) = seen
+    np.testing.assert_array_equal(held.X, again.X)
+    assert np.bincount(held.y).tolist() == [12, 6, 2]
+    assert len(training) == 80
+    assert sorted(np.r_[training.X[:, 0], held.X[:, 0]]) == sorted(X[:, 0])
+    with pytest.raises(ValueError, match="validation_data and validation_split are both given"):
+        model.fit(X, y, validation_split=0.2, validation_data=(X, y), progress=False)
+    with pytest.raises(ValueError, match=r"validation_split is 1; it must be in \(0, 1\)"):
+        model.fit(X, y, validation_split=1, progress=False)
+
+
+def test_options_of_other_libraries_are_answered():
+    with pytest.raises(
+        TypeError, match=r"fit takes no option 'lr' \(the rate is the optimizer's: optimizer=gb.Adam\(1e-3\)\)"
+    ):
+        gb.MLP([3, 2]).fit(np.zeros((4, 3)), [0, 1, 0, 1], lr=0.1)
+
+
 @given(st.lists(st.text(max_size=5), min_size=2, max_size=6, unique=True), st.integers(0, 100))
 @settings(max_examples=30, deadline=None)
 def test_labels_survive_both_ways(classes: list[str], seed: int):

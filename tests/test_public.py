@@ -17,6 +17,7 @@ NAMES = {
     "DeviceUnavailableError", "EarlyStopping", "Exponential", "History", "LinearWarmup", "Lion", "Loss", "OneCycle", "Optimizer",
     "RMSprop", "ReduceOnPlateau", "Schedule", "Step", "StepDecay", "activations", "available_devices", "check_gradients",
     "explain", "get_backend", "initializers", "load", "losses", "optimizers", "parity", "register_backend", "schedules",
+    "score",
     "DivergenceError", "DivergenceWarning", "Resumed", "RunError", "fingerprint", "resume",
 }  # fmt: skip
 
@@ -42,7 +43,8 @@ PARAMETERS = {
     gb.fingerprint: ["model"],
     gb.resume: ["folder", "device", "previous", "checkpoint_every"],
     gb.Resumed.fit: [
-        "X", "y", "validation_data", "sample_weight", "callbacks", "epochs", "progress", "stream_data",
+        "X", "y", "validation_data", "sample_weight", "class_weight", "validation_split", "callbacks", "epochs", "progress",
+        "stream_data",
     ],
     gb.check_gradients: ["model", "X", "y", "sample_weight", "tolerance", "seed"],
     gb.parity: ["model", "X", "y", "devices"],
@@ -54,7 +56,7 @@ PARAMETERS = {
 FIT = [
     "epochs", "batch_size", "optimizer", "validation_data", "sample_weight", "callbacks", "progress", "shuffle",
     "micro_batch_size", "stream_data", "tol", "n_iter_no_change", "on_divergence", "standardize", "missing", "scale",
-    "classes", "class_weight", "checkpoint", "checkpoint_every", "overwrite",
+    "classes", "class_weight", "validation_split", "checkpoint", "checkpoint_every", "overwrite",
 ]  # fmt: skip
 OPERATIONS = {
     "matmul": ["a", "b", "out"],

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpubackprop.activations import ACTIVATIONS
@@ -34,7 +35,12 @@ LONG = re.compile(" bench | --report ")
     "command", [pytest.param(c, marks=pytest.mark.slow) if LONG.search(c) else c for c in COMMANDS]
 )
 def test_every_command_runs(command, tmp_path):
-    before = [COMMANDS[COMMANDS.index(command) - 1]] if "--resume" in command else []  # what it resumes
+    words = shlex.split(command)
+    before = [c for c in COMMANDS[: COMMANDS.index(command)] if any(c.endswith(f"--out {word}") for word in words)]
+    rng = np.random.default_rng(0)
+    rows = [(*rng.normal(3 * (i % 2), 1, 2), ("iris", "rose")[i % 2]) for i in range(60)]
+    (tmp_path / "flowers.csv").write_text("long,wide,species\n" + "".join(f"{a},{b},{c}\n" for a, b, c in rows))
+    (tmp_path / "new.csv").write_text("wide,long\n" + "".join(f"{b},{a}\n" for a, b, _ in rows))
     for each in (*before, command):
         program, *arguments = shlex.split(each)
         if "--report" in arguments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,8 @@ def evaluate(
 
     saved = open_saved(run, device)
     model, kind = saved.on_inputs(), saved.model.loss.kind
-    truths, predicted, probabilities = [], [], []
+    truths: list[Any] = []
+    predicted, probabilities = [], []
     for X, y in batches(data, saved, with_target=True, target=target, header=header, delimiter=delimiter):
         truths.append(y if model.classes is None else indices_of(y, model.classes, f"{data!r}: "))
         predicted.append(outputs_of(model, X))

@@ -107,12 +107,12 @@ def batches(
         texts = [t is not None for t in features.categories] if features is not None else [False] * model.layer_sizes[0]
         names = features.names if features is not None else None
         with open_unpacked(Path(data)) as file:
-            for X, y, _ in read_rows(
+            for table, y, _ in read_rows(
                 csv_lines.stream(file), names=names, is_text=texts, with_target=with_target,
                 target=target or saved.about.get("target"), classification=kind.numbered, header=header,
                 delimiter=delimiter or saved.about.get("delimiter"),
             ):  # fmt: skip
-                if len(X):
-                    yield (X.numbers if features is None else features.matrix(X)), y
+                if len(table):
+                    yield (table.numbers if features is None else features.matrix(table)), y
     except ValueError as error:
         raise ValueError(f"{data!r}: {str(error).removeprefix('X: ')}") from None

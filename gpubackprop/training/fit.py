@@ -59,6 +59,7 @@ def fit(
     scale: float = 1.0,
     classes: Sequence[Any] | None = None,
     class_weight: Any = None,
+    validation_split: float | None = None,
     checkpoint: str | Path | Run | None = None,
     checkpoint_every: str | int = "30s",
     overwrite: bool = False,
@@ -119,6 +120,8 @@ def fit(
         ``classes`` text, y counts them from 0.
     class_weight : "balanced" or dict, optional
         A weight for each class, by label or index; "balanced": each class counts alike.
+    validation_split : float, optional
+        Split this fraction of the samples off as validation data, of each class in proportion; always the same samples.
     checkpoint : str or Path, optional
         A folder for this training: it can then be interrupted anywhere, by Ctrl-C, SIGTERM, kill -9 or a power cut, and resumed by
         :func:`gpubackprop.resume` with the bits of an uninterrupted one; see :mod:`gpubackprop.training.run`.
@@ -164,10 +167,16 @@ def fit(
     called = run.callbacks_of(callbacks) if run is not None and run.is_resumed else as_callbacks(callbacks)
     a = _described(model.architecture, X, y, classes, standardize=standardize, missing=missing, scale=scale)
     samples = Samples.given(X, y, sample_weight, by=a)
+    validation = _validation(validation_data, a)
+    if validation_split is not None:
+        if validation:
+            raise ValueError("validation_data and validation_split are both given; give one of them")
+        samples, held = samples.split(validation_split, a)
+        validation = [held]
     if class_weight is not None:
         samples = samples.weighted(class_weight, a)
     with nullcontext() if run is None else run.locked():
-        return _fit(model, a, [samples, *_validation(validation_data, a)], plan, called, run)
+        return _fit(model, a, [samples, *validation], plan, called, run)
 
 
 def _described(a: Architecture, X: Any, y: Any, classes: Any, **asked: Any) -> Architecture:
