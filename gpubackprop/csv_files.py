@@ -228,7 +228,7 @@ class _Reader:
             missing = [name for name in names if name not in self.first]
             if missing:
                 raise CsvError(
-                    f"it has no column {', '.join(map(repr, missing[:5]))}; its columns are {shown(self.first, 200)}"
+                    f"it has no column {', '.join(map(shown, missing[:5]))}; its columns are {shown(self.first, 200)}"
                 )
             self.chosen = [self.first.index(name) for name in names]
         else:
@@ -263,7 +263,9 @@ class _Reader:
         if not named and _is_whole(name) and 1 <= int(name) <= len(self.first):
             return int(name) - 1
         if len(named) != 1:
-            raise CsvError(f"{len(named) or 'no'} column is called {name!r}; {shown(self.first, 200)}")
+            raise CsvError(
+                f"{len(named) or 'no'} column is called {shown(name)}; row {self.first_at} holds {shown(self.first, 200)}"
+            )
         return named[0]
 
     def _is_text(self, column: Any) -> bool:
@@ -426,7 +428,7 @@ class _Reader:
         names = tuple(self.first[j] or f"column {j + 1}" for j in self.chosen)
         if len(set(names)) < len(names):
             raise CsvError(
-                f"two columns are called {max(names, key=names.count)!r}; give them different names, or drop one"
+                f"two columns are called {shown(max(names, key=names.count))}; give them different names, or drop one"
             )
         return names
 

@@ -60,13 +60,13 @@ class Features:
         if (self.mean is None) != (self.std is None):
             raise ValueError("features have mean or std, but not both")
         check_number("scale", self.scale, lambda x: 0 < x < math.inf, "a number > 0")
-        for x in (*(self.mean or ()), *(self.std or ())):
-            check_number("a mean or std of features", x, math.isfinite, "finite")
+        for x in (*(self.mean or ()), *(self.std or ()), *(x for x in self.fill or () if not isinstance(x, str))):
+            check_number("a mean, std or fill of features", x, lambda x: -math.inf < x < math.inf, "finite")
         if any(x <= 0 for x in self.std or ()):
             raise ValueError("a std of features is not above 0")
         for j, filled in enumerate(self.fill or ()):
             texts = self.categories[j]
-            if filled not in texts if texts is not None else not isinstance(filled, float):
+            if filled not in texts if texts is not None else isinstance(filled, str):
                 raise ValueError(f"features fill {self._name(j)} with {shown(filled)}, which it cannot hold")
 
     @classmethod
@@ -90,12 +90,7 @@ class Features:
 
         Source: the fitted numbers are those of scikit-learn's SimpleImputer, StandardScaler and OneHotEncoder.
         """
-        standardize = check_flag("standardize", standardize)
-        if missing not in (None, "median"):
-            raise ValueError(
-                f"missing is {shown(missing)}; choose 'median', or None for an error where a value is missing"
-            )
-        scale = float(check_number("scale", scale, lambda x: 0 < x < math.inf, "a number > 0"))
+        standardize, missing, scale = check_asked(standardize, missing, scale)
         frame = as_frame(X)
         if not len(frame):
             raise ValueError(f"X has shape {frame.shape}: there are no samples")
@@ -109,7 +104,7 @@ class Features:
             found = replace(found, mean=tuple(fitted.mean_.tolist()), std=tuple(fitted.scale_.tolist()))
         return found
 
-    def check_asked(self, *, standardize: bool, missing: str | None, scale: float) -> None:
+    def check_same(self, standardize: bool, missing: str | None, scale: float) -> None:
         """Raise ValueError if a later fit asks for what the first did not: it keeps what that found."""
         has = {"standardize": self.mean is not None, "missing": self.fill is not None, "scale": self.scale}
         for name, asked, found in (
@@ -212,11 +207,10 @@ class Features:
         for t in categories:
             if t is not None and len(set(t)) < max(len(t), 1):
                 raise ValueError(f"categories are {shown(t)}; they must be different texts")
-        fill = _list("fill", given["fill"], str | float | int)
         return cls(
             categories=categories, names=_list("names", given["names"], str),
             scale=float(check_number("scale", given["scale"], lambda x: 0 < x < math.inf, "a number > 0")),
-            fill=None if fill is None else tuple(x if isinstance(x, str) else float(x) for x in fill),
+            fill=_list("fill", given["fill"], str | float | int),
             mean=_list("mean", given["mean"], float | int), std=_list("std", given["std"], float | int),
         )  # fmt: skip
 
@@ -287,6 +281,14 @@ class Features:
         result = np.zeros((len(cells), len(texts)))
         result[np.arange(len(cells)), at] = 1.0
         return result
+
+
+def check_asked(standardize: Any, missing: Any, scale: Any) -> tuple[bool, str | None, float]:
+    """Return the options of :meth:`Features.of`, or raise ValueError."""
+    if missing is not None and (not isinstance(missing, str) or missing != "median"):
+        raise ValueError(f"missing is {shown(missing)}; choose 'median', or None for an error where a value is missing")
+    scale = float(check_number("scale", scale, lambda x: 0 < x < math.inf, "a number > 0"))
+    return check_flag("standardize", standardize), missing, scale
 
 
 def as_frame(X: Any, name: str = "X") -> Frame:

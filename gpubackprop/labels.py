@@ -29,8 +29,8 @@ def check_classes(classes: Any) -> tuple[Label, ...]:
     """
     allowed = "give at least two different labels, all text or all numbers, in the order of the outputs"
     try:
-        found = tuple(plain(np.asarray(classes, object)).tolist() if hasattr(classes, "dtype") else map(plain, classes))
-    except TypeError:
+        found = tuple(map(plain, () if isinstance(classes, str) else classes))
+    except Exception:  # iterating over it may raise anything
         raise ValueError(f"classes is {shown(classes)}; {allowed}") from None
     kinds = {type(label) for label in found}
     if len(found) < 2 or not (kinds <= {str} or kinds <= {bool} or kinds <= {int, float}):

@@ -248,6 +248,7 @@ CALLS: dict[str, Call] = {
     **{f"fit {name}": _fit(name) for name in (
         "batch_size", "optimizer", "validation_data", "sample_weight", "callbacks", "shuffle", "micro_batch_size",
         "stream_data", "progress", "on_divergence", "checkpoint_every", "overwrite",
+        "standardize", "missing", "scale", "classes", "class_weight", "validation_split",
     )},
     "fit epochs": lambda m, y, v: m.fit(X, y, **{**FIT, "epochs": v}) if not isinstance(v, int) or v < 100 else None,
     "step batch_size": lambda m, y, v: m.step(v).compile()() if not isinstance(v, int) or v < 2**20 else m.step(v),
@@ -320,6 +321,7 @@ def case(rng: random.Random, device: str) -> None:
             raise AssertionError(f"{name}: half of a change was left") from error
         raise
     finally:
+        model.describe_data(None, None)
         model.parameters.flat[...] = model.backend.asarray(parameters)
         model.network.changed()
         model.target_shape = None

@@ -19,8 +19,11 @@ from typing import Any
 import numpy as np
 
 import gpubackprop as gb
+from gpubackprop import csv_lines
 from gpubackprop.architecture import Architecture
+from gpubackprop.csv_files import read_csv, read_rows
 from gpubackprop.datasets import load_dataset
+from gpubackprop.features import Features
 from gpubackprop.inspect.explain import random_batch
 from gpubackprop.step.layout import flat_size
 from gpubackprop.training.checkpoint import load_training, save
@@ -196,6 +199,35 @@ def csv(folder: Path, rng: random.Random) -> None:
     check_data(folder / "a.csv", rng)
 
 
+def table(folder: Path, rng: random.Random) -> None:
+    """Run a case of a .csv file as a table, and of the rows of another file for the network that has learned its columns."""
+
+    def rows(n: int) -> list[list[str]]:
+        found = [
+            [f"{rng.uniform(-9, 9):.3g}", rng.choice(["red", "blue", ""]), str(i), rng.choice("pq")] for i in range(n)
+        ]
+        found.insert(0, ["a", "b", "c", "y"])
+        for _ in range(rng.choice([0, 0, 1, 2])):
+            row = rng.choice(found)
+            row[rng.randrange(len(row))] = rng.choice(CELLS)
+        return found
+
+    def content() -> bytes:
+        text = rng.choice(["\n", "\r\n"]).join(",".join(row) for row in rows(rng.randint(1, 12))).encode()
+        return in_bytes(text, rng) if rng.random() < 0.3 else text
+
+    missing = rng.random() < 0.7
+    found = read_csv(content(), classification=True, frame=True, missing=missing)
+    features = Features.of(found.X, standardize=rng.random() < 0.5, missing="median" if missing else None)
+    matrix = features.matrix(found.X)
+    assert matrix.shape == (len(found.X), features.inputs)
+    assert np.isfinite(matrix).all()
+    texts = [categories is not None for categories in features.categories]
+    blocks = csv_lines.stream(io.BytesIO(content()))
+    for X, _, _ in read_rows(blocks, names=features.names, is_text=texts):
+        assert np.isfinite(features.matrix(X)).all()
+
+
 def idx(folder: Path, rng: random.Random) -> None:
     """Run a case of a pair of IDX files."""
     for part, shape in (("images-idx3", (10, 3, 2)), ("labels-idx1", (10,))):
@@ -259,7 +291,11 @@ def _whole_model() -> gb.MLP:
 
 def architecture(folder: Path, rng: random.Random) -> None:
     """Run a case of a description of a network."""
-    made = Architecture((4, 5, 5, 3), ["leaky_relu", "tanh"], "softmax_cross_entropy", dropout=0.5, target_shape=())
+    features = Features((None, ("a", "b"), None), ("x", "y", "z"), 2.0, (0.5, "a", 1.5), (1.0, -1.0), (2.0, 3.0))
+    described = {"features": features, "classes": ("p", "q", "r")} if rng.random() < 0.5 else {}
+    made = Architecture(
+        (4, 5, 5, 3), ["leaky_relu", "tanh"], "softmax_cross_entropy", dropout=0.5, target_shape=(), **described
+    )
     a = Architecture.from_json(in_json(made.to_json(), rng))
     assert Architecture.from_json(json.loads(json.dumps(a.to_json()))) == a
     assert flat_size(a.layer_sizes) > 0
@@ -299,6 +335,7 @@ def run_command(arguments: list[str]) -> None:
 FILES: dict[str, Callable[..., None]] = {
     "npz": npz,
     "csv": csv,
+    "table": table,
     "idx": idx,
     "architecture": architecture,
     "report": report,

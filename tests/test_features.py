@@ -155,7 +155,9 @@ def test_a_network_takes_the_raw_table_everywhere(device: str):
     assert float(model.loss_and_gradients(frame, y)[0]) == float(plain.loss_and_gradients(X, indices)[0])
     np.testing.assert_array_equal(model.trace(frame, y).o, plain.trace(X, indices).o)
     assert gb.check_gradients(model, frame[:8], y[:8]).ok
-    np.testing.assert_array_equal(np.concatenate([o for _, o in model.outputs_in_batches(frame)]), plain.forward(X))
+    np.testing.assert_array_equal(
+        np.concatenate([model.backend.to_numpy(o) for _, o in model.outputs_in_batches(frame)]), plain.forward(X)
+    )
     np.testing.assert_array_equal(model.predictor(N)(frame), plain.predictor(N)(X))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from gpubackprop._version import __version__
 from gpubackprop.architecture import Architecture
 from gpubackprop.definitions import check_count, check_flag, check_number, shown
-from gpubackprop.features import Features
+from gpubackprop.features import Features, check_asked
 from gpubackprop.frames import column_of, is_table
 from gpubackprop.intake import Samples
 from gpubackprop.labels import check_classes, classes_in, is_text
@@ -165,7 +165,7 @@ def fit(
         checkpoint, every=checkpoint_every, overwrite=overwrite
     )  # fmt: skip
     called = run.callbacks_of(callbacks) if run is not None and run.is_resumed else as_callbacks(callbacks)
-    a = _described(model.architecture, X, y, classes, standardize=standardize, missing=missing, scale=scale)
+    a = _described(model.architecture, X, y, classes, check_asked(standardize, missing, scale))
     samples = Samples.given(X, y, sample_weight, by=a)
     validation = _validation(validation_data, a)
     if validation_split is not None:
@@ -179,14 +179,14 @@ def fit(
         return _fit(model, a, [samples, *validation], plan, called, run)
 
 
-def _described(a: Architecture, X: Any, y: Any, classes: Any, **asked: Any) -> Architecture:
+def _described(a: Architecture, X: Any, y: Any, classes: Any, asked: tuple[bool, str | None, float]) -> Architecture:
     """Return the architecture with what its inputs are made of and its classes are called, by these data at the first fit."""
     features, named = a.features, a.classes
-    wanted = asked["standardize"] or asked["missing"] is not None or asked["scale"] != 1
+    wanted = asked != (False, None, 1.0)
     if features is None and (wanted or is_table(X)):
-        features = Features.of(X, **asked)
+        features = Features.of(X, standardize=asked[0], missing=asked[1], scale=asked[2])
     elif features is not None and wanted:
-        features.check_asked(**asked)
+        features.check_same(*asked)
     if named is None and (classes is not None or is_text(column_of(y))):
         named = check_classes(classes) if classes is not None else classes_in(column_of(y))
     elif named is not None and classes is not None and check_classes(classes) != named:
