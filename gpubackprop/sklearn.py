@@ -195,7 +195,7 @@ class Fit:
         assert len(y) == len(self.order), "scikit-learn was to take all data for one mini-batch"
         factor = 1.0 if isinstance(trainer.kind.rule, UncorrectedAdam) else driver._optimizer.learning_rate
         loss = trainer.epoch(self.steps, self.order, weight, alpha, factor)
-        trainer.take(trainer.parameters, self.lists)
+        trainer.take(self.lists[:2])
         return loss, [], []
 
     def _begin(self, X: Any, y: Any, weight: Any) -> None:
@@ -208,17 +208,17 @@ class Fit:
         seed = int(driver._random_state.randint(2**31)) if dropout else 0  # scikit-learn has no such draw
         activations = _activations(e.activation)
         kind = Kind(sizes, activations, driver.out_activation_, dtype, device, rule, self.weighted, dropout, seed)
+        driver.coefs_, driver.intercepts_ = [*driver.coefs_], [*driver.intercepts_]  # not the lists of a shallow copy
+        lists = [driver.coefs_, driver.intercepts_, *(_moments(driver._optimizer) if self.stochastic else ())]
         trainer = _trainers.get(e)
-        if trainer is None or trainer.kind != kind:
+        if trainer is None or trainer.kind != kind or not trainer.may_write(lists):
             trainer = _trainers[e] = Trainer(kind)
         batch_size = _batch_size(e, n) if self.stochastic else n
         steps = trainer.steps(n, batch_size)
         trainer.load(steps, X, y, weight)
         if self.stochastic:
-            self.order, self.lists, optimizer = np.arange(n), [*driver.coefs_, *driver.intercepts_], driver._optimizer
-            trainer.put(trainer.parameters, self.lists)
-            for here, there in zip(trainer.moments, _moments(optimizer), strict=True):
-                trainer.put(here, there)
+            self.order, self.lists, optimizer = np.arange(n), lists, driver._optimizer
+            trainer.share(lists)
             # of the masks of dropout there must be others in the next call of partial_fit
             trainer.state.counters[STEPS] = getattr(optimizer, "t", driver.t_)
             optimizer.update_params = _nothing
@@ -237,9 +237,7 @@ class Fit:
             return
         optimizer = self.driver._optimizer
         del optimizer.update_params
-        trainer.take(trainer.parameters, self.lists)  # an epoch may have been interrupted
-        for here, there in zip(trainer.moments, _moments(optimizer), strict=True):
-            trainer.take(here, there)
+        trainer.take(self.lists)  # an epoch may have been interrupted
         if hasattr(optimizer, "ms"):
             t = optimizer.t = int(trainer.state.counters[STEPS])
             if t:

@@ -177,6 +177,8 @@ class Trainer(OnDevice):
         zeros = np.zeros(flat_size(kind.sizes), kind.dtype)
         self.network = network = Network(architecture, kind.device, zeros)
         self.backend = network.backend
+        self._shares = self.backend.xp is np
+        self.lists: list[Any] = [network.parameters.W, network.parameters.b]  # and the moments
         self.mean_over = (
             kind.sizes[-1] if kind.output == "identity" else 1
         )  # scikit-learn's squared error, not its gradient
@@ -184,7 +186,7 @@ class Trainer(OnDevice):
         if kind.rule is not None:
             self.state = network.state_of(kind.rule)
             *moments, squares = (Parameters(kind.sizes, row) for row in self.state.states)
-            self.moments = [[*p.W, *p.b] for p in moments]
+            self.lists += [[*p.W, *p.b] for p in moments]
             self.squares = squares.W
             with active(self.backend):
                 for b in squares.b:
@@ -231,12 +233,29 @@ class Trainer(OnDevice):
     def put(self, to: Any, values: Any) -> None:
         """Copy scikit-learn's arrays into the network's."""
         for here, there in zip(to, values, strict=True):
-            here[...] = self.backend.asarray(there, here.dtype)
+            if here is not there:
+                here[...] = self.backend.asarray(there, here.dtype)
 
-    def take(self, source: Any, to: Any) -> None:
-        """Copy the network's arrays into scikit-learn's."""
-        for here, there in zip(source, to, strict=True):
-            there[...] = self.backend.to_numpy(here)
+    def may_write(self, lists: list[Any]) -> bool:
+        """Return whether these are the network's own arrays, or none of them was given away by :meth:`share`."""
+        return not self._shares or all(map(_same, self.lists, lists))
+
+    def share(self, lists: list[Any]) -> None:
+        """Copy scikit-learn's lists of arrays in; on the CPU, put the network's arrays in their place, so that none is copied again.
+
+        ``lists`` holds weights, biases, and for each moment the weights' and the biases'.
+        """
+        for here, there in zip(self.lists, lists, strict=True):
+            self.put(here, there)
+            if self._shares:
+                there[:] = here
+
+    def take(self, lists: list[Any]) -> None:
+        """Copy the network's arrays into scikit-learn's, where they are not the same."""
+        for here, there in zip(self.lists, lists, strict=False):
+            for source, to in zip(here, there, strict=True):
+                if source is not to:
+                    to[...] = self.backend.to_numpy(source)
 
     @property
     def parameters(self) -> list[Array]:
@@ -277,6 +296,10 @@ class Trainer(OnDevice):
         penalty = sum(float(np.vdot(W, W)) for W in weights)
         loss = float(steps.arrays["loss"][0]) / self.mean_over + 0.5 * decay * penalty
         return loss, [host(g) + decay * W for g, W in zip(gradients.W, weights, strict=True)], [*map(host, gradients.b)]
+
+
+def _same(a: Any, b: Any) -> bool:
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
 def _sums(weight: np.ndarray, rows: int) -> Any:
