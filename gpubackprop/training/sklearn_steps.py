@@ -144,8 +144,7 @@ class Kind(NamedTuple):
 
     sizes: tuple[int, ...]
     activations: Any
-    output: str
-    """The output activation, which tells the loss."""
+    loss: Loss
     dtype: np.dtype[Any]
     device: str
     rule: Optimizer | None
@@ -170,9 +169,9 @@ class Trainer(OnDevice):
     KEPT = 16  # numbers of samples whose steps are kept: a loop over partial_fit meets them again
 
     def __init__(self, kind: Kind) -> None:
-        self.kind, self.indices = kind, kind.output == "softmax"
+        self.kind, self.indices = kind, kind.loss.mean_function == "softmax"
         architecture = Architecture(
-            kind.sizes, kind.activations, LOSS_OF[kind.output], kind.dtype, kind.seed, dropout=kind.dropout
+            kind.sizes, kind.activations, kind.loss, kind.dtype, kind.seed, dropout=kind.dropout
         )
         zeros = np.zeros(flat_size(kind.sizes), kind.dtype)
         self.network = network = Network(architecture, kind.device, zeros)
@@ -180,17 +179,20 @@ class Trainer(OnDevice):
         self._shares = self.backend.xp is np
         self.lists: list[Any] = [network.parameters.W, network.parameters.b]  # and the moments
         self.mean_over = (
-            kind.sizes[-1] if kind.output == "identity" else 1
+            kind.sizes[-1] if kind.loss is LOSS_OF["identity"] else 1
         )  # scikit-learn's squared error, not its gradient
         self._steps: dict[tuple[int, int], Steps] = {}
         if kind.rule is not None:
             self.state = network.state_of(kind.rule)
-            *moments, squares = (Parameters(kind.sizes, row) for row in self.state.states)
+            moments = [Parameters(kind.sizes, row) for row in self.state.states]
+            self.squares = []
+            if isinstance(kind.rule, _Rule):
+                squares = moments.pop()
+                self.squares = [*squares.W]
+                with active(self.backend):
+                    for b in squares.b:
+                        b[...] = -1
             self.lists += [[*p.W, *p.b] for p in moments]
-            self.squares = squares.W
-            with active(self.backend):
-                for b in squares.b:
-                    b[...] = -1
 
     def steps(self, n: int, batch_size: int) -> Steps:
         """Return the steps over n samples."""
@@ -241,9 +243,9 @@ class Trainer(OnDevice):
         return not self._shares or all(map(_same, self.lists, lists))
 
     def share(self, lists: list[Any]) -> None:
-        """Copy scikit-learn's lists of arrays in; on the CPU, put the network's arrays in their place, so that none is copied again.
+        """Copy scikit-learn's lists of arrays in: weights, biases, and for each moment that of both.
 
-        ``lists`` holds weights, biases, and for each moment the weights' and the biases'.
+        On the CPU, put the network's arrays in their place, so that none is copied again.
         """
         for here, there in zip(self.lists, lists, strict=True):
             self.put(here, there)
@@ -265,12 +267,16 @@ class Trainer(OnDevice):
     def epoch(self, steps: Steps, order: np.ndarray, weight: Any, alpha: float, factor: float) -> float:
         """Take the steps of an epoch and return the mean of its losses, penalty included, each with the parameters before its step.
 
-        ``factor`` is what gradient and decay are multiplied by.
+        ``factor`` is what gradient and decay are multiplied by; it and ``alpha`` are for scikit-learn's rules alone.
         """
         state, value, n = self.state, steps.arrays["loss"], len(order)
         steps.arrays["order"][...] = self.backend.asarray(order)
         state.counters[CURSOR] = 0
-        state.scalars[FACTOR] = factor
+        own = not self.squares
+        if own:
+            alpha = 0.0
+        else:
+            state.scalars[FACTOR] = factor
         total, row = 0.0, 0
         for run, rows in steps.parts:
             batches = (n - row) // rows
@@ -278,7 +284,8 @@ class Trainer(OnDevice):
             for w in of_batch:
                 if not w:
                     raise ZeroDivisionError("the sample weights of a mini-batch add up to 0, so they have no mean")
-                state.rate[0] = factor * alpha / w
+                if not own:
+                    state.rate[0] = factor * alpha / w
                 value[...] = 0
                 for a in self.squares:
                     a[...] = 0
