@@ -30,13 +30,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from gpubackprop._version import __version__
-from gpubackprop.activations import ACTIVATIONS, Activation, identity
+from gpubackprop.activations import ACTIVATIONS, Activation
 from gpubackprop.code_digest import fingerprint
 from gpubackprop.losses import LOSSES, Loss
 from gpubackprop.machine import cache
 from gpubackprop.mlp import MLP
 from gpubackprop.optimizers import LBFGS, OPTIMIZERS, Optimizer
 from gpubackprop.step.state import STEPS
+from gpubackprop.targets import MEANS
 from gpubackprop.training.sklearn_steps import ACTIVATION_OF, LOSS_OF, Kind, Momentum, Trainer, UncorrectedAdam
 
 try:
@@ -95,6 +96,7 @@ def left_alone(estimator: Any, X: Any, *, incremental: bool = False) -> str:
     return "" if asked else _too_short(estimator, X, incremental)
 
 
+SOFTMAX: Any = MEANS["softmax"].probabilities
 SOLVERS = "lbfgs", "sgd", "adam"
 THEIR_LOSSES = "log_loss", "squared_error", "poisson"
 READ = {
@@ -383,12 +385,15 @@ class _Ours:
 
     _fit_stochastic, _fit_lbfgs = map(replacement, METHODS)
 
-    def _fit(self: Any, X: Any, y: Any, **given: Any) -> Any:
+    def _fit(self: Any, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
+        weights = (
+            {} if sample_weight is None else {"sample_weight": sample_weight}
+        )  # before scikit-learn 1.7 it has none
         self._solver = self.solver  # scikit-learn asks for its own by name
         try:
             if not _one_of(SOLVERS, self.solver):
                 self.solver = "adam"
-            return super()._fit(X, y, **given)  # type: ignore[misc]
+            return super()._fit(X, y, incremental=incremental, **weights)  # type: ignore[misc]
         finally:
             self.solver = vars(self).pop("_solver")
 
@@ -404,17 +409,29 @@ class _Ours:
         return X if self.dtype is None else X.astype(self.dtype, copy=False)
 
     def _forward_pass_fast(self: Any, X: Any, check_input: bool = True) -> Any:
+        return self._read(self._outputs(X, check_input))
+
+    def _read(self: Any, z: Any) -> Any:
+        """Return the outputs after the output activation, with scikit-learn's bits."""
+        if self.out_activation_ == "softmax":
+            return SOFTMAX(z, np)
+        OUTPUTS[self.out_activation_](z)
+        return z
+
+    def _outputs(self: Any, X: Any, check_input: bool) -> Any:
+        """Return the outputs before the output activation."""
         if check_input and not _passes(self, X):
             X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
-        X = self._cast(X)
-        if "activation" not in _only_ours(self):
-            return super()._forward_pass_fast(X, False)  # type: ignore[misc]
-        given, n = _activations(self.activation), len(self.coefs_) - 1
-        hidden = map(ACTIVATIONS.resolve, given if isinstance(given, tuple) else (given,) * n)
-        z = X
-        for activation, W, b in zip((*hidden, identity), self.coefs_, self.intercepts_, strict=True):
-            z = activation.phi(z @ W + b)
-        OUTPUTS[self.out_activation_](z)
+        z = self._cast(X)
+        given, n = self.activation, len(self.coefs_) - 1
+        hidden = (given,) * n if isinstance(given, str | Activation) else given
+        for activation, W, b in zip((*hidden, "identity"), self.coefs_, self.intercepts_, strict=True):
+            z = z @ W
+            z += b
+            if _one_of(OUTPUTS, activation):
+                OUTPUTS[activation](z)
+            else:
+                z = ACTIVATIONS.resolve(activation).phi(z)
         return z
 
     @classmethod
@@ -546,10 +563,12 @@ class MLPClassifier(_Ours, neural_network.MLPClassifier):  # type: ignore[misc]
 
     def _predict(self, X: Any, check_input: bool = True) -> Any:
         classes = self._classes()
-        if classes is None:
+        if classes is None or type(self)._forward_pass_fast is not _Ours._forward_pass_fast:
             return super()._predict(X, check_input)
-        outputs = self._forward_pass_fast(X, check_input)
-        return classes[outputs.argmax(axis=1) if len(classes) > 2 else (outputs.ravel() > 0.5).astype(int)]
+        if len(classes) == 2:
+            return classes[(self._forward_pass_fast(X, check_input).ravel() > 0.5).astype(int)]
+        z = self._outputs(X, check_input)
+        return classes[(z if _finite(z) else self._read(z)).argmax(axis=1)]  # the softmax makes a row NaN
 
     def _score(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         if y.ndim == 1:  # scikit-learn's accuracy_score, without its checks
@@ -562,8 +581,7 @@ class MLPClassifier(_Ours, neural_network.MLPClassifier):  # type: ignore[misc]
                 raise ValueError("class_weight is 'balanced', which needs all data at once; give partial_fit a dict")
             weight = compute_sample_weight(self.class_weight, y)
             sample_weight = weight if sample_weight is None else weight * sample_weight
-        given = {} if sample_weight is None else {"sample_weight": sample_weight}
-        return super()._fit(X, y, incremental=incremental, **given)
+        return super()._fit(X, y, sample_weight, incremental)
 
 
 @_with_our_parameters

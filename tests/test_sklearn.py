@@ -255,6 +255,27 @@ def test_clone_copy_and_pickle() -> None:
         np.testing.assert_array_equal(other.predict_proba(X), b.predict_proba(X))
 
 
+def test_predictions_of_many_classes_and_where_an_output_overflows() -> None:
+    labels = np.arange(len(X)) % 40
+    fitted = theirs.MLPClassifier(**SHORT | {"activation": "identity"}).fit(X, labels)
+    for scale in (1.0, 1e200):  # the outputs are a product of three matrices
+        fitted.coefs_ = [W * scale for W in fitted.coefs_]
+        here = ours.MLPClassifier.from_sklearn(fitted)
+        with np.errstate(all="ignore"):
+            np.testing.assert_array_equal(here.predict_proba(X), fitted.predict_proba(X))
+            np.testing.assert_array_equal(here.predict(X), fitted.predict(X))
+            assert np.isfinite(fitted.predict_proba(X)).all() == (scale == 1)
+
+
+def test_a_subclass_with_outputs_of_its_own_predicts_by_them() -> None:
+    class Own(ours.MLPClassifier):  # type: ignore[misc]
+        def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
+            return super()._forward_pass_fast(X, check_input)[:, ::-1]
+
+    fitted = ours.MLPClassifier(device="cpu", **SHORT).fit(X, Y)
+    np.testing.assert_array_equal(Own.from_sklearn(fitted).predict(X), 2 - fitted.predict(X))
+
+
 @pytest.mark.parametrize("y", [Y, Y > 0, TWO], ids=["classes", "binary", "multilabel"])
 def test_there_and_back_exactly(y: np.ndarray) -> None:
     fitted = theirs.MLPClassifier(**SHORT).fit(X, y)
@@ -520,13 +541,15 @@ def test_checks_are_left_out_only_where_they_pass(monkeypatch: pytest.MonkeyPatc
         np.testing.assert_array_equal(b.predict(given), a.predict(given))
         assert b.predict_proba(given).dtype == a.predict_proba(given).dtype
         assert b.predict(given).dtype == a.predict(given).dtype
+    exact = ours.MLPClassifier.from_sklearn(a)
+    np.testing.assert_array_equal(exact.predict_proba(X), a.predict_proba(X))
     bad = X.copy()
     bad[3, 1] = np.nan
     for given in (bad, X * np.inf, X[:0], X[:, :2], X[0], X + 1j, np.array([["a"] * 4])):
         for call in ("predict", "predict_proba"):
             said = []
             for mlp in (a, b):
-                with pytest.raises(ValueError, match=".") as caught, np.errstate(all="ignore"):
+                with pytest.raises(ValueError, match=r"\S") as caught, np.errstate(all="ignore"):
                     getattr(mlp, call)(given)
                 said.append(str(caught.value))
             assert said[0] == said[1]
