@@ -92,8 +92,9 @@ def left_alone(estimator: Any, X: Any, *, incremental: bool = False) -> str:
         return f"{cls.__name__} has a {own[0]} of its own"
     if issparse(X) and X.shape[0] * X.shape[1] * X.dtype.itemsize > DENSE_LIMIT:
         return f"a sparse X would take more than {DENSE_LIMIT >> 20:,} MiB as an array"
-    asked = POLICY.at_once or getattr(estimator, "device", None) is not None or _only_ours(estimator)
-    return "" if asked else _too_short(estimator, X, incremental)
+    asked = POLICY.at_once or getattr(estimator, "device", None) is not None
+    ours = _only_ours(estimator) or _has_our_optimizer(estimator)
+    return "" if asked or ours else _too_short(estimator, X, incremental)
 
 
 SOFTMAX: Any = MEANS["softmax"].probabilities
@@ -211,8 +212,8 @@ def train(estimator: Any, method: str, arguments: tuple[Any, ...]) -> None:
         return
     driver = object.__new__(type(estimator))
     vars(driver).update(vars(estimator))
-    fit = Fit(estimator, driver, weighted, stochastic=method == "_fit_stochastic")
-    fit.first = not incremental or not hasattr(estimator, "_optimizer")
+    first = not incremental or not hasattr(estimator, "_optimizer")
+    fit = Fit(estimator, driver, weighted, stochastic=method == "_fit_stochastic", first=first)
     driver._backprop = fit
     if fit.stochastic:
         n, given = X.shape[0], 0 if estimator.batch_size == "auto" else estimator.batch_size
@@ -237,14 +238,15 @@ _trainers: WeakKeyDictionary[Any, Trainer] = WeakKeyDictionary()  # beside the e
 
 
 class Fit:
-    """What a driver has for ``_backprop``: an epoch of our steps, or loss and gradients of all data for L-BFGS."""
+    """What a driver has for ``_backprop``: an epoch of our steps, or loss and gradients of all data for L-BFGS.
 
-    def __init__(self, estimator: Any, driver: Any, weighted: bool, *, stochastic: bool) -> None:
+    ``first`` says that scikit-learn makes a new optimizer; otherwise it goes on with that of an earlier call of ``partial_fit``.
+    """
+
+    def __init__(self, estimator: Any, driver: Any, weighted: bool, *, stochastic: bool, first: bool) -> None:
         self.estimator, self.driver, self.weighted, self.stochastic = estimator, driver, weighted, stochastic
+        self.first = first
         self.trainer: Trainer | None = None
-        self.first = (
-            True  # scikit-learn makes a new optimizer; otherwise there is that of an earlier call of partial_fit
-        )
         self.order, self.lists = np.arange(0), list[Any]()
 
     def __call__(self, X: Any, y: Any, *rest: Any) -> tuple[float, list[Any], list[Any]]:
@@ -325,6 +327,11 @@ class OurOptimizer(BaseOptimizer):  # type: ignore[misc]
         super().__init__(rule.schedule.learning_rate)
         self.rule, self.t = rule, 0
         self.moments = [[np.zeros_like(a) for a in parameters] for _ in range(rule.n_states)]
+
+
+def _has_our_optimizer(estimator: Any) -> bool:
+    """Return whether a fit was done with one of our optimizers, which partial_fit goes on with."""
+    return isinstance(getattr(estimator, "_optimizer", None), OurOptimizer)
 
 
 def _moments(optimizer: Any) -> list[Any]:
@@ -464,7 +471,7 @@ class _Ours:
         if lost:
             what = " and no ".join(lost)
             warnings.warn(f"scikit-learn has no {what}: another fit of the copy will be without", stacklevel=2)
-        without = {*self._own, *names, *(["_optimizer"] if "solver" in names else [])}
+        without = {*self._own, *names, *(["_optimizer"] if _has_our_optimizer(self) else [])}
         vars(made).update(copy.deepcopy({name: value for name, value in vars(self).items() if name not in without}))
         return made
 

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -517,6 +518,7 @@ def test_weights_are_routed_and_outputs_are_set() -> None:
     assert_same(a, b)
 
 
+@weights
 def test_what_scikit_learn_has_not_is_named_when_it_is_lost() -> None:
     here = ours.MLPClassifier(device="cpu", dropout=0.2, class_weight="balanced", **SHORT).fit(X, Y)
     with pytest.warns(UserWarning, match="scikit-learn has no dropout and no class_weight: another fit of the copy"):
@@ -632,6 +634,29 @@ def test_arrays_that_somebody_still_reads_are_not_written_into() -> None:
     np.testing.assert_array_equal(kept, values)
 
 
+def test_arrays_of_another_memory_are_copied_in_and_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a GPU: the arrays of the estimator and of the network are not the same."""
+    begin = ours.Trainer.__init__
+
+    def begin_elsewhere(self: Any, kind: Any) -> None:
+        begin(self, kind)
+        self._shares = False
+
+    made = {}
+    for name in ("here", "there"):
+        for solver in ("adam", "sgd", "rmsprop"):
+            mlp = made[name, solver] = ours.MLPClassifier(device="cpu", **SHORT | {"solver": solver})
+            kept = [W.copy() for W in mlp.fit(X, Y).coefs_]
+            weights = mlp.partial_fit(X, Y).partial_fit(X[:90], Y[:90]).coefs_
+            assert not np.array_equal(kept[0], weights[0])
+        monkeypatch.setattr(ours.Trainer, "__init__", begin_elsewhere)
+    for solver in ("adam", "sgd", "rmsprop"):
+        one, other = made["here", solver], made["there", solver]
+        assert one.loss_curve_ == other.loss_curve_
+        for a, b in zip(*([*mlp.coefs_, *chain(*ours._moments(mlp._optimizer))] for mlp in (one, other)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 OPTIMIZERS = ["adamw", "rmsprop", "adagrad", "lion", gb.AdamW(gb.StepDecay(0.01, step_size=3), weight_decay=0.1, clip_norm=1.0),
               gb.SGD(0.1, momentum=0.9, nesterov=True), gb.Adam(amsgrad=True), gb.RMSprop(centered=True)]  # fmt: skip
 
@@ -642,7 +667,6 @@ OPTIMIZERS = ["adamw", "rmsprop", "adagrad", "lion", gb.AdamW(gb.StepDecay(0.01,
 def test_our_optimizers_train_as_in_our_networks(solver: Any) -> None:
     options = {**SHORT, "solver": solver, "max_iter": 4, "shuffle": False, "learning_rate_init": 0.01}
     mlp = ours.MLPClassifier(**options)
-    model = clone(mlp).set_params(max_iter=1, learning_rate_init=1e-9, solver="sgd").fit(X, Y).to_mlp()
     start = theirs.MLPClassifier(**SHORT)  # weights before any step, drawn alike
     start.set_params(max_iter=1, solver="sgd", learning_rate_init=1e-300).fit(X, Y)
     model = ours.MLPClassifier.from_sklearn(start).to_mlp()
@@ -662,12 +686,15 @@ def test_our_optimizers_train_as_in_our_networks(solver: Any) -> None:
     assert there.partial_fit(X, Y).solver == "adam"
 
 
-def test_partial_fit_keeps_our_optimizer_of_its_first_call() -> None:
+def test_partial_fit_keeps_our_optimizer_of_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "_warm", set())  # so that short fits are left to scikit-learn
     one, other = (ours.MLPClassifier(solver="rmsprop", **SHORT) for _ in range(2))
     for mlp in (one, other):
         mlp.partial_fit(X, Y, classes=[0, 1, 2])
     other.set_params(solver="adam")
-    np.testing.assert_array_equal(one.partial_fit(X, Y).coefs_[0], other.partial_fit(X, Y).coefs_[0])
+    other.partial_fit(X, Y)
+    np.testing.assert_array_equal(one.partial_fit(X, Y).coefs_[0], other.coefs_[0])
+    other.to_sklearn().partial_fit(X, Y)  # with an optimizer of scikit-learn's
     adam, kept = both("MLPClassifier", **SHORT)
     adam.partial_fit(X, Y, classes=[0, 1, 2]), kept.partial_fit(X, Y, classes=[0, 1, 2])
     assert_same(adam.partial_fit(X, Y), kept.set_params(solver="lion").partial_fit(X, Y).set_params(solver="adam"))
