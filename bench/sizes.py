@@ -45,7 +45,7 @@ QUICK: Sizes = {
     "latency": ["784-256-128-10, batch 1"],
     "memory": ["784-256-128-10, batch 128, samples 8192"],
     "coldstart": ["64-64-32-10, batch 32"],
-    "sklearn": ["64-64-10, batch 200, samples 800"],
+    "sklearn": ["64-64-10, batch 32, samples 160"],
     "crossover": ["32-32-32-10, batch 32", "512-512-512-10, batch 256"],
 }
 DRY: Sizes = {
