@@ -8,7 +8,8 @@ takes a whole epoch of compiled steps (or, for L-BFGS, computes loss and gradien
 mini-batches are scikit-learn's draws. Parameters agree within rounding, about 1e-14 in float64; with L-BFGS, whose line search
 magnifies rounding, only in the first iterations. So it is with a ReLU that rounding switches, which float32 makes likelier.
 
-:func:`left_alone` says, in one place, which fits are left to scikit-learn.
+:func:`left_alone` says, in one place, which fits are left to scikit-learn; its checks of arrays, which for small ones take longer
+than all the rest, are left out where they would find nothing: :func:`_passes`.
 """
 
 from __future__ import annotations
@@ -70,6 +71,14 @@ CALLED = ["activations", "deltas", "coef_grads", "intercept_grads"]
 """What ``_backprop`` takes after X, y and, since scikit-learn 1.7, sample_weight."""
 KNOWN = [*inspect.signature(HOOKS["_backprop"]).parameters][-4:] == CALLED
 FLOATS = np.dtype(np.float64), np.dtype(np.float32)
+SOFTMAX: Any = MEANS["softmax"].probabilities
+SOLVERS = "lbfgs", "sgd", "adam"
+THEIR_LOSSES = "log_loss", "squared_error", "poisson"
+READ = {
+    "softmax": ("softmax", "classes"), "logistic": ("sigmoid", "binary"),
+    "identity": ("identity", "real"), "exp": ("exp", "counts"),
+}  # fmt: skip
+"""By scikit-learn's output activation: how our losses call it, and the targets that they then take."""
 DENSE_LIMIT = 2**30  # bytes that a sparse X may take as an array
 LOADING, COMPILING = 1.5, 16.0  # seconds until a step's kernels are there, in which scikit-learn trains small networks
 
@@ -95,16 +104,6 @@ def left_alone(estimator: Any, X: Any, *, incremental: bool = False) -> str:
     asked = POLICY.at_once or getattr(estimator, "device", None) is not None
     ours = _only_ours(estimator) or _has_our_optimizer(estimator)
     return "" if asked or ours else _too_short(estimator, X, incremental)
-
-
-SOFTMAX: Any = MEANS["softmax"].probabilities
-SOLVERS = "lbfgs", "sgd", "adam"
-THEIR_LOSSES = "log_loss", "squared_error", "poisson"
-READ = {
-    "softmax": ("softmax", "classes"), "logistic": ("sigmoid", "binary"),
-    "identity": ("identity", "real"), "exp": ("exp", "counts"),
-}  # fmt: skip
-"""By scikit-learn's output activation: how our losses call it, and the targets that they then take."""
 
 
 def _only_ours(estimator: Any) -> list[str]:
@@ -393,10 +392,9 @@ class _Ours:
     _fit_stochastic, _fit_lbfgs = map(replacement, METHODS)
 
     def _fit(self: Any, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
-        weights = (
-            {} if sample_weight is None else {"sample_weight": sample_weight}
-        )  # before scikit-learn 1.7 it has none
-        self._solver = self.solver  # scikit-learn asks for its own by name
+        # before scikit-learn 1.7 it has no weights
+        weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        self._solver = self.solver  # scikit-learn trains only with solvers whose names it knows
         try:
             if not _one_of(SOLVERS, self.solver):
                 self.solver = "adam"
@@ -531,7 +529,8 @@ class MLPClassifier(_Ours, neural_network.MLPClassifier):  # type: ignore[misc]
         ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"reference"``. None, the default, is the CPU, but leaves short fits to scikit-learn
         until the kernels are loaded, so that none is slower; the two agree within rounding.
     dtype : {"float32", "float64"}, optional
-        What the network computes in. None, the default, is the dtype of X, as in scikit-learn.
+        What the network computes in. None, the default, is the dtype of X, as in scikit-learn. ``solver="lbfgs"`` makes the
+        weights float64, as there.
     dropout : float
         The share of hidden units dropped in training, in [0, 1).
     loss : str or Loss

@@ -185,7 +185,7 @@ class Trainer(OnDevice):
         if kind.rule is not None:
             self.state = network.state_of(kind.rule)
             moments = [Parameters(kind.sizes, row) for row in self.state.states]
-            self.squares = []
+            self.squares: list[Array] = []
             if isinstance(kind.rule, _Rule):
                 squares = moments.pop()
                 self.squares = [*squares.W]
@@ -239,7 +239,7 @@ class Trainer(OnDevice):
                 here[...] = self.backend.asarray(there, here.dtype)
 
     def may_write(self, lists: list[Any]) -> bool:
-        """Return whether these are the network's own arrays, or none of them was given away by :meth:`share`."""
+        """Return whether :meth:`share` may write into the network's arrays: nobody else reads them, or ``lists`` holds them."""
         return not self._shares or all(map(_same, self.lists, lists))
 
     def share(self, lists: list[Any]) -> None:
@@ -267,16 +267,12 @@ class Trainer(OnDevice):
     def epoch(self, steps: Steps, order: np.ndarray, weight: Any, alpha: float, factor: float) -> float:
         """Take the steps of an epoch and return the mean of its losses, penalty included, each with the parameters before its step.
 
-        ``factor`` is what gradient and decay are multiplied by; it and ``alpha`` are for scikit-learn's rules alone.
+        ``factor`` is what gradient and decay are multiplied by; our optimizers have a decay of their own.
         """
         state, value, n = self.state, steps.arrays["loss"], len(order)
         steps.arrays["order"][...] = self.backend.asarray(order)
         state.counters[CURSOR] = 0
-        own = not self.squares
-        if own:
-            alpha = 0.0
-        else:
-            state.scalars[FACTOR] = factor
+        state.scalars[FACTOR] = factor
         total, row = 0.0, 0
         for run, rows in steps.parts:
             batches = (n - row) // rows
@@ -284,7 +280,7 @@ class Trainer(OnDevice):
             for w in of_batch:
                 if not w:
                     raise ZeroDivisionError("the sample weights of a mini-batch add up to 0, so they have no mean")
-                if not own:
+                if self.squares:
                     state.rate[0] = factor * alpha / w
                 value[...] = 0
                 for a in self.squares:
