@@ -21,6 +21,7 @@ import platform
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache as once
 from importlib.metadata import version
 from numbers import Real
@@ -211,8 +212,7 @@ def train(estimator: Any, method: str, arguments: tuple[Any, ...]) -> None:
         return
     driver = object.__new__(type(estimator))
     vars(driver).update(vars(estimator))
-    first = not incremental or not hasattr(estimator, "_optimizer")
-    fit = Fit(estimator, driver, weighted, stochastic=method == "_fit_stochastic", first=first)
+    fit = Fit(estimator, driver, weighted, stochastic=method == "_fit_stochastic", incremental=incremental)
     driver._backprop = fit
     if fit.stochastic:
         n, given = X.shape[0], 0 if estimator.batch_size == "auto" else estimator.batch_size
@@ -234,21 +234,36 @@ def train(estimator: Any, method: str, arguments: tuple[Any, ...]) -> None:
 
 
 _trainers: WeakKeyDictionary[Any, Trainer] = WeakKeyDictionary()  # beside the estimators: a pickle is scikit-learn's
+_idle: list[Trainer] = []  # of earlier fits: making one takes as long as some epochs of a small network
+MOST_IDLE, IDLE_LIMIT = 4, 2**22  # bytes of each
+
+
+def _idle_one(kind: Kind) -> Trainer | None:
+    for trainer in [one for one in _idle if one.kind == kind]:
+        with suppress(ValueError):  # another thread has taken it
+            _idle.remove(trainer)
+            return trainer
+    return None
 
 
 class Fit:
-    """What a driver has for ``_backprop``: an epoch of our steps, or loss and gradients of all data for L-BFGS.
+    """What a driver has for ``_backprop``: an epoch of our steps, or loss and gradients of all data for L-BFGS."""
 
-    ``first`` says that scikit-learn makes a new optimizer; otherwise it goes on with that of an earlier call of ``partial_fit``.
-    """
-
-    def __init__(self, estimator: Any, driver: Any, weighted: bool, *, stochastic: bool, first: bool) -> None:
+    def __init__(self, estimator: Any, driver: Any, weighted: bool, *, stochastic: bool, incremental: bool) -> None:
         self.estimator, self.driver, self.weighted, self.stochastic = estimator, driver, weighted, stochastic
-        self.first = first
+        self.incremental, self.interrupted = incremental, False  # after an interruption threads may still run
+        # otherwise it goes on with that of an earlier call of partial_fit
+        self.new_optimizer = stochastic and not (incremental and hasattr(estimator, "_optimizer"))
         self.trainer: Trainer | None = None
         self.order, self.lists = np.arange(0), list[Any]()
 
-    def __call__(self, X: Any, y: Any, *rest: Any) -> tuple[float, list[Any], list[Any]]:
+    def __call__(self, *given: Any) -> tuple[float, list[Any], list[Any]]:
+        self.interrupted = True
+        found = self._backprop(*given)
+        self.interrupted = False
+        return found
+
+    def _backprop(self, X: Any, y: Any, *rest: Any) -> tuple[float, list[Any], list[Any]]:
         driver, weight = self.driver, rest[0] if self.weighted else None
         if self.trainer is None:
             self._begin(X, y, weight)
@@ -265,12 +280,12 @@ class Fit:
         assert len(y) == len(self.order), "scikit-learn was to take all data for one mini-batch"
         factor = driver._optimizer.learning_rate if isinstance(trainer.kind.rule, Momentum) else 1.0
         loss = trainer.epoch(self.steps, self.order, weight, alpha, factor)
-        trainer.take(self.lists[:2])
+        trainer.take(self.lists[:2])  # early stopping predicts with them
         return loss, [], []
 
     def _begin(self, X: Any, y: Any, weight: Any) -> None:
         e, driver, n = self.estimator, self.driver, len(y)
-        if self.stochastic and self.first and not _one_of(SOLVERS, _solver(e)):
+        if self.new_optimizer and not _one_of(SOLVERS, _solver(e)):
             driver._optimizer = OurOptimizer(_optimizer(e), [*driver.coefs_, *driver.intercepts_])
         dtype = np.result_type(X.dtype, driver.coefs_[0].dtype)
         sizes = (X.shape[1], *(W.shape[1] for W in driver.coefs_))
@@ -282,15 +297,17 @@ class Fit:
         kind = Kind(sizes, activations, _loss(driver), dtype, device, rule, self.weighted, dropout, seed)
         driver.coefs_, driver.intercepts_ = [*driver.coefs_], [*driver.intercepts_]  # not the lists of a shallow copy
         lists = [driver.coefs_, driver.intercepts_, *(_moments(driver._optimizer) if self.stochastic else ())]
-        trainer = _trainers.get(e)
+        trainer = _trainers.get(e) if self.incremental else _idle_one(kind)
         if trainer is None or trainer.kind != kind or not trainer.may_write(lists):
-            trainer = _trainers[e] = Trainer(kind)
+            trainer = Trainer(kind)
+        if self.incremental:
+            _trainers[e] = trainer
         batch_size = _batch_size(e, n) if self.stochastic else n
         steps = trainer.steps(n, batch_size)
         trainer.load(steps, X, y, weight)
         if self.stochastic:
             self.order, self.lists, optimizer = np.arange(n), lists, driver._optimizer
-            trainer.share(lists)
+            trainer.load_parameters(lists, share=self.incremental)
             # of the masks of dropout there must be others in the next call of partial_fit
             trainer.state.counters[STEPS] = getattr(optimizer, "t", driver.t_)
             optimizer.update_params = _nothing
@@ -307,8 +324,15 @@ class Fit:
     def end(self) -> None:
         """Leave scikit-learn's optimizer as if it had taken the steps."""
         trainer = self.trainer
-        if trainer is None or not self.stochastic:
+        if trainer is None:
             return
+        if self.stochastic:
+            self._leave(trainer)
+        if not self.incremental and not self.interrupted and trainer.nbytes <= IDLE_LIMIT:
+            _idle.append(trainer)
+            del _idle[:-MOST_IDLE]
+
+    def _leave(self, trainer: Trainer) -> None:
         optimizer = self.driver._optimizer
         del optimizer.update_params
         trainer.take(self.lists)  # an epoch may have been interrupted

@@ -216,9 +216,11 @@ def test_ctrl_c_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
         return epoch(self, *arguments)
 
     monkeypatch.setattr(ours.Trainer, "epoch", interrupted)
+    monkeypatch.setattr(ours, "_idle", [])
     a, b = both("MLPClassifier", **SHORT | {"max_iter": 2})
     with pytest.warns(UserWarning, match="interrupted"):
         b.set_params(max_iter=9).fit(X, Y)
+    assert not ours._idle
     assert_same(a.fit(X, Y), b)
     assert "update_params" not in vars(b._optimizer)
 
@@ -636,25 +638,43 @@ def test_arrays_that_somebody_still_reads_are_not_written_into() -> None:
 
 def test_arrays_of_another_memory_are_copied_in_and_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a GPU: the arrays of the estimator and of the network are not the same."""
-    begin = ours.Trainer.__init__
-
-    def begin_elsewhere(self: Any, kind: Any) -> None:
-        begin(self, kind)
-        self._shares = False
-
+    load, solvers = ours.Trainer.load_parameters, ("adam", "sgd", "rmsprop")
     made = {}
     for name in ("here", "there"):
-        for solver in ("adam", "sgd", "rmsprop"):
-            mlp = made[name, solver] = ours.MLPClassifier(device="cpu", **SHORT | {"solver": solver})
-            kept = [W.copy() for W in mlp.fit(X, Y).coefs_]
+        for solver in solvers:
+            mlp = made[name, solver] = ours.MLPClassifier(device="cpu", **SHORT | {"solver": solver}).fit(X, Y)
+            kept = [W.copy() for W in mlp.coefs_]
             weights = mlp.partial_fit(X, Y).partial_fit(X[:90], Y[:90]).coefs_
             assert not np.array_equal(kept[0], weights[0])
-        monkeypatch.setattr(ours.Trainer, "__init__", begin_elsewhere)
-    for solver in ("adam", "sgd", "rmsprop"):
+            assert (weights[0] is ours._trainers[mlp].lists[0][0]) == (name == "here")
+        monkeypatch.setattr(ours.Trainer, "load_parameters", lambda self, lists, share: load(self, lists, share=False))
+    for solver in solvers:
         one, other = made["here", solver], made["there", solver]
         assert one.loss_curve_ == other.loss_curve_
         for a, b in zip(*([*mlp.coefs_, *chain(*ours._moments(mlp._optimizer))] for mlp in (one, other)), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs", "rmsprop"])
+def test_the_network_of_an_earlier_fit_is_used_again(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "_idle", [])
+    mlp = ours.MLPClassifier(device="cpu", **SHORT | {"solver": solver}).fit(X, Y)
+    (idle,) = ours._idle
+    assert not any(np.shares_memory(W, idle.network.parameters.flat) for W in (*mlp.coefs_, *mlp.intercepts_))
+    other = clone(mlp).set_params(random_state=2).fit(X[20:], Y[20:])  # with what it has learned and taken
+    again = clone(mlp).fit(X, Y)
+    assert ours._idle == [idle]
+    assert not np.array_equal(other.coefs_[0], mlp.coefs_[0])
+    for a, b in zip((*mlp.coefs_, *mlp.intercepts_), (*again.coefs_, *again.intercepts_), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert mlp.loss_ == again.loss_
+    for n in range(9):
+        clone(mlp).set_params(hidden_layer_sizes=(n + 1,)).fit(X, Y)
+    assert len(ours._idle) == ours.MOST_IDLE
+    monkeypatch.setattr(ours, "IDLE_LIMIT", 1000)
+    ours._idle.clear()
+    clone(mlp).fit(X, Y)
+    assert not ours._idle
 
 
 OPTIMIZERS = ["adamw", "rmsprop", "adagrad", "lion", gb.AdamW(gb.StepDecay(0.01, step_size=3), weight_decay=0.1, clip_norm=1.0),

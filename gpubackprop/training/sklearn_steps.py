@@ -176,7 +176,7 @@ class Trainer(OnDevice):
         zeros = np.zeros(flat_size(kind.sizes), kind.dtype)
         self.network = network = Network(architecture, kind.device, zeros)
         self.backend = network.backend
-        self._shares = self.backend.xp is np
+        self._shared = False
         self.lists: list[Any] = [network.parameters.W, network.parameters.b]  # and the moments
         self.mean_over = (
             kind.sizes[-1] if kind.loss is LOSS_OF["identity"] else 1
@@ -238,18 +238,25 @@ class Trainer(OnDevice):
             if here is not there:
                 here[...] = self.backend.asarray(there, here.dtype)
 
-    def may_write(self, lists: list[Any]) -> bool:
-        """Return whether :meth:`share` may write into the network's arrays: nobody else reads them, or ``lists`` holds them."""
-        return not self._shares or all(map(_same, self.lists, lists))
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the parameters and of the data sets that are kept."""
+        kept = [a for steps in self._steps.values() for a in steps.arrays.values()]
+        return sum(int(a.nbytes) for a in (self.network.parameters.flat, *kept))
 
-    def share(self, lists: list[Any]) -> None:
+    def may_write(self, lists: list[Any]) -> bool:
+        """Return whether nobody else reads the network's arrays, or ``lists`` holds them, so that they may be written into."""
+        return not self._shared or all(map(_same, self.lists, lists))
+
+    def load_parameters(self, lists: list[Any], *, share: bool) -> None:
         """Copy scikit-learn's lists of arrays in: weights, biases, and for each moment that of both.
 
-        On the CPU, put the network's arrays in their place, so that none is copied again.
+        ``share`` on the CPU puts the network's arrays in their place, so that none is copied again.
         """
+        self._shared = share and self.backend.xp is np
         for here, there in zip(self.lists, lists, strict=True):
             self.put(here, there)
-            if self._shares:
+            if self._shared:
                 there[:] = here
 
     def take(self, lists: list[Any]) -> None:
