@@ -34,7 +34,7 @@ TITLES = {
     "scaling": "Batch sizes and widths", "memory": "Memory of a training",
     "epoch": "One epoch, from data to trained weights",
     "latency": "Small mini-batches", "coldstart": "From the start of a process to the first step",
-    "crossover": "Where a GPU overtakes the CPU",
+    "sklearn": "Estimators for scikit-learn, and its own", "crossover": "Where a GPU overtakes the CPU",
 }  # fmt: skip
 
 

@@ -28,6 +28,9 @@ FULL: Sizes = {
     "latency": ["64-64-32-10, batch 1", "784-256-128-10, batch 1", "784-256-128-10, batch 8"],
     "memory": ["784-256-128-10, batch 128, samples 8192"],
     "coldstart": ["64-64-32-10, batch 32"],
+    "sklearn": [
+        f"{layers}, batch {n}, samples 1600" for layers in ("8-16-3", "64-64-10", "784-256-128-10") for n in (32, 200)
+    ],
     "crossover": [SQUARE(w, n) for w in (32, 128, 512, 2048) for n in (32, 256)],
 }
 QUICK: Sizes = {
@@ -42,6 +45,7 @@ QUICK: Sizes = {
     "latency": ["784-256-128-10, batch 1"],
     "memory": ["784-256-128-10, batch 128, samples 8192"],
     "coldstart": ["64-64-32-10, batch 32"],
+    "sklearn": ["64-64-10, batch 32, samples 160"],
     "crossover": ["32-32-32-10, batch 32", "512-512-512-10, batch 256"],
 }
 DRY: Sizes = {
@@ -56,6 +60,7 @@ DRY: Sizes = {
     "latency": ["12-16-8-3, batch 1"],
     "memory": ["12-16-8-3, batch 16, samples 64"],
     "coldstart": ["12-16-3, batch 4"],
+    "sklearn": ["12-16-8-3, batch 16, samples 64"],
     "crossover": ["12-16-8-3, batch 16"],
 }
 SUITES = tuple(FULL)

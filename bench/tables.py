@@ -16,7 +16,7 @@ UNITS = ((1e-3, "us", 1e6), (1.0, "ms", 1e3), (float("inf"), "s", 1.0))
 TIME = "time"  # the unit of a column is the one that suits the case
 KERNELS = ("kernels",)  # suites with one line per case, not per candidate
 OTHERS = tuple(suite for suite in SUITES if suite not in KERNELS)
-PIVOTS = {"step": "gpubackprop", "products": "plain products"}
+PIVOTS = {"step": "gpubackprop", "products": "plain products", "sklearn": "gpubackprop"}
 """Suites shown in Markdown, one line per case, and the baseline of each."""
 
 

@@ -8,7 +8,8 @@ takes a whole epoch of compiled steps (or, for L-BFGS, computes loss and gradien
 mini-batches are scikit-learn's draws. Parameters agree within rounding, about 1e-14 in float64; with L-BFGS, whose line search
 magnifies rounding, only in the first iterations. So it is with a ReLU that rounding switches, which float32 makes likelier.
 
-:func:`left_alone` says, in one place, which fits are left to scikit-learn.
+:func:`left_alone` says, in one place, which fits are left to scikit-learn; its checks of arrays, which for small ones take longer
+than all the rest, are left out where they would find nothing: :func:`_passes`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import platform
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache as once
 from importlib.metadata import version
 from numbers import Real
@@ -32,11 +34,12 @@ import numpy as np
 from gpubackprop._version import __version__
 from gpubackprop.activations import ACTIVATIONS, Activation
 from gpubackprop.code_digest import fingerprint
-from gpubackprop.losses import LOSSES
+from gpubackprop.losses import LOSSES, Loss
 from gpubackprop.machine import cache
 from gpubackprop.mlp import MLP
-from gpubackprop.optimizers import Optimizer
+from gpubackprop.optimizers import LBFGS, OPTIMIZERS, Optimizer
 from gpubackprop.step.state import STEPS
+from gpubackprop.targets import MEANS
 from gpubackprop.training.sklearn_steps import ACTIVATION_OF, LOSS_OF, Kind, Momentum, Trainer, UncorrectedAdam
 
 try:
@@ -47,8 +50,18 @@ from scipy.sparse import issparse
 from sklearn import neural_network
 from sklearn.neural_network._base import ACTIVATIONS as OUTPUTS
 from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
+from sklearn.neural_network._stochastic_optimizers import BaseOptimizer
 from sklearn.utils import compute_sample_weight
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+
+try:
+    from sklearn.utils.validation import validate_data
+except ImportError:  # before scikit-learn 1.6
+
+    def validate_data(estimator: Any, X: Any, **checks: Any) -> Any:
+        """Check X."""
+        return estimator._validate_data(X, **checks)
+
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
@@ -58,6 +71,15 @@ HOOKS = {name: getattr(BaseMultilayerPerceptron, name) for name in ("_backprop",
 CALLED = ["activations", "deltas", "coef_grads", "intercept_grads"]
 """What ``_backprop`` takes after X, y and, since scikit-learn 1.7, sample_weight."""
 KNOWN = [*inspect.signature(HOOKS["_backprop"]).parameters][-4:] == CALLED
+FLOATS = np.dtype(np.float64), np.dtype(np.float32)
+SOFTMAX: Any = MEANS["softmax"].probabilities
+SOLVERS = "lbfgs", "sgd", "adam"
+THEIR_LOSSES = "log_loss", "squared_error", "poisson"
+READ = {
+    "softmax": ("softmax", "classes"), "logistic": ("sigmoid", "binary"),
+    "identity": ("identity", "real"), "exp": ("exp", "counts"),
+}  # fmt: skip
+"""By scikit-learn's output activation: how our losses call it, and the targets that they then take."""
 DENSE_LIMIT = 2**30  # bytes that a sparse X may take as an array
 LOADING, COMPILING = 1.5, 16.0  # seconds until a step's kernels are there, in which scikit-learn trains small networks
 
@@ -80,14 +102,52 @@ def left_alone(estimator: Any, X: Any, *, incremental: bool = False) -> str:
         return f"{cls.__name__} has a {own[0]} of its own"
     if issparse(X) and X.shape[0] * X.shape[1] * X.dtype.itemsize > DENSE_LIMIT:
         return f"a sparse X would take more than {DENSE_LIMIT >> 20:,} MiB as an array"
-    asked = POLICY.at_once or getattr(estimator, "device", None) is not None or _only_ours(estimator)
-    return "" if asked else _too_short(estimator, X, incremental)
+    asked = POLICY.at_once or getattr(estimator, "device", None) is not None
+    ours = _only_ours(estimator) or _has_our_optimizer(estimator)
+    return "" if asked or ours else _too_short(estimator, X, incremental)
 
 
-def _only_ours(estimator: Any) -> str:
-    """Return the name of a parameter that scikit-learn's loop cannot do, or ""."""
-    known = isinstance(estimator.activation, str) and estimator.activation in ACTIVATION_OF
-    return "dropout" if getattr(estimator, "dropout", 0) else "" if known else "activation"
+def _only_ours(estimator: Any) -> list[str]:
+    """Return the names of the parameters that scikit-learn's loop cannot do."""
+    known = {
+        "activation": _one_of(ACTIVATION_OF, estimator.activation),
+        "solver": _one_of(SOLVERS, _solver(estimator)),
+        "loss": _one_of(THEIR_LOSSES, estimator.loss),
+        "dropout": not getattr(estimator, "dropout", 0),
+    }
+    return [name for name, is_known in known.items() if not is_known]
+
+
+def _one_of(names: Any, given: Any) -> bool:
+    return isinstance(given, str) and given in names
+
+
+def _solver(estimator: Any) -> Any:
+    """Return the solver that was asked for, also while :meth:`_Ours._fit` shows scikit-learn another."""
+    return vars(estimator).get("_solver", estimator.solver)
+
+
+def _optimizer(estimator: Any) -> Optimizer:
+    """Return our optimizer that was asked for."""
+    solver = _solver(estimator)
+    made = OPTIMIZERS[solver](estimator.learning_rate_init) if isinstance(solver, str) else solver
+    if isinstance(made, LBFGS):
+        raise ValueError("solver is an LBFGS, which takes no mini-batches; write solver='lbfgs'")
+    return made
+
+
+def _loss(estimator: Any) -> Loss:
+    """Return the loss of a fitted estimator: scikit-learn's, unless one of ours was asked for."""
+    output = estimator.out_activation_
+    if _one_of(THEIR_LOSSES, estimator.loss):
+        return LOSS_OF[output]
+    loss = LOSSES.resolve(estimator.loss)
+    if (loss.mean_function, loss.targets) != READ[output] or loss.reduction != "mean":
+        fit = [name for name, one in LOSSES.items() if (one.mean_function, one.targets) == READ[output]]
+        raise ValueError(
+            f"loss is {estimator.loss!r}; of ours these targets can have {', '.join(fit)}, with reduction='mean'"
+        )
+    return loss
 
 
 def _batch_size(estimator: Any, n: int) -> int:
@@ -97,7 +157,13 @@ def _batch_size(estimator: Any, n: int) -> int:
 
 def _kernels(estimator: Any, X: Any) -> tuple[str, ...]:
     """Return what decides which kernels a fit needs."""
-    return str(estimator.activation), estimator.out_activation_, X.dtype.name, estimator.solver
+    return (
+        str(estimator.activation),
+        estimator.out_activation_,
+        X.dtype.name,
+        str(_solver(estimator)),
+        str(estimator.loss),
+    )
 
 
 def _entry(kernels: tuple[str, ...]) -> str:
@@ -136,8 +202,8 @@ def train(estimator: Any, method: str, arguments: tuple[Any, ...]) -> None:
     reason = left_alone(estimator, X, incremental=incremental)
     told[reason] += 1
     if reason:
-        if name := _only_ours(estimator):
-            given = getattr(estimator, name)
+        if names := _only_ours(estimator):
+            name, given = names[0], _solver(estimator) if names[0] == "solver" else getattr(estimator, names[0])
             raise ValueError(f"{name} is {given!r}, which scikit-learn has not, but this fit is left to it: {reason}")
         if getattr(estimator, "device", None) is not None:
             text = f"device is {estimator.device!r}, but this fit is left to scikit-learn: {reason}"
@@ -146,7 +212,7 @@ def train(estimator: Any, method: str, arguments: tuple[Any, ...]) -> None:
         return
     driver = object.__new__(type(estimator))
     vars(driver).update(vars(estimator))
-    fit = Fit(estimator, driver, weighted, stochastic=method == "_fit_stochastic")
+    fit = Fit(estimator, driver, weighted, stochastic=method == "_fit_stochastic", incremental=incremental)
     driver._backprop = fit
     if fit.stochastic:
         n, given = X.shape[0], 0 if estimator.batch_size == "auto" else estimator.batch_size
@@ -168,17 +234,36 @@ def train(estimator: Any, method: str, arguments: tuple[Any, ...]) -> None:
 
 
 _trainers: WeakKeyDictionary[Any, Trainer] = WeakKeyDictionary()  # beside the estimators: a pickle is scikit-learn's
+_idle: list[Trainer] = []  # of earlier fits: making one takes as long as some epochs of a small network
+MOST_IDLE, IDLE_LIMIT = 4, 2**22  # bytes of each
+
+
+def _idle_one(kind: Kind) -> Trainer | None:
+    for trainer in [one for one in _idle if one.kind == kind]:
+        with suppress(ValueError):  # another thread has taken it
+            _idle.remove(trainer)
+            return trainer
+    return None
 
 
 class Fit:
     """What a driver has for ``_backprop``: an epoch of our steps, or loss and gradients of all data for L-BFGS."""
 
-    def __init__(self, estimator: Any, driver: Any, weighted: bool, *, stochastic: bool) -> None:
+    def __init__(self, estimator: Any, driver: Any, weighted: bool, *, stochastic: bool, incremental: bool) -> None:
         self.estimator, self.driver, self.weighted, self.stochastic = estimator, driver, weighted, stochastic
+        self.incremental, self.interrupted = incremental, False  # after an interruption threads may still run
+        # otherwise it goes on with that of an earlier call of partial_fit
+        self.new_optimizer = stochastic and not (incremental and hasattr(estimator, "_optimizer"))
         self.trainer: Trainer | None = None
         self.order, self.lists = np.arange(0), list[Any]()
 
-    def __call__(self, X: Any, y: Any, *rest: Any) -> tuple[float, list[Any], list[Any]]:
+    def __call__(self, *given: Any) -> tuple[float, list[Any], list[Any]]:
+        self.interrupted = True
+        found = self._backprop(*given)
+        self.interrupted = False
+        return found
+
+    def _backprop(self, X: Any, y: Any, *rest: Any) -> tuple[float, list[Any], list[Any]]:
         driver, weight = self.driver, rest[0] if self.weighted else None
         if self.trainer is None:
             self._begin(X, y, weight)
@@ -193,13 +278,15 @@ class Fit:
             driver._random_state.shuffle(permutation)
             self.order = self.order[permutation]
         assert len(y) == len(self.order), "scikit-learn was to take all data for one mini-batch"
-        factor = 1.0 if isinstance(trainer.kind.rule, UncorrectedAdam) else driver._optimizer.learning_rate
+        factor = driver._optimizer.learning_rate if isinstance(trainer.kind.rule, Momentum) else 1.0
         loss = trainer.epoch(self.steps, self.order, weight, alpha, factor)
-        trainer.take(trainer.parameters, self.lists)
+        trainer.take(self.lists[:2])  # early stopping predicts with them
         return loss, [], []
 
     def _begin(self, X: Any, y: Any, weight: Any) -> None:
         e, driver, n = self.estimator, self.driver, len(y)
+        if self.new_optimizer and not _one_of(SOLVERS, _solver(e)):
+            driver._optimizer = OurOptimizer(_optimizer(e), [*driver.coefs_, *driver.intercepts_])
         dtype = np.result_type(X.dtype, driver.coefs_[0].dtype)
         sizes = (X.shape[1], *(W.shape[1] for W in driver.coefs_))
         rule = self._rule() if self.stochastic else None
@@ -207,25 +294,29 @@ class Fit:
         dropout = getattr(e, "dropout", 0.0)
         seed = int(driver._random_state.randint(2**31)) if dropout else 0  # scikit-learn has no such draw
         activations = _activations(e.activation)
-        kind = Kind(sizes, activations, driver.out_activation_, dtype, device, rule, self.weighted, dropout, seed)
-        trainer = _trainers.get(e)
-        if trainer is None or trainer.kind != kind:
-            trainer = _trainers[e] = Trainer(kind)
+        kind = Kind(sizes, activations, _loss(driver), dtype, device, rule, self.weighted, dropout, seed)
+        driver.coefs_, driver.intercepts_ = [*driver.coefs_], [*driver.intercepts_]  # not the lists of a shallow copy
+        lists = [driver.coefs_, driver.intercepts_, *(_moments(driver._optimizer) if self.stochastic else ())]
+        trainer = _trainers.get(e) if self.incremental else _idle_one(kind)
+        if trainer is None or trainer.kind != kind or not trainer.may_write(lists):
+            trainer = Trainer(kind)
+        if self.incremental:
+            _trainers[e] = trainer
         batch_size = _batch_size(e, n) if self.stochastic else n
         steps = trainer.steps(n, batch_size)
         trainer.load(steps, X, y, weight)
         if self.stochastic:
-            self.order, self.lists, optimizer = np.arange(n), [*driver.coefs_, *driver.intercepts_], driver._optimizer
-            trainer.put(trainer.parameters, self.lists)
-            for here, there in zip(trainer.moments, _moments(optimizer), strict=True):
-                trainer.put(here, there)
+            self.order, self.lists, optimizer = np.arange(n), lists, driver._optimizer
+            trainer.load_parameters(lists, share=self.incremental)
             # of the masks of dropout there must be others in the next call of partial_fit
             trainer.state.counters[STEPS] = getattr(optimizer, "t", driver.t_)
             optimizer.update_params = _nothing
         self.trainer, self.steps = trainer, steps
 
     def _rule(self) -> Optimizer:
-        o = self.driver._optimizer  # of an earlier call of partial_fit, or of this fit
+        o = self.driver._optimizer
+        if isinstance(o, OurOptimizer):
+            return o.rule
         if hasattr(o, "velocities"):
             return Momentum(momentum=float(o.momentum), nesterov=bool(o.nesterov))
         return UncorrectedAdam(float(o.learning_rate_init), float(o.beta_1), float(o.beta_2), float(o.epsilon))
@@ -233,21 +324,42 @@ class Fit:
     def end(self) -> None:
         """Leave scikit-learn's optimizer as if it had taken the steps."""
         trainer = self.trainer
-        if trainer is None or not self.stochastic:
+        if trainer is None:
             return
+        if self.stochastic:
+            self._leave(trainer)
+        if not self.incremental and not self.interrupted and trainer.nbytes <= IDLE_LIMIT:
+            _idle.append(trainer)
+            del _idle[:-MOST_IDLE]
+
+    def _leave(self, trainer: Trainer) -> None:
         optimizer = self.driver._optimizer
         del optimizer.update_params
-        trainer.take(trainer.parameters, self.lists)  # an epoch may have been interrupted
-        for here, there in zip(trainer.moments, _moments(optimizer), strict=True):
-            trainer.take(here, there)
-        if hasattr(optimizer, "ms"):
+        trainer.take(self.lists)  # an epoch may have been interrupted
+        if hasattr(optimizer, "t"):
             t = optimizer.t = int(trainer.state.counters[STEPS])
-            if t:
+            if t and hasattr(optimizer, "ms"):
                 root = np.sqrt(1 - optimizer.beta_2**t)
                 optimizer.learning_rate = optimizer.learning_rate_init * root / (1 - optimizer.beta_1**t)
 
 
+class OurOptimizer(BaseOptimizer):  # type: ignore[misc]
+    """One of our optimizers with its states, where an estimator has scikit-learn's optimizer."""
+
+    def __init__(self, rule: Optimizer, parameters: list[Any]) -> None:
+        super().__init__(rule.schedule.learning_rate)
+        self.rule, self.t = rule, 0
+        self.moments = [[np.zeros_like(a) for a in parameters] for _ in range(rule.n_states)]
+
+
+def _has_our_optimizer(estimator: Any) -> bool:
+    """Return whether a fit was done with one of our optimizers, which partial_fit goes on with."""
+    return isinstance(getattr(estimator, "_optimizer", None), OurOptimizer)
+
+
 def _moments(optimizer: Any) -> list[Any]:
+    if isinstance(optimizer, OurOptimizer):
+        return optimizer.moments
     return [optimizer.velocities] if hasattr(optimizer, "velocities") else [optimizer.ms, optimizer.vs]
 
 
@@ -277,22 +389,78 @@ def _activations(given: Any) -> Any:
     return tuple(map(_activations, given))
 
 
+def _passes(estimator: Any, X: Any) -> bool:
+    """Return whether scikit-learn's checks would return X as it is, without a word: for small X they take longer than all the rest.
+
+    Whatever is in doubt is left to them, so that results, messages and errors are theirs.
+    """
+    return (
+        type(X) is np.ndarray
+        and X.dtype in FLOATS
+        and X.ndim == 2
+        and len(X) > 0
+        and X.shape[1] == getattr(estimator, "n_features_in_", 0)
+        and not hasattr(estimator, "feature_names_in_")
+        and _finite(X)
+    )
+
+
+def _finite(X: np.ndarray) -> bool:
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(X.sum()))
+
+
 class _Ours:
     """What is other than in scikit-learn's estimators, over either of them."""
 
     _fit_stochastic, _fit_lbfgs = map(replacement, METHODS)
 
+    def _fit(self: Any, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
+        # before scikit-learn 1.7 it has no weights
+        weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        self._solver = self.solver  # scikit-learn trains only with solvers whose names it knows
+        try:
+            if not _one_of(SOLVERS, self.solver):
+                self.solver = "adam"
+            return super()._fit(X, y, incremental=incremental, **weights)  # type: ignore[misc]
+        finally:
+            self.solver = vars(self).pop("_solver")
+
+    def _check_solver(self: Any) -> bool:
+        return not _one_of(SOLVERS, self.solver) or super()._check_solver()  # type: ignore[misc]
+
+    def _validate_input(self: Any, X: Any, y: Any, incremental: bool, reset: bool) -> Any:
+        found = None if reset else self._checked(X, y, incremental)
+        X, y = super()._validate_input(X, y, incremental, reset) if found is None else found  # type: ignore[misc]
+        return self._cast(X), y
+
+    def _cast(self: Any, X: Any) -> Any:
+        return X if self.dtype is None else X.astype(self.dtype, copy=False)
+
     def _forward_pass_fast(self: Any, X: Any, check_input: bool = True) -> Any:
-        if _only_ours(self) != "activation":
-            return super()._forward_pass_fast(X, check_input)  # type: ignore[misc]
-        first = object.__new__(type(self))  # scikit-learn's checks and its product with a sparse X, and no more
-        vars(first).update(vars(self), activation="identity", n_layers_=2, out_activation_="identity")
-        z = BaseMultilayerPerceptron._forward_pass_fast(first, X, check_input)
-        given, n = _activations(self.activation), len(self.coefs_) - 1
-        hidden = map(ACTIVATIONS.resolve, given if isinstance(given, tuple) else (given,) * n)
-        for activation, W, b in zip(hidden, self.coefs_[1:], self.intercepts_[1:], strict=True):
-            z = activation.phi(z) @ W + b
+        return self._read(self._outputs(X, check_input))
+
+    def _read(self: Any, z: Any) -> Any:
+        """Return the outputs after the output activation, with scikit-learn's bits."""
+        if self.out_activation_ == "softmax":
+            return SOFTMAX(z, np)
         OUTPUTS[self.out_activation_](z)
+        return z
+
+    def _outputs(self: Any, X: Any, check_input: bool) -> Any:
+        """Return the outputs before the output activation."""
+        if check_input and not _passes(self, X):
+            X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
+        z = self._cast(X)
+        given, n = self.activation, len(self.coefs_) - 1
+        hidden = (given,) * n if isinstance(given, str | Activation) else given
+        for activation, W, b in zip((*hidden, "identity"), self.coefs_, self.intercepts_, strict=True):
+            z = z @ W
+            z += b
+            if _one_of(OUTPUTS, activation):
+                OUTPUTS[activation](z)
+            else:
+                z = ACTIVATIONS.resolve(activation).phi(z)
         return z
 
     @classmethod
@@ -316,22 +484,26 @@ class _Ours:
         ValueError
             It has an activation that scikit-learn has not.
         """
-        if _only_ours(self) == "activation":
+        names, made = _only_ours(self), self._theirs()()
+        if "activation" in names:
             raise ValueError(f"activation is {self.activation!r}; scikit-learn has {', '.join(ACTIVATION_OF)}")
-        lost = [name for name in ("dropout", "class_weight") if getattr(self, name, None)]
+        lost = [name for name in names if name not in ("solver", "loss")]
+        lost += [name for name in ("class_weight", "dtype") if getattr(self, name, None) is not None]
+        lost += [f"{name} {getattr(self, name)!r}" for name in ("solver", "loss") if name in names]
         if lost:
             what = " and no ".join(lost)
             warnings.warn(f"scikit-learn has no {what}: another fit of the copy will be without", stacklevel=2)
-        made = self._theirs()()
-        vars(made).update(copy.deepcopy({name: value for name, value in vars(self).items() if name not in self._own}))
+        without = {*self._own, *names, *(["_optimizer"] if _has_our_optimizer(self) else [])}
+        vars(made).update(copy.deepcopy({name: value for name, value in vars(self).items() if name not in without}))
         return made
 
     def to_mlp(self: Any, device: str = "cpu") -> MLP:
         """Return the fitted network as an ``MLP``, with the very same parameters."""
-        activations, loss = _activations(self.activation), LOSS_OF[self.out_activation_]
+        activations, loss = _activations(self.activation), _loss(self)
         sizes = [self.coefs_[0].shape[0], *(W.shape[1] for W in self.coefs_)]
-        name = loss.name if loss.name in LOSSES else "poisson"
-        model = MLP(sizes, activations, name, device, self.coefs_[0].dtype)
+        if loss in LOSS_OF.values():  # the same outputs, and a value that is not summed over them
+            loss = LOSSES[loss.name if loss.name in LOSSES else "poisson"]
+        model = MLP(sizes, activations, loss, device, self.coefs_[0].dtype)
         layers = enumerate(zip(self.coefs_, self.intercepts_, strict=True))
         model.load_state_dict(
             {f"layers.{i}.{key}": a for i, (W, b) in layers for key, a in (("weight", W.T), ("bias", b))}
@@ -342,19 +514,26 @@ class _Ours:
 def _with_our_parameters(cls: Any) -> Any:
     """Give an estimator the parameters of the installed scikit-learn's, and ours after them."""
     parent = cls.__mro__[2]
-    own = {"device": None, "dropout": 0.0} | cls._own
+    of_parent = inspect.signature(parent.__init__)
+    own = {"device": None, "dtype": None, "dropout": 0.0} | cls._own
+    own = {name: value for name, value in own.items() if name not in of_parent.parameters}
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        vars(self).update({name: kwargs.pop(name, default) for name, default in own.items()})
+        given = {name: kwargs.pop(name, default) for name, default in own.items()}
         parent.__init__(self, *args, **kwargs)
+        vars(self).update(given)
 
-    of_parent = inspect.signature(parent.__init__)
     ours = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in own.items()]
     __init__.__signature__ = of_parent.replace(parameters=[*of_parent.parameters.values(), *ours])  # type: ignore[attr-defined]
     cls.__init__, cls._own = __init__, own
+    losses = {name for name, one in LOSSES.items() if (one.mean_function, one.targets) in cls._losses}
+    of_theirs = parent._parameter_constraints.get("loss", [StrOptions({cls._own.get("loss", "")})])
     allowed = parent._parameter_constraints | {
         "activation": [StrOptions({*ACTIVATION_OF, *ACTIVATIONS}), Activation, "array-like"],
+        "solver": [StrOptions({*SOLVERS, *OPTIMIZERS}), Optimizer],
+        "loss": [StrOptions(losses | of_theirs[0].options), Loss],
         "device": [str, None],
+        "dtype": [StrOptions({dtype.name for dtype in FLOATS}), Options(type, {dtype.type for dtype in FLOATS}), None],
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
@@ -373,15 +552,58 @@ class MLPClassifier(_Ours, neural_network.MLPClassifier):  # type: ignore[misc]
     device : str, optional
         ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"reference"``. None, the default, is the CPU, but leaves short fits to scikit-learn
         until the kernels are loaded, so that none is slower; the two agree within rounding.
+    dtype : {"float32", "float64"}, optional
+        What the network computes in. None, the default, is the dtype of X, as in scikit-learn. ``solver="lbfgs"`` makes the
+        weights float64, as there.
     dropout : float
         The share of hidden units dropped in training, in [0, 1).
+    loss : str or Loss
+        ``"log_loss"``, or one of ours, as in ``softmax_cross_entropy(label_smoothing=0.1)``: its mean over several outputs.
     class_weight : dict or "balanced", optional
         What the samples of a class weigh, times their ``sample_weight``. Needs scikit-learn 1.7.
 
     ``activation`` may also be one of ours (``"gelu"``, an ``Activation``), or a sequence with one for each hidden layer.
+
+    ``solver`` may also be one of our optimizers: its name (``"adamw"``, ``"rmsprop"``, ``"adagrad"``, ``"lion"``) for its defaults
+    with ``learning_rate_init``, or an instance with all its numbers, as in ``gb.AdamW(1e-3, weight_decay=0.1)``. Of the other
+    parameters of training it reads none: ``weight_decay`` is its penalty, not ``alpha``.
     """
 
-    _own: ClassVar[dict[str, Any]] = {"class_weight": None}
+    _own: ClassVar[dict[str, Any]] = {"loss": "log_loss", "class_weight": None}
+    _losses = READ["softmax"], READ["logistic"]
+
+    def _classes(self) -> np.ndarray | None:
+        """Return the classes, if the outputs stand for one of them."""
+        binarizer = self._label_binarizer
+        one = binarizer.y_type_ in ("binary", "multiclass") and not binarizer.sparse_input_
+        return binarizer.classes_ if one and len(binarizer.classes_) > 1 else None
+
+    def _checked(self, X: Any, y: Any, incremental: bool) -> Any:
+        """Return what scikit-learn's checks return of plain labels for partial_fit; None leaves them to scikit-learn."""
+        if not incremental or self.warm_start or type(y) is not np.ndarray or y.shape != X.shape[:1]:
+            return None
+        classes = self._classes()
+        if classes is None or y.dtype.kind != classes.dtype.kind or y.dtype.kind not in "biuU":
+            return None
+        if 20 < len(y) < 2 * len(classes) or not _passes(self, X):  # for so few samples it may have a warning
+            return None
+        at = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
+        columns = np.arange(len(classes))[len(classes) == 2 :]
+        return (X, at[:, None] == columns) if (classes[at] == y).all() else None
+
+    def _predict(self, X: Any, check_input: bool = True) -> Any:
+        classes = self._classes()
+        if classes is None or type(self)._forward_pass_fast is not _Ours._forward_pass_fast:
+            return super()._predict(X, check_input)
+        if len(classes) == 2:
+            return classes[(self._forward_pass_fast(X, check_input).ravel() > 0.5).astype(int)]
+        z = self._outputs(X, check_input)
+        return classes[(z if _finite(z) else self._read(z)).argmax(axis=1)]  # the softmax makes a row NaN
+
+    def _score(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        if y.ndim == 1:  # scikit-learn's accuracy_score, without its checks
+            return float(np.average(self._predict(X, check_input=False) == y, weights=sample_weight))
+        return super()._score(X, y, **({} if sample_weight is None else {"sample_weight": sample_weight}))
 
     def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
         if self.class_weight is not None:
@@ -389,8 +611,7 @@ class MLPClassifier(_Ours, neural_network.MLPClassifier):  # type: ignore[misc]
                 raise ValueError("class_weight is 'balanced', which needs all data at once; give partial_fit a dict")
             weight = compute_sample_weight(self.class_weight, y)
             sample_weight = weight if sample_weight is None else weight * sample_weight
-        given = {} if sample_weight is None else {"sample_weight": sample_weight}
-        return super()._fit(X, y, incremental=incremental, **given)
+        return super()._fit(X, y, sample_weight, incremental)
 
 
 @_with_our_parameters
@@ -399,10 +620,17 @@ class MLPRegressor(_Ours, neural_network.MLPRegressor):  # type: ignore[misc]
 
     Parameters
     ----------
-    loss, hidden_layer_sizes, activation, ...
+    loss : str or Loss
+        As scikit-learn's, or one of ours (``"huber"``, ``"mean_absolute_error"``, ``huber(delta=0.1)``): its mean over the outputs.
+    hidden_layer_sizes, activation, ...
         As scikit-learn's, with its defaults.
-    device, dropout
-        As those of :class:`MLPClassifier`.
+    device, dtype, dropout
+        As those of :class:`MLPClassifier`, as are more activations and solvers.
     """
 
-    _own: ClassVar[dict[str, Any]] = {}
+    _own: ClassVar[dict[str, Any]] = {"loss": "squared_error"}
+    _losses = (READ["identity"],)
+
+    def _checked(self, X: Any, y: Any, incremental: bool) -> Any:
+        plain = type(y) is np.ndarray and y.dtype in FLOATS and y.shape == X.shape[:1]
+        return (X, y) if plain and _passes(self, X) and _finite(y) else None

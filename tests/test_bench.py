@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -20,8 +21,9 @@ from gpubackprop.bench import compare, ledger, page, plots, render, report, run,
 from gpubackprop.bench.devices import Host, device_of
 from gpubackprop.bench.ours import Trained, entrants
 from gpubackprop.bench.peers import make_problem
-from gpubackprop.bench.suites import cases_of, memory
+from gpubackprop.bench.suites import NothingToMeasureError, cases_of, memory
 from gpubackprop.bench.suites import kernels as kernel_suite
+from gpubackprop.bench.suites import sklearn as estimators
 from gpubackprop.bench.suites.crossover import overtaking
 
 SCHEMA = json.loads(Path(gpubackprop.bench.__file__).with_name("schema.json").read_text(encoding="utf-8"))
@@ -314,6 +316,21 @@ def test_a_run_measures_every_suite_and_names_what_is_missing(tiny):
             assert row["floor_seconds"] > 0
         if row["suite"] == "kernels":
             assert {"gpubackprop", "copy of as many bytes", "plain NumPy"} == set(row["candidates"])
+
+
+def test_estimators_are_compared_with_those_of_scikit_learn(monkeypatch):
+    pytest.importorskip("sklearn")
+    made = list(cases_of("sklearn", Host(1), "float64", replace(SETTINGS, libraries=("sklearn",))))
+    assert [case.name.removesuffix(" 12-16-8-3, batch 16, samples 64") for case in made] == list(estimators.CALLS)
+    assert [one.name for one in made[0].prepare().candidates] == ["gpubackprop", "sklearn"]
+    from gpubackprop.sklearn import MLPClassifier
+
+    monkeypatch.setattr(MLPClassifier, "predict_proba", lambda self, X: np.full((len(X), 3), 1 / 3))
+    for case in made:
+        prepared = case.prepare()
+        assert ([one.name for one in prepared.candidates], [*prepared.wrong]) == (["sklearn"], ["gpubackprop"])
+    with pytest.raises(NothingToMeasureError, match="float32 or float64"):
+        next(cases_of("sklearn", Host(1), "float16", SETTINGS))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def both(kind: str, **parameters: Any) -> tuple[Any, Any]:
 
 def assert_same(a: Any, b: Any, rtol: float = 1e-11) -> None:
     """Assert that two fitted estimators are the same but for rounding, which each step carries on."""
-    assert vars(a).keys() ^ vars(b).keys() <= {"device", "class_weight", "dropout"}
+    assert vars(a).keys() ^ vars(b).keys() <= OURS
     assert (a.n_iter_, getattr(a, "t_", 0), a.n_outputs_, a.out_activation_) == (
         b.n_iter_, getattr(b, "t_", 0), b.n_outputs_, b.out_activation_,
     )  # fmt: skip
@@ -68,6 +69,8 @@ def assert_same(a: Any, b: Any, rtol: float = 1e-11) -> None:
             for p, q in zip(one[name], other[name], strict=True):
                 np.testing.assert_allclose(q, p, rtol=0, atol=rtol * max(np.abs(p).max(), 1e-300))
 
+
+OURS = {"device", "dtype", "dropout", "class_weight", "loss"}
 
 STOCHASTIC = {
     "adam": {},
@@ -213,9 +216,11 @@ def test_ctrl_c_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
         return epoch(self, *arguments)
 
     monkeypatch.setattr(ours.Trainer, "epoch", interrupted)
+    monkeypatch.setattr(ours, "_idle", [])
     a, b = both("MLPClassifier", **SHORT | {"max_iter": 2})
     with pytest.warns(UserWarning, match="interrupted"):
         b.set_params(max_iter=9).fit(X, Y)
+    assert not ours._idle
     assert_same(a.fit(X, Y), b)
     assert "update_params" not in vars(b._optimizer)
 
@@ -224,7 +229,7 @@ def test_ctrl_c_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parameters_and_defaults_are_those_of_the_installed_scikit_learn(kind: Any) -> None:
     mine, installed = kind().get_params(), getattr(theirs, kind.__name__)().get_params()
     assert {name: mine[name] for name in installed} == installed
-    assert {*mine} - {*installed} <= {"device", "class_weight", "dropout"}
+    assert {*mine} - {*installed} <= OURS
     assert isinstance(kind(), getattr(theirs, kind.__name__))
     with pytest.raises(TypeError, match="devise"):
         kind(devise="cpu")
@@ -251,6 +256,27 @@ def test_clone_copy_and_pickle() -> None:
     assert clone(b).get_params() == b.get_params()
     for other in (copy.deepcopy(b), pickle.loads(pickle.dumps(b))):
         np.testing.assert_array_equal(other.predict_proba(X), b.predict_proba(X))
+
+
+def test_predictions_of_many_classes_and_where_an_output_overflows() -> None:
+    labels = np.arange(len(X)) % 40
+    fitted = theirs.MLPClassifier(**SHORT | {"activation": "identity"}).fit(X, labels)
+    for scale in (1.0, 1e200):  # the outputs are a product of three matrices
+        fitted.coefs_ = [W * scale for W in fitted.coefs_]
+        here = ours.MLPClassifier.from_sklearn(fitted)
+        with np.errstate(all="ignore"):
+            np.testing.assert_array_equal(here.predict_proba(X), fitted.predict_proba(X))
+            np.testing.assert_array_equal(here.predict(X), fitted.predict(X))
+            assert np.isfinite(fitted.predict_proba(X)).all() == (scale == 1)
+
+
+def test_a_subclass_with_outputs_of_its_own_predicts_by_them() -> None:
+    class Own(ours.MLPClassifier):  # type: ignore[misc]
+        def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
+            return super()._forward_pass_fast(X, check_input)[:, ::-1]
+
+    fitted = ours.MLPClassifier(device="cpu", **SHORT).fit(X, Y)
+    np.testing.assert_array_equal(Own.from_sklearn(fitted).predict(X), 2 - fitted.predict(X))
 
 
 @pytest.mark.parametrize("y", [Y, Y > 0, TWO], ids=["classes", "binary", "multilabel"])
@@ -494,8 +520,268 @@ def test_weights_are_routed_and_outputs_are_set() -> None:
     assert_same(a, b)
 
 
+@weights
 def test_what_scikit_learn_has_not_is_named_when_it_is_lost() -> None:
     here = ours.MLPClassifier(device="cpu", dropout=0.2, class_weight="balanced", **SHORT).fit(X, Y)
     with pytest.warns(UserWarning, match="scikit-learn has no dropout and no class_weight: another fit of the copy"):
         there = here.to_sklearn()
     np.testing.assert_array_equal(there.predict_proba(X), here.predict_proba(X))
+
+
+def test_checks_are_left_out_only_where_they_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = both("MLPClassifier", **SHORT)
+    a.fit(X, Y), b.fit(X, Y)
+    for given in (
+        X,
+        X[:1],
+        np.asfortranarray(X),
+        X[::3],
+        X.astype(np.float32),
+        X.tolist(),
+        csr_matrix(X),
+        (X * 100).astype(int),
+    ):
+        np.testing.assert_allclose(b.predict_proba(given), a.predict_proba(given), rtol=1e-5)
+        np.testing.assert_array_equal(b.predict(given), a.predict(given))
+        assert b.predict_proba(given).dtype == a.predict_proba(given).dtype
+        assert b.predict(given).dtype == a.predict(given).dtype
+    exact = ours.MLPClassifier.from_sklearn(a)
+    np.testing.assert_array_equal(exact.predict_proba(X), a.predict_proba(X))
+    bad = X.copy()
+    bad[3, 1] = np.nan
+    for given in (bad, X * np.inf, X[:0], X[:, :2], X[0], X + 1j, np.array([["a"] * 4])):
+        for call in ("predict", "predict_proba"):
+            said = []
+            for mlp in (a, b):
+                with pytest.raises(ValueError, match=r"\S") as caught, np.errstate(all="ignore"):
+                    getattr(mlp, call)(given)
+                said.append(str(caught.value))
+            assert said[0] == said[1]
+    checked: list[Any] = []
+    check = ours.validate_data
+    monkeypatch.setattr(ours, "validate_data", lambda *given, **more: checked.append(1) or check(*given, **more))
+    b.predict(X)
+    assert not checked
+    b.predict(X.tolist())
+    assert checked
+
+
+LABELS = [
+    Y,
+    Y > 0,
+    Y.astype(float),
+    Y.astype(np.int8),
+    np.array(["setosa", "versicolor", "virginica"])[Y],
+    Y.tolist(),
+    TWO,
+]
+
+
+@pytest.mark.parametrize("y", LABELS, ids=["int", "bool", "float", "int8", "text", "list", "multilabel"])
+def test_partial_fit_with_every_kind_of_label(y: Any) -> None:
+    a, b = both("MLPClassifier", **SHORT | {"batch_size": "auto"})
+    classes = np.arange(2) if np.ndim(y) == 2 else np.unique(y)
+    for _ in range(3):
+        a.partial_fit(X, y, classes=classes)
+        b.partial_fit(X, y, classes=classes)
+    assert_same(a, b)
+    np.testing.assert_array_equal(b.predict(X), a.predict(X))
+    for n in (1, 3, 30):
+        few = [y[i] for i in range(n)] if isinstance(y, list) else y[:n]
+        assert_same(a.partial_fit(X[:n], few), b.partial_fit(X[:n], few))
+
+
+def test_partial_fit_says_what_is_wrong_as_there() -> None:
+    bad = X.copy()
+    bad[7, 0] = np.inf
+    wrong = (
+        (X, Y + 1),
+        (X, Y - 1),
+        (bad, Y),
+        (X[:, :3], Y),
+        (X, Y[:9]),
+        (X[:0], Y[:0]),
+        (X, np.full(len(X), "setosa")),
+    )
+    a, b = both("MLPClassifier", **SHORT)
+    a.partial_fit(X, Y, classes=[0, 1, 2]), b.partial_fit(X, Y, classes=[0, 1, 2])
+    for given in wrong:
+        said = []
+        for mlp in (a, b):
+            with pytest.raises((ValueError, TypeError)) as caught:
+                mlp.partial_fit(*given)
+            said.append(str(caught.value))
+        assert said[0] == said[1]
+    assert_same(a.partial_fit(X, Y), b.partial_fit(X, Y))
+    a, b = both("MLPRegressor", **SHORT)
+    for y in (X[:, 0], X[:, :1], X[:, 1].astype(np.float32), Y):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert_same(a.partial_fit(X, y), b.partial_fit(X, y))
+    for mlp in (a, b):
+        with pytest.raises(ValueError, match="NaN"):
+            mlp.partial_fit(X, X[:, 0] * np.nan)
+
+
+def test_arrays_that_somebody_still_reads_are_not_written_into() -> None:
+    _, b = both("MLPClassifier", **SHORT)
+    b.partial_fit(X, Y, classes=[0, 1, 2])
+    kept = b.coefs_[0]
+    b.partial_fit(X, Y)
+    assert b.coefs_[0] is kept  # in place, as in scikit-learn
+    values = kept.copy()
+    b.coefs_[0] = np.zeros_like(kept)
+    b.partial_fit(X, Y)
+    b.set_params(random_state=2).fit(X, Y)
+    np.testing.assert_array_equal(kept, values)
+
+
+def test_arrays_of_another_memory_are_copied_in_and_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a GPU: the arrays of the estimator and of the network are not the same."""
+    load, solvers = ours.Trainer.load_parameters, ("adam", "sgd", "rmsprop")
+    made = {}
+    for name in ("here", "there"):
+        for solver in solvers:
+            mlp = made[name, solver] = ours.MLPClassifier(device="cpu", **SHORT | {"solver": solver}).fit(X, Y)
+            kept = [W.copy() for W in mlp.coefs_]
+            weights = mlp.partial_fit(X, Y).partial_fit(X[:90], Y[:90]).coefs_
+            assert not np.array_equal(kept[0], weights[0])
+            assert (weights[0] is ours._trainers[mlp].lists[0][0]) == (name == "here")
+        monkeypatch.setattr(ours.Trainer, "load_parameters", lambda self, lists, share: load(self, lists, share=False))
+    for solver in solvers:
+        one, other = made["here", solver], made["there", solver]
+        assert one.loss_curve_ == other.loss_curve_
+        for a, b in zip(*([*mlp.coefs_, *chain(*ours._moments(mlp._optimizer))] for mlp in (one, other)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs", "rmsprop"])
+def test_the_network_of_an_earlier_fit_is_used_again(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "_idle", [])
+    mlp = ours.MLPClassifier(device="cpu", **SHORT | {"solver": solver}).fit(X, Y)
+    (idle,) = ours._idle
+    assert not any(np.shares_memory(W, idle.network.parameters.flat) for W in (*mlp.coefs_, *mlp.intercepts_))
+    other = clone(mlp).set_params(random_state=2).fit(X[20:], Y[20:])  # with what it has learned and taken
+    again = clone(mlp).fit(X, Y)
+    assert ours._idle == [idle]
+    assert not np.array_equal(other.coefs_[0], mlp.coefs_[0])
+    for a, b in zip((*mlp.coefs_, *mlp.intercepts_), (*again.coefs_, *again.intercepts_), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert mlp.loss_ == again.loss_
+    for n in range(9):
+        clone(mlp).set_params(hidden_layer_sizes=(n + 1,)).fit(X, Y)
+    assert len(ours._idle) == ours.MOST_IDLE
+    monkeypatch.setattr(ours, "IDLE_LIMIT", 1000)
+    ours._idle.clear()
+    clone(mlp).fit(X, Y)
+    assert not ours._idle
+
+
+OPTIMIZERS = ["adamw", "rmsprop", "adagrad", "lion", gb.AdamW(gb.StepDecay(0.01, step_size=3), weight_decay=0.1, clip_norm=1.0),
+              gb.SGD(0.1, momentum=0.9, nesterov=True), gb.Adam(amsgrad=True), gb.RMSprop(centered=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "solver", OPTIMIZERS, ids=lambda solver: solver if isinstance(solver, str) else type(solver).__name__
+)
+def test_our_optimizers_train_as_in_our_networks(solver: Any) -> None:
+    options = {**SHORT, "solver": solver, "max_iter": 4, "shuffle": False, "learning_rate_init": 0.01}
+    mlp = ours.MLPClassifier(**options)
+    start = theirs.MLPClassifier(**SHORT)  # weights before any step, drawn alike
+    start.set_params(max_iter=1, solver="sgd", learning_rate_init=1e-300).fit(X, Y)
+    model = ours.MLPClassifier.from_sklearn(start).to_mlp()
+    rule = gb.optimizers.OPTIMIZERS[solver](0.01) if isinstance(solver, str) else solver
+    model.fit(X, Y, epochs=4, batch_size=40, optimizer=rule, shuffle=False, progress=False)
+    mlp.fit(X, Y)
+    for W, V in zip(mlp.coefs_, model.parameters.W, strict=True):
+        np.testing.assert_allclose(W, V, rtol=1e-9, atol=1e-12)
+    # another fit of a copy is the same, and partial_fit goes on through a pickle
+    assert clone(mlp).fit(X, Y).loss_curve_ == mlp.loss_curve_
+    one, other = clone(mlp).partial_fit(X, Y, classes=[0, 1, 2]), clone(mlp).set_params(max_iter=2).fit(X, Y)
+    one = pickle.loads(pickle.dumps(one)).partial_fit(X, Y)
+    np.testing.assert_allclose(one.coefs_[0], other.coefs_[0], rtol=1e-12)
+    with pytest.warns(UserWarning, match="scikit-learn has no solver "):
+        there = mlp.to_sklearn()
+    np.testing.assert_array_equal(there.predict_proba(X), mlp.predict_proba(X))
+    assert there.partial_fit(X, Y).solver == "adam"
+
+
+def test_partial_fit_keeps_our_optimizer_of_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "_warm", set())  # so that short fits are left to scikit-learn
+    one, other = (ours.MLPClassifier(solver="rmsprop", **SHORT) for _ in range(2))
+    for mlp in (one, other):
+        mlp.partial_fit(X, Y, classes=[0, 1, 2])
+    other.set_params(solver="adam")
+    other.partial_fit(X, Y)
+    np.testing.assert_array_equal(one.partial_fit(X, Y).coefs_[0], other.coefs_[0])
+    other.to_sklearn().partial_fit(X, Y)  # with an optimizer of scikit-learn's
+    adam, kept = both("MLPClassifier", **SHORT)
+    adam.partial_fit(X, Y, classes=[0, 1, 2]), kept.partial_fit(X, Y, classes=[0, 1, 2])
+    assert_same(adam.partial_fit(X, Y), kept.set_params(solver="lion").partial_fit(X, Y).set_params(solver="adam"))
+
+
+@pytest.mark.parametrize(
+    "loss", ["huber", "mean_absolute_error", "mean_squared_error", gb.losses.huber(delta=0.05)], ids=str
+)
+def test_our_losses_are_those_of_our_networks(loss: Any) -> None:
+    y = X[:, 1:] * 3
+    options = {**SHORT, "shuffle": False, "alpha": 0.0, "solver": gb.SGD(0.1)}
+    mlp = ours.MLPRegressor(loss=loss, **options).fit(X, y)
+    start = theirs.MLPRegressor(**SHORT).set_params(max_iter=1, solver="sgd", learning_rate_init=1e-300).fit(X, y)
+    there = ours.MLPRegressor.from_sklearn(start, loss=loss)
+    model = there.to_mlp()
+    assert model.loss == gb.losses.LOSSES.resolve(loss)
+    model.fit(X, y, epochs=12, batch_size=40, optimizer=gb.SGD(0.1), shuffle=False, progress=False)
+    np.testing.assert_allclose(mlp.predict(X), model.predict(X), rtol=1e-9)
+    assert clone(mlp).fit(X, y).loss_curve_ == mlp.loss_curve_
+    with pytest.warns(UserWarning, match="no loss "):
+        assert there.to_sklearn().loss == "squared_error"
+    found = clone(mlp).set_params(solver="lbfgs", max_iter=30).fit(X, y)
+    assert found.loss_ < mlp.loss_
+
+
+def test_a_classifier_with_smoothed_labels() -> None:
+    smooth = gb.losses.softmax_cross_entropy(label_smoothing=0.2)
+    mlp = ours.MLPClassifier(loss=smooth, **SHORT | {"max_iter": 100}).fit(X, Y)
+    assert mlp.loss_ > ours.MLPClassifier(device="cpu", **SHORT | {"max_iter": 100}).fit(X, Y).loss_
+    np.testing.assert_allclose(mlp.predict_proba(X).sum(axis=1), 1)
+    with pytest.raises(ValueError, match=r"can have sigmoid_cross_entropy, with reduction='mean'"):
+        clone(mlp).fit(X, Y > 0)
+    with pytest.raises(ValueError, match="can have softmax_cross_entropy"):
+        clone(mlp).set_params(loss=smooth(reduction="sum")).fit(X, Y)
+
+
+def test_dtype_is_what_the_network_computes_in() -> None:
+    for dtype in ("float32", np.float32):
+        here = ours.MLPClassifier(device="cpu", dtype=dtype, **SHORT).fit(X, Y)
+        assert_same(ours.MLPClassifier(device="cpu", **SHORT).fit(X.astype(np.float32), Y), here)
+        for given in (X, X.tolist(), csr_matrix(X)):
+            assert here.predict_proba(given).dtype == np.float32
+        assert clone(here).partial_fit(X, Y, classes=[0, 1, 2]).coefs_[0].dtype == np.float32
+    wide = ours.MLPClassifier(device="cpu", dtype="float64", **SHORT).fit(X.astype(np.float32), Y)
+    assert wide.coefs_[0].dtype == np.float64
+    with pytest.warns(UserWarning, match="no dtype: another fit"):
+        here.to_sklearn()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"solver": "adamx"}, "'solver' parameter"),
+        ({"solver": gb.AdamW}, "'solver' parameter"),
+        ({"solver": gb.optimizers.LBFGS()}, "write solver='lbfgs'"),
+        ({"loss": "huber"}, "'loss' parameter"),
+        ({"loss": gb.losses.huber}, "softmax_cross_entropy"),
+        ({"dtype": "float16"}, "'dtype' parameter"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_a_parameter_of_ours(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ours.MLPClassifier(**options).fit(X, Y)
+
+
+def test_a_search_over_our_parameters_with_two_workers() -> None:
+    grid = {"solver": ["adamw", gb.RMSprop(0.01)], "dtype": ["float32", None]}
+    search = GridSearchCV(ours.MLPClassifier(**SHORT), grid, n_jobs=2, cv=2, error_score="raise").fit(X, Y)
+    assert search.best_params_["solver"] == gb.RMSprop(0.01)

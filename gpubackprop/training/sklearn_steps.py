@@ -144,8 +144,7 @@ class Kind(NamedTuple):
 
     sizes: tuple[int, ...]
     activations: Any
-    output: str
-    """The output activation, which tells the loss."""
+    loss: Loss
     dtype: np.dtype[Any]
     device: str
     rule: Optimizer | None
@@ -170,25 +169,30 @@ class Trainer(OnDevice):
     KEPT = 16  # numbers of samples whose steps are kept: a loop over partial_fit meets them again
 
     def __init__(self, kind: Kind) -> None:
-        self.kind, self.indices = kind, kind.output == "softmax"
+        self.kind, self.indices = kind, kind.loss.mean_function == "softmax"
         architecture = Architecture(
-            kind.sizes, kind.activations, LOSS_OF[kind.output], kind.dtype, kind.seed, dropout=kind.dropout
+            kind.sizes, kind.activations, kind.loss, kind.dtype, kind.seed, dropout=kind.dropout
         )
         zeros = np.zeros(flat_size(kind.sizes), kind.dtype)
         self.network = network = Network(architecture, kind.device, zeros)
         self.backend = network.backend
+        self._shared = False
+        self.lists: list[Any] = [network.parameters.W, network.parameters.b]  # and the moments
         self.mean_over = (
-            kind.sizes[-1] if kind.output == "identity" else 1
+            kind.sizes[-1] if kind.loss is LOSS_OF["identity"] else 1
         )  # scikit-learn's squared error, not its gradient
         self._steps: dict[tuple[int, int], Steps] = {}
         if kind.rule is not None:
             self.state = network.state_of(kind.rule)
-            *moments, squares = (Parameters(kind.sizes, row) for row in self.state.states)
-            self.moments = [[*p.W, *p.b] for p in moments]
-            self.squares = squares.W
-            with active(self.backend):
-                for b in squares.b:
-                    b[...] = -1
+            moments = [Parameters(kind.sizes, row) for row in self.state.states]
+            self.squares: list[Array] = []
+            if isinstance(kind.rule, _Rule):
+                squares = moments.pop()
+                self.squares = [*squares.W]
+                with active(self.backend):
+                    for b in squares.b:
+                        b[...] = -1
+            self.lists += [[*p.W, *p.b] for p in moments]
 
     def steps(self, n: int, batch_size: int) -> Steps:
         """Return the steps over n samples."""
@@ -231,12 +235,36 @@ class Trainer(OnDevice):
     def put(self, to: Any, values: Any) -> None:
         """Copy scikit-learn's arrays into the network's."""
         for here, there in zip(to, values, strict=True):
-            here[...] = self.backend.asarray(there, here.dtype)
+            if here is not there:
+                here[...] = self.backend.asarray(there, here.dtype)
 
-    def take(self, source: Any, to: Any) -> None:
-        """Copy the network's arrays into scikit-learn's."""
-        for here, there in zip(source, to, strict=True):
-            there[...] = self.backend.to_numpy(here)
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the parameters and of the data sets that are kept."""
+        kept = [a for steps in self._steps.values() for a in steps.arrays.values()]
+        return sum(int(a.nbytes) for a in (self.network.parameters.flat, *kept))
+
+    def may_write(self, lists: list[Any]) -> bool:
+        """Return whether nobody else reads the network's arrays, or ``lists`` holds them, so that they may be written into."""
+        return not self._shared or all(map(_same, self.lists, lists))
+
+    def load_parameters(self, lists: list[Any], *, share: bool) -> None:
+        """Copy scikit-learn's lists of arrays in: weights, biases, and for each moment that of both.
+
+        ``share`` on the CPU puts the network's arrays in their place, so that none is copied again.
+        """
+        self._shared = share and self.backend.xp is np
+        for here, there in zip(self.lists, lists, strict=True):
+            self.put(here, there)
+            if self._shared:
+                there[:] = here
+
+    def take(self, lists: list[Any]) -> None:
+        """Copy the network's arrays into scikit-learn's, where they are not the same."""
+        for here, there in zip(self.lists, lists, strict=False):
+            for source, to in zip(here, there, strict=True):
+                if source is not to:
+                    to[...] = self.backend.to_numpy(source)
 
     @property
     def parameters(self) -> list[Array]:
@@ -246,7 +274,7 @@ class Trainer(OnDevice):
     def epoch(self, steps: Steps, order: np.ndarray, weight: Any, alpha: float, factor: float) -> float:
         """Take the steps of an epoch and return the mean of its losses, penalty included, each with the parameters before its step.
 
-        ``factor`` is what gradient and decay are multiplied by.
+        ``factor`` is what gradient and decay are multiplied by; our optimizers have a decay of their own.
         """
         state, value, n = self.state, steps.arrays["loss"], len(order)
         steps.arrays["order"][...] = self.backend.asarray(order)
@@ -259,7 +287,8 @@ class Trainer(OnDevice):
             for w in of_batch:
                 if not w:
                     raise ZeroDivisionError("the sample weights of a mini-batch add up to 0, so they have no mean")
-                state.rate[0] = factor * alpha / w
+                if self.squares:
+                    state.rate[0] = factor * alpha / w
                 value[...] = 0
                 for a in self.squares:
                     a[...] = 0
@@ -277,6 +306,10 @@ class Trainer(OnDevice):
         penalty = sum(float(np.vdot(W, W)) for W in weights)
         loss = float(steps.arrays["loss"][0]) / self.mean_over + 0.5 * decay * penalty
         return loss, [host(g) + decay * W for g, W in zip(gradients.W, weights, strict=True)], [*map(host, gradients.b)]
+
+
+def _same(a: Any, b: Any) -> bool:
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
 def _sums(weight: np.ndarray, rows: int) -> Any:
