@@ -42,11 +42,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip
-	$(PIP_INSTALL) --editable ".[sklearn]" --group dev
+	$(PIP_INSTALL) --editable . --group dev
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev-cuda: pyproject.toml | $(VENV)/bin/pip
-	$(PIP_INSTALL) --editable ".[sklearn]" --group dev-cuda
+	$(PIP_INSTALL) --editable . --group dev-cuda
 	touch $@ $(VENV)/.installed-dev $(VENV)/.installed
 
 clean:

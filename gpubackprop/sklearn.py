@@ -30,6 +30,14 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import sklearn
+from scipy.sparse import issparse
+from sklearn import neural_network
+from sklearn.neural_network._base import ACTIVATIONS as OUTPUTS
+from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
+from sklearn.neural_network._stochastic_optimizers import BaseOptimizer
+from sklearn.utils import compute_sample_weight
+from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from gpubackprop._version import __version__
 from gpubackprop.activations import ACTIVATIONS, Activation
@@ -41,18 +49,6 @@ from gpubackprop.optimizers import LBFGS, OPTIMIZERS, Optimizer
 from gpubackprop.step.state import STEPS
 from gpubackprop.targets import MEANS
 from gpubackprop.training.sklearn_steps import ACTIVATION_OF, LOSS_OF, Kind, Momentum, Trainer, UncorrectedAdam
-
-try:
-    import sklearn
-except ImportError as error:
-    raise ImportError("gpubackprop.sklearn needs scikit-learn: pip install 'gpubackprop[sklearn]'") from error
-from scipy.sparse import issparse
-from sklearn import neural_network
-from sklearn.neural_network._base import ACTIVATIONS as OUTPUTS
-from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
-from sklearn.neural_network._stochastic_optimizers import BaseOptimizer
-from sklearn.utils import compute_sample_weight
-from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 try:
     from sklearn.utils.validation import validate_data

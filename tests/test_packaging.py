@@ -37,14 +37,18 @@ def test_the_reference_needs_no_compiler(tmp_path: Path) -> None:
 
 
 def test_the_import_takes_less_than_half_a_second(tmp_path: Path) -> None:
-    # of the processor's time, which others on a busy machine do not lengthen
-    code = "import time; t = time.process_time(); import gpubackprop; print(time.process_time() - t)"
-    best, deadline = float("inf"), time.monotonic() + 60
+    # of the processor's time, which a busy machine does not lengthen; or, where loading files takes long, four times NumPy's
+    code = (
+        "import time; t = time.process_time(); import numpy; print(time.process_time() - t)\n"
+        "import gpubackprop; print(time.process_time() - t)"
+    )
+    best, numpy, deadline = float("inf"), float("inf"), time.monotonic() + 60
     for _ in range(5):
-        best = min(best, float(run(code, tmp_path)))
+        first, both = map(float, run(code, tmp_path).split())
+        best, numpy = min(best, both), min(numpy, first)
         if best < 0.5 or time.monotonic() > deadline:
             break
-    assert best < 0.5
+    assert best < max(0.5, 4 * numpy)
 
 
 def test_the_help_of_the_command_line_loads_nothing_that_computes(tmp_path: Path) -> None:

@@ -479,11 +479,6 @@ print(MLPClassifier._fit_stochastic.__module__)
     assert (pickled, after) == ("False", "sklearn.neural_network._multilayer_perceptron")
 
 
-def test_without_scikit_learn_the_error_says_what_to_install(tmp_path: Path) -> None:
-    done = run(["-c", "import sys; sys.modules['sklearn'] = None; import gpubackprop.sklearn"], tmp_path)
-    assert "pip install 'gpubackprop[sklearn]'" in done.stderr
-
-
 @pytest.mark.slow
 def test_the_tests_of_scikit_learn_pass_in_their_words(tmp_path: Path) -> None:
     """Its test_mlp.py as it is installed, unchanged, with its own classes accelerated."""
