@@ -176,7 +176,7 @@ class Features:
             fill = tuple(x if isinstance(x, str) else x * self.scale for x in self.fill)
         return replace(self, mean=None, std=None, scale=1.0, fill=fill), W, b
 
-    def loss_of_digits(self, name: str = "") -> tuple[float, str]:
+    def growth_of_rounding(self) -> tuple[float, str]:
         """Return by how much rounding grows when the scaling is folded into the first layer, 1 + |mean| / std, and the column."""
         ratios = [abs(m) / s for m, s in zip(self.mean or (), self.std or (), strict=True)] or [0.0]
         worst = max(range(len(ratios)), key=ratios.__getitem__)

@@ -415,7 +415,7 @@ class MLP(Described, SetOnce, OnDevice):
         features = self.features
         if features is None:
             return self.to(self.device)
-        growth, column = features.loss_of_digits()
+        growth, column = features.growth_of_rounding()
         if growth * eps_of(self.real) > FOLDED_ERROR:
             raise ValueError(
                 f"{column} has a mean of {growth - 1:.3g} standard deviations; folded into {self.real} weights, its scaling would "

@@ -42,6 +42,7 @@ from sklearn.utils._param_validation import Interval, Options, StrOptions
 from gpubackprop._version import __version__
 from gpubackprop.activations import ACTIVATIONS, Activation
 from gpubackprop.code_digest import fingerprint
+from gpubackprop.features import Features
 from gpubackprop.losses import LOSSES, Loss
 from gpubackprop.machine import cache
 from gpubackprop.mlp import MLP
@@ -494,7 +495,7 @@ class _Ours:
         return made
 
     def to_mlp(self: Any, device: str = "cpu") -> MLP:
-        """Return the fitted network as an ``MLP``, with the very same parameters."""
+        """Return the fitted network as an ``MLP``, with the very same parameters, the names of its features and its labels."""
         activations, loss = _activations(self.activation), _loss(self)
         sizes = [self.coefs_[0].shape[0], *(W.shape[1] for W in self.coefs_)]
         if loss in LOSS_OF.values():  # the same outputs, and a value that is not summed over them
@@ -503,6 +504,17 @@ class _Ours:
         layers = enumerate(zip(self.coefs_, self.intercepts_, strict=True))
         model.load_state_dict(
             {f"layers.{i}.{key}": a for i, (W, b) in layers for key, a in (("weight", W.T), ("bias", b))}
+        )
+        if sizes[-1] == 1:
+            model.target_shape = ()
+        names, labels = getattr(self, "feature_names_in_", None), list(getattr(self, "classes_", ()))
+        one_each = sizes[-1] == (1 if len(labels) == 2 else len(labels)) and self.out_activation_ in (
+            "softmax",
+            "logistic",
+        )
+        model.describe_data(
+            None if names is None else Features((None,) * sizes[0], tuple(names)),
+            labels if labels != list(range(len(labels))) and one_each else None,
         )
         return model
 

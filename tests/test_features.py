@@ -230,7 +230,7 @@ def test_folded_gives_the_same_outputs(dtype: str):
     assert folded.features.mean is None
     assert folded.features.scale == 1
     # two roundings of x w of the size |x| / std, over 5 products
-    bound = 16 * np.finfo(dtype).eps * model.features.loss_of_digits()[0] * 10
+    bound = 16 * np.finfo(dtype).eps * model.features.growth_of_rounding()[0] * 10
     np.testing.assert_allclose(folded.forward(frame), model.forward(frame), atol=bound)
 
 

@@ -780,3 +780,19 @@ def test_a_search_over_our_parameters_with_two_workers() -> None:
     grid = {"solver": ["adamw", gb.RMSprop(0.01)], "dtype": ["float32", None]}
     search = GridSearchCV(ours.MLPClassifier(**SHORT), grid, n_jobs=2, cv=2, error_score="raise").fit(X, Y)
     assert search.best_params_["solver"] == gb.RMSprop(0.01)
+
+
+@pytest.mark.parametrize("labels", [["ant", "bee", "cow"], ["no", "yes"], [3, 7], [0, 1, 2]])
+def test_an_mlp_has_the_labels_and_the_names_of_the_features(labels: list[Any]) -> None:
+    pd = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(60, 3)), columns=["a", "b", "c"])
+    classifier = ours.MLPClassifier((5,), max_iter=3, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        classifier.fit(frame, np.array(labels)[np.arange(60) % len(labels)])
+    model = classifier.to_mlp()
+    np.testing.assert_array_equal(model.predict(frame[["c", "a", "b"]]), classifier.predict(frame))
+    multilabel = ours.MLPClassifier((5,), max_iter=3, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        multilabel.fit(frame.to_numpy(), np.eye(3, dtype=int)[np.arange(60) % 3])
+    assert multilabel.to_mlp().classes is None
