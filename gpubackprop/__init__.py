@@ -23,7 +23,6 @@ from gpubackprop.backends.memory import DeviceMemoryError
 from gpubackprop.inspect.explain import explain
 from gpubackprop.inspect.gradcheck import check_gradients
 from gpubackprop.inspect.parity import parity
-from gpubackprop.inspect.scores import score
 from gpubackprop.losses import Loss
 from gpubackprop.mlp import MLP, fingerprint, load
 from gpubackprop.optimizers import LBFGS, SGD, Adagrad, Adam, AdamW, Lion, Optimizer, RMSprop
@@ -34,6 +33,7 @@ from gpubackprop.training.callbacks import Callback, EarlyStopping, ReduceOnPlat
 from gpubackprop.training.divergence import DivergenceError, DivergenceWarning
 from gpubackprop.training.history import History
 from gpubackprop.training.run import RunError
+from gpubackprop.training.scores import score
 
 __all__ = [
     "LBFGS", "MLP", "SGD", "Activation", "Adagrad", "Adam", "AdamW", "Callback", "Cosine", "DeviceMemoryError",

@@ -155,7 +155,6 @@ def _inputs(X: Any, by: Architecture | None, name: str) -> Any:
 
 
 HINTS = {
-    "metrics": "history has the loss and accuracy or r2 of the validation set, gpubackprop.score(model, X, y) all others",
     "lr": "the rate is the optimizer's: optimizer=gb.Adam(1e-3)",
     "learning_rate": "the rate is the optimizer's: optimizer=gb.Adam(1e-3)",
     "verbose": "progress=False is silent",

@@ -85,7 +85,7 @@ class Resumed:
             optimizer=state.optimizer, micro_batch_size=settings["micro_batch_size"], shuffle=settings["shuffle"],
             tol=settings["tol"], n_iter_no_change=settings["n_iter_no_change"], on_divergence=settings["on_divergence"],
             validation_data=validation_data, sample_weight=sample_weight, class_weight=class_weight,
-            validation_split=validation_split,
+            validation_split=validation_split, metrics=settings["metrics"],
             callbacks=callbacks, progress=progress, stream_data=stream_data, checkpoint=self._run,
         )  # fmt: skip
 

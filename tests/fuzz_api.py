@@ -248,7 +248,7 @@ CALLS: dict[str, Call] = {
     **{f"fit {name}": _fit(name) for name in (
         "batch_size", "optimizer", "validation_data", "sample_weight", "callbacks", "shuffle", "micro_batch_size",
         "stream_data", "progress", "on_divergence", "checkpoint_every", "overwrite",
-        "standardize", "missing", "scale", "classes", "class_weight", "validation_split",
+        "standardize", "missing", "scale", "classes", "class_weight", "validation_split", "metrics",
     )},
     "fit epochs": lambda m, y, v: m.fit(X, y, **{**FIT, "epochs": v}) if not isinstance(v, int) or v < 100 else None,
     "step batch_size": lambda m, y, v: m.step(v).compile()() if not isinstance(v, int) or v < 2**20 else m.step(v),

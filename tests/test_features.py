@@ -315,6 +315,29 @@ def test_a_validation_split_takes_each_class_in_proportion_and_always_the_same_s
         model.fit(X, y, validation_split=1, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("loss", "metrics"),
+    [("softmax_cross_entropy", ["f1", "ROC_AUC", "log_loss"]), ("mean_squared_error", ["mae", "rmse"])],
+)
+def test_metrics_are_columns_of_the_history(device: str, tmp_path: Path, loss: str, metrics: list[str]):
+    rng = np.random.default_rng(0)
+    X, classes = rng.normal(size=(90, 3)), loss.startswith("soft")
+    y = np.arange(90) % 3 if classes else rng.normal(size=(90, 3))
+    options = {"metrics": metrics, "validation_data": (X[60:], y[60:]), "progress": False}
+    model = gb.MLP([3, 8, 3], loss=loss, device=device)
+    history = model.fit(X[:60], y[:60], epochs=3, checkpoint=tmp_path, **options)
+    overall = gb.score(model, X[60:], y[60:]).overall
+    for name in map(str.lower, metrics):
+        assert len(history[f"val_{name}"]) == 3
+        assert history[f"val_{name}"][-1] == pytest.approx(overall[name])
+    more = gb.resume(tmp_path).fit(X[:60], y[:60], validation_data=(X[60:], y[60:]), epochs=5, progress=False)
+    assert len(more[f"val_{metrics[0]}"]) == 5
+    with pytest.raises(ValueError, match="metrics has 'foo'; choose from"):
+        model.fit(X, y, metrics=["foo"], progress=False)
+    with pytest.raises(ValueError, match="metrics are of validation data; give validation_data or validation_split"):
+        model.fit(X, y, metrics=metrics, progress=False)
+
+
 def test_options_of_other_libraries_are_answered():
     with pytest.raises(
         TypeError, match=r"fit takes no option 'lr' \(the rate is the optimizer's: optimizer=gb.Adam\(1e-3\)\)"

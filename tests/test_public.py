@@ -56,7 +56,7 @@ PARAMETERS = {
 FIT = [
     "epochs", "batch_size", "optimizer", "validation_data", "sample_weight", "callbacks", "progress", "shuffle",
     "micro_batch_size", "stream_data", "tol", "n_iter_no_change", "on_divergence", "standardize", "missing", "scale",
-    "classes", "class_weight", "validation_split", "checkpoint", "checkpoint_every", "overwrite",
+    "classes", "class_weight", "validation_split", "metrics", "checkpoint", "checkpoint_every", "overwrite",
 ]  # fmt: skip
 OPERATIONS = {
     "matmul": ["a", "b", "out"],

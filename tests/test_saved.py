@@ -16,7 +16,7 @@ import gpubackprop as gb
 from gpubackprop import csv_lines
 from gpubackprop.csv_files import CsvError, read_csv, read_rows
 from gpubackprop.export import to_sklearn
-from gpubackprop.inspect.scores import score, scores_of
+from gpubackprop.training.scores import score, scores_of
 
 N = 90
 
@@ -215,8 +215,8 @@ def test_scores_of_numbers_and_of_classes_that_are_missing():
     rng = np.random.default_rng(0)
     y, o = rng.normal(size=(20, 2)), rng.normal(size=(20, 2))
     real = scores_of(LOSSES["mean_squared_error"].kind, y, o).overall
-    assert real["RMSE"] == pytest.approx(np.sqrt(((y - o) ** 2).mean()))
-    assert real["MAE"] == pytest.approx(abs(y - o).mean())
+    assert real["rmse"] == pytest.approx(np.sqrt(((y - o) ** 2).mean()))
+    assert real["mae"] == pytest.approx(abs(y - o).mean())
     assert np.isnan(scores_of(LOSSES["mean_squared_error"].kind, y[:1], o[:1]).overall["r2"])
     some = scores_of(
         LOSSES["softmax_cross_entropy"].kind, [0, 0, 1], np.array([0, 1, 1]), np.full((3, 3), 1 / 3), ["a", "b", "c"]

@@ -25,8 +25,8 @@ def evaluate(
     import numpy as np
 
     from gpubackprop.cli.saved import batches, open_saved
-    from gpubackprop.inspect.scores import outputs_of, scores_of
     from gpubackprop.labels import indices_of
+    from gpubackprop.training.scores import outputs_of, scores_of
 
     saved = open_saved(run, device)
     model, kind = saved.on_inputs(), saved.model.loss.kind

@@ -148,7 +148,7 @@ def train(
     _print_results(model, history, done, o.patience, model.evaluate(d.X_test, y_test))
     if out is not None:
         from gpubackprop.inspect.pictures import draw_training
-        from gpubackprop.inspect.scores import outputs_of
+        from gpubackprop.training.scores import outputs_of
 
         draw_training(out / "learning_curve.png", f"{d.name}: {model}", history, d, outputs_of(model, d.X_test))
         print(f"wrote {out / 'model.safetensors'}, history.json and {out / 'learning_curve.png'}")

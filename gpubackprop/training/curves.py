@@ -47,11 +47,15 @@ def draw_curves(axes: Sequence[Any], history: Mapping[str, list[float]]) -> None
         axes[0].legend(frameon=False)
     else:
         axes[0].set_title("no epoch was finished", fontsize=9)
-    for name in metrics:
-        axes[1].plot(epochs, history[name], color="C2")
-        best = max(history[name])
+    for i, name in enumerate(metrics):
+        axes[1].plot(epochs, history[name], color=f"C{i + 2}", label=name.removeprefix("val_"))
+    if len(metrics) > 1:
+        axes[1].set(xlabel="epoch", ylabel="validation")
+        axes[1].legend(frameon=False)
+    elif metrics:
+        best = max(history[metrics[0]])
         axes[1].axhline(best, color="0.7", linewidth=0.8, linestyle=":")
-        axes[1].set(xlabel="epoch", ylabel=f"validation {name.removeprefix('val_')}")
+        axes[1].set(xlabel="epoch", ylabel=f"validation {metrics[0].removeprefix('val_')}")
         axes[1].set_title(f"best {best:.4f}", fontsize=9)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

@@ -28,6 +28,7 @@ from gpubackprop.training.history import History, Training
 from gpubackprop.training.lbfgs import minimize_loss
 from gpubackprop.training.loop import Method, descend, train
 from gpubackprop.training.run import Run
+from gpubackprop.training.scores import check_metrics
 from gpubackprop.training.sources import Resident, Streamed
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def fit(
     classes: Sequence[Any] | None = None,
     class_weight: Any = None,
     validation_split: float | None = None,
+    metrics: Sequence[str] = (),
     checkpoint: str | Path | Run | None = None,
     checkpoint_every: str | int = "30s",
     overwrite: bool = False,
@@ -122,6 +124,9 @@ def fit(
         A weight for each class, by label or index; "balanced": each class counts alike.
     validation_split : float, optional
         Split this fraction of the samples off as validation data, of each class in proportion; always the same samples.
+    metrics : sequence of str
+        More columns of the history, on the validation data by scikit-learn: accuracy, balanced_accuracy, precision, recall, f1,
+        log_loss, roc_auc; or r2, mae, rmse. :func:`gpubackprop.score` has all of them.
     checkpoint : str or Path, optional
         A folder for this training: it can then be interrupted anywhere, by Ctrl-C, SIGTERM, kill -9 or a power cut, and resumed by
         :func:`gpubackprop.resume` with the bits of an uninterrupted one; see :mod:`gpubackprop.training.run`.
@@ -159,6 +164,7 @@ def fit(
         progress=check_flag("progress", progress),
         tol=None if tol is None else check_number("tol", tol, lambda x: 0 <= x < math.inf, "a number >= 0"),
         n_iter_no_change=check_count("n_iter_no_change", n_iter_no_change, " of epochs"),
+        metrics=check_metrics(metrics, model.loss.kind),
     )  # fmt: skip
     overwrite = check_flag("overwrite", overwrite)
     run = checkpoint if isinstance(checkpoint, Run | None) else Run(
@@ -173,6 +179,8 @@ def fit(
             raise ValueError("validation_data and validation_split are both given; give one of them")
         samples, held = samples.split(validation_split, a)
         validation = [held]
+    if plan.metrics and not validation:
+        raise ValueError("metrics are of validation data; give validation_data or validation_split")
     if class_weight is not None:
         samples = samples.weighted(class_weight, a)
     with nullcontext() if run is None else run.locked():
@@ -207,6 +215,7 @@ class Plan(NamedTuple):
     progress: bool
     tol: float | None
     n_iter_no_change: int
+    metrics: tuple[str, ...]
 
 
 def _fit(
@@ -243,7 +252,7 @@ def _fit(
     seen = validation[0] if validation else None
     criterion = None if plan.tol is None else Convergence(plan.tol, plan.n_iter_no_change)
     return train(
-        training, method, len(samples), seen, callbacks, progress=plan.progress, criterion=criterion, run=run
+        training, method, len(samples), seen, callbacks, plan.metrics, progress=plan.progress, criterion=criterion, run=run
     )  # fmt: skip
 
 
@@ -261,6 +270,7 @@ def _settings(plan: Plan, micro_batch_size: int | str | None, digests: Sequence[
     }
     validation = digests[1] if digests[1:] else None
     return asked | {
+        "metrics": list(plan.metrics),
         "micro_batch_size": micro_batch_size, "data": digests[0], "validation": validation, "device": device,
     }  # fmt: skip
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def is_better_larger(name: str) -> bool:
     """Return whether larger values of a column are better: accuracy and r2, but no loss."""
-    return name.endswith(("accuracy", "r2"))
+    return name.endswith(("accuracy", "r2", "precision", "recall", "f1", "roc_auc"))
 
 
 class History(dict[str, list[float]]):

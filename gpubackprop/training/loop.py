@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +20,7 @@ from gpubackprop.training.evaluation import evaluate
 from gpubackprop.training.history import History, Training
 from gpubackprop.training.progress import Progress, show_progress
 from gpubackprop.training.run import Run
+from gpubackprop.training.scores import metrics_on
 from gpubackprop.training.snapshot import Position
 from gpubackprop.training.sources import Source
 
@@ -36,6 +37,7 @@ def train(
     samples: int,
     validation: Samples | None,
     callbacks: list[Any],
+    metrics: Sequence[str] = (),
     *,
     progress: bool,
     criterion: Convergence | None = None,
@@ -46,14 +48,15 @@ def train(
 
     def end_epoch(loss: float) -> bool:
         """Write the epoch's row, call the callbacks, and return whether to continue."""
-        metrics = {}
+        found = {}
         if validation is not None:
-            metrics = evaluate(model.network, model.in_batches(validation.X), validation)
+            found = evaluate(model.network, model.in_batches(validation.X), validation)
+            found |= metrics_on(model, validation, metrics) if metrics else {}
         state = model.optimizer_state
         assert state is not None
         history.add(
             loss=loss,
-            **{f"val_{name}": value for name, value in metrics.items()},
+            **{f"val_{name}": value for name, value in found.items()},
             learning_rate=float(state.scalars[RATE]),
             seconds=report.seconds(),
         )

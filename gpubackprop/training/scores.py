@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpubackprop.definitions import shown
+from gpubackprop.frames import column_of
+from gpubackprop.intake import Samples
+from gpubackprop.interop import on_host
+from gpubackprop.labels import indices_of
 from gpubackprop.targets import Kind
 
 if TYPE_CHECKING:
     from gpubackprop.mlp import MLP
 
+CLASSIFIED = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "log_loss", "roc_auc")
+REAL = ("r2", "mae", "rmse")
 MOST_SHOWN = 20  # classes in a printed confusion matrix
 
 
@@ -25,8 +33,8 @@ class Scores:
     ----------
     samples : int
     overall : dict
-        Of a classification: accuracy, balanced_accuracy, log_loss and roc_auc where there are probabilities and every class is
-        present. Of a regression: r2, MAE, RMSE.
+        Of a classification: accuracy, balanced_accuracy, precision, recall and f1 (means over the classes), log_loss where there
+        are probabilities, and roc_auc if every class is present. Of a regression: r2, mae, rmse.
     classes : dict
         Of a classification, by label: precision, recall, f1 and the number of samples.
     confusion : list of list of int
@@ -73,9 +81,6 @@ def score(model: MLP, X: Any, y: Any) -> Scores:
     ValueError
         The data do not fit the network, or its loss has neither classes nor numbers as targets.
     """
-    from gpubackprop.frames import column_of
-    from gpubackprop.labels import indices_of
-
     kind, truth = model.loss.kind, column_of(y)
     if model.classes is not None:
         truth = indices_of(truth, model.classes)
@@ -83,10 +88,32 @@ def score(model: MLP, X: Any, y: Any) -> Scores:
     return scores_of(kind, truth, outputs_of(model, X), probabilities, model.classes)
 
 
+def check_metrics(metrics: Any, kind: Kind) -> tuple[str, ...]:
+    """Return names of scores, which this kind of targets must have."""
+    names = CLASSIFIED if kind.numbered else REAL
+    if (
+        isinstance(metrics, str)
+        or not isinstance(metrics, Sequence)
+        or not all(isinstance(name, str) for name in metrics)
+    ):
+        raise ValueError(f"metrics is {shown(metrics)}; give names in a list: {', '.join(names)}")
+    for name in metrics:
+        if name.lower() not in names:
+            raise ValueError(f"metrics has {shown(name)}; choose from {', '.join(names)}")
+    return tuple(name.lower() for name in metrics)
+
+
+def metrics_on(model: MLP, samples: Samples, names: Sequence[str]) -> dict[str, float]:
+    """Return some scores of a network on checked samples; NaN for one that is not defined on them."""
+    kind, xp, to_host = model.loss.kind, model.backend.xp, model.backend.to_numpy
+    read = [kind.predict, *([kind.mean.probabilities] if kind.mean.probabilities is not None else [])]
+    parts = [[to_host(f(o, xp)) for f in read] for _, o in model.in_batches(samples.X)]
+    overall = scores_of(kind, samples.y, *(np.concatenate(part) for part in zip(*parts, strict=True))).overall
+    return {name: overall.get(name, math.nan) for name in names}
+
+
 def outputs_of(model: MLP, X: Any) -> np.ndarray:
     """Return predictions as numbers: class indices where the network has labels."""
-    from gpubackprop.interop import on_host
-
     plain = model if model.classes is None else model.twin(classes=None)
     return np.asarray(on_host(plain.predict(X)))
 
@@ -109,7 +136,7 @@ def scores_of(
     """
     from sklearn import metrics
 
-    y, predicted = np.asarray(y), np.asarray(predicted)
+    y, predicted = np.asarray(on_host(y)), np.asarray(on_host(predicted))
     if not kind.numbered:
         y, predicted = (a.reshape(len(a), -1).astype(np.float64) for a in (y, predicted))
         if y.shape != predicted.shape:
@@ -117,8 +144,8 @@ def scores_of(
         spread = len(y) > 1 and bool((y != y[0]).any())
         overall = {
             "r2": float(metrics.r2_score(y, predicted)) if spread else math.nan,
-            "MAE": float(metrics.mean_absolute_error(y, predicted)),
-            "RMSE": math.sqrt(float(metrics.mean_squared_error(y, predicted))),
+            "mae": float(metrics.mean_absolute_error(y, predicted)),
+            "rmse": math.sqrt(float(metrics.mean_squared_error(y, predicted))),
         }
         return Scores(len(y), overall, {}, [])
     if y.ndim == 2 and y.shape[1] > 1 and kind.takes_indices:
@@ -126,7 +153,7 @@ def scores_of(
     if y.ndim == 2 and y.shape[1] > 1:
         raise ValueError(f"y has {y.shape[1]} columns of classes; scores are of one class for each sample")
     y, predicted = y.reshape(-1).astype(np.int64), predicted.reshape(-1).astype(np.int64)
-    p = None if probabilities is None else np.asarray(probabilities, np.float64)
+    p = None if probabilities is None else np.asarray(on_host(probabilities), np.float64)
     if p is not None and p.shape[1] == 1:
         p = np.hstack([1 - p, p])
     k = max(len(labels or ()), 0 if p is None else p.shape[1], int(y.max(initial=0)) + 1)
@@ -137,9 +164,9 @@ def scores_of(
         overall = {
             "accuracy": float(metrics.accuracy_score(y, predicted)),
             "balanced_accuracy": float(metrics.balanced_accuracy_score(y, predicted)),
-        }
+        } | {name: float(part.mean()) for name, part in zip(("precision", "recall", "f1"), parts, strict=False)}
     if p is not None:
-        p /= p.sum(axis=1, keepdims=True)  # they sum to 1 in the network's dtype, scikit-learn wants it in float64
+        p = p / p.sum(axis=1, keepdims=True)  # they sum to 1 in the network's dtype, scikit-learn wants it in float64
         overall["log_loss"] = float(metrics.log_loss(y, p, labels=range(k)))
         if len(set(y.tolist())) == k:
             one = p[:, 1] if k == 2 else p
