@@ -14,6 +14,7 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
+from gpubackprop.features import Features
 from gpubackprop.machine.diagnosis import installed
 
 pytestmark = pytest.mark.gpu
@@ -334,6 +335,11 @@ def test_everything_runs_with_the_networks_device_current(
             "predictor of its own": lambda: model.predictor(8)(C),
             "in_batches": lambda: list(model.predictor(4).in_batches(C16)),
             "outputs_in_batches": lambda: list(model.outputs_in_batches(C16)),
+            "describe_data": lambda: model.describe_data(Features((None,) * X.shape[1], scale=2.0), None),
+            "predict by features": lambda: model.predict(X),
+            "folded": lambda: model.folded(),
+            "described again": lambda: model.describe_data(None, None),
+            "summary": lambda: str(model.summary()),
             "warmup": lambda: model.warmup(8),
             "to": lambda: model.to("cuda"),
             "load_state_dict": lambda: model.load_state_dict(model.state_dict()),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,6 @@ def cases(device: Device, dtype: str, settings: Settings) -> Cases:
     """Yield a fit, one with early stopping, and calls with a mini-batch or, last, all rows, of each size."""
     if device.on_gpu or dtype not in ("float32", "float64"):
         raise NothingToMeasureError("scikit-learn's own computes on the CPU, in float32 or float64")
-    if find_spec("sklearn") is None:
-        raise NothingToMeasureError("scikit-learn is not installed")
     for call in CALLS:
         yield from step_cases("sklearn", device, dtype, settings, partial(_prepare, call), f"{call} ")
 
