@@ -17,7 +17,7 @@ import numpy as np
 from gpubackprop import csv_lines
 from gpubackprop.csv_lines import DELIMITERS, Block, CsvError, is_number, to_float
 from gpubackprop.definitions import check_flag, shown
-from gpubackprop.frames import Frame
+from gpubackprop.frames import Frame, text_column
 
 AT_ONCE = 1 << 20  # bytes parsed at once: they stay in the caches
 WIDEST = 100_000  # columns; each takes Arrow some kilobytes
@@ -86,10 +86,7 @@ def read_csv(
     """
     header = None if header is None else check_flag("header", header)
     name = None if target is None else str(target)
-    reader = _Reader(classification, 1 if classification else targets, name, header)
-    if delimiter is not None:
-        reader.delimiter = check_delimiter(delimiter)
-        reader.detects = False
+    reader = _Reader(classification, 1 if classification else targets, name, header, delimiter)
     reader.drop, reader.frame, reader.missing = [str(column) for column in drop], frame, missing
     return reader.read(csv_lines.blocks(csv_lines.normal(content)))
 
@@ -127,9 +124,7 @@ def read_rows(
     target : str, optional
         Its name, or its number; the last column by default.
     """
-    reader = _Reader(classification, 1, target, header)
-    if delimiter is not None:
-        reader.delimiter, reader.detects = check_delimiter(delimiter), False
+    reader = _Reader(classification, 1, target, header, delimiter)
     reader.frame = reader.missing = True
     reader.known = (None if names is None else list(names), list(is_text))
     reader.with_target = with_target
@@ -142,9 +137,11 @@ def read_rows(
 class _Reader:
     """Reads one file; what was found is kept for messages."""
 
-    def __init__(self, classification: bool, targets: int, target: str | None, header: bool | None) -> None:
+    def __init__(
+        self, classification: bool, targets: int, target: str | None, header: bool | None, delimiter: str | None
+    ) -> None:
         self.classification, self.targets, self.target, self.header = classification, targets, target, header
-        self.delimiter = ","
+        self.delimiter = "," if delimiter is None else check_delimiter(delimiter)
         self.first: list[str] = []  # the cells of the first row
         self.first_at, self.row_bytes = 1, 0  # its number and its length
         self.is_target: list[bool] = []
@@ -152,7 +149,7 @@ class _Reader:
         self.point: str = ""
         self.labels: dict[bool, str] = {}  # places of the first numeric label and the first other one
         self.unsure = False  # whether the first row is a sample: only its label could tell
-        self.detects = True  # the delimiter
+        self.detects = delimiter is None
         self.rows = 0
         # for tables with text
         self.frame = self.missing = self.with_target = False
@@ -439,9 +436,7 @@ class _Reader:
         if gone and not self.missing:
             i = next(i for i, cell in enumerate(cells) if cell in gone)
             raise self._cell_error(i, j, cells[i], block)
-        result = np.empty(len(cells), object)
-        result[:] = [None if cell in gone else cell for cell in cells]
-        return result
+        return text_column([None if cell in gone else cell for cell in cells])
 
     def _matrix(self, chosen: list[int], columns: list[Any], block: Block) -> np.ndarray:
         """Return the chosen columns as numbers, all finite."""

@@ -105,10 +105,8 @@ def _scaler(features: Any) -> Any:
     """Return scikit-learn's scaler of these features."""
     from sklearn.preprocessing import StandardScaler
 
-    width = len(features.categories)
-    scaler = StandardScaler().fit(np.zeros((1, width)))
-    scaler.mean_ = features.scale * np.array(features.mean if features.mean is not None else [0.0] * width)
-    scaler.scale_ = features.scale * np.array(features.std if features.std is not None else [1.0] * width)
+    scaler = StandardScaler().fit(np.zeros((1, features.inputs)))
+    scaler.mean_, scaler.scale_ = features.scaling()
     scaler.var_ = scaler.scale_**2
     return scaler
 

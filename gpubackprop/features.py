@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from gpubackprop.definitions import check_flag, check_number, shown
-from gpubackprop.frames import Frame, frame_of, is_table
+from gpubackprop.frames import Frame, column_name, frame_of, is_table
 from gpubackprop.interop import as_array, on_host
 
 MOST_CATEGORIES = 1000  # of a column; each is an input
@@ -46,8 +46,7 @@ class Features:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        width = len(self.categories)
-        numbers = sum(texts is None for texts in self.categories)
+        width, numbers = len(self.categories), self._count
         for name, value, wanted in (
             ("names", self.names, width), ("fill", self.fill, width), ("mean", self.mean, numbers), ("std", self.std, numbers),
         ):  # fmt: skip
@@ -160,6 +159,11 @@ class Features:
                 parts.append(self._one_hot(frame, j, texts, name))
         return parts[0] if len(parts) == 1 else np.hstack(parts)
 
+    def scaling(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and deviation of the columns of numbers as they are given: scale, mean and std in one."""
+        mean, std = self.mean or [0.0] * self._count, self.std or [1.0] * self._count
+        return self.scale * np.array(mean), self.scale * np.array(std)
+
     def folded(self, W: np.ndarray, b: np.ndarray) -> tuple[Features, np.ndarray, np.ndarray]:
         """Return features without scaling, and first parameters that take it over: the same outputs up to rounding.
 
@@ -167,8 +171,7 @@ class Features:
         ------
         W : (inputs, d), b : (d,), both float64
         """
-        std = self.scale * np.array(self.std if self.std is not None else [1.0] * self._count)
-        mean = self.scale * np.array(self.mean if self.mean is not None else [0.0] * self._count)
+        mean, std = self.scaling()
         W, b = W.copy(), b - (mean / std) @ W[: self._count]
         W[: self._count] /= std[:, None]
         fill = None
@@ -209,7 +212,7 @@ class Features:
                 raise ValueError(f"categories are {shown(t)}; they must be different texts")
         return cls(
             categories=categories, names=_list("names", given["names"], str),
-            scale=float(check_number("scale", given["scale"], lambda x: 0 < x < math.inf, "a number > 0")),
+            scale=given["scale"],
             fill=_list("fill", given["fill"], str | float | int),
             mean=_list("mean", given["mean"], float | int), std=_list("std", given["std"], float | int),
         )  # fmt: skip
@@ -221,7 +224,7 @@ class Features:
         return sum(texts is None for texts in self.categories)
 
     def _name(self, j: int) -> str:
-        return f"column {shown(self.names[j])}" if self.names is not None else f"column {j + 1}"
+        return column_name(self.names, j)
 
     def _plain_name(self, j: int) -> str:
         return self.names[j] if self.names is not None else f"column {j + 1}"

@@ -51,7 +51,7 @@ class Frame:
 
     def name(self, j: int) -> str:
         """Return what messages call a column."""
-        return f"column {shown(self.names[j])}" if self.names is not None else f"column {j + 1}"
+        return column_name(self.names, j)
 
     def column(self, j: int) -> np.ndarray:
         """Return a column."""
@@ -66,6 +66,18 @@ class Frame:
         whole = numbers == list(range(self.numbers.shape[1]))
         texts = {k: self.texts[j] for k, j in enumerate(places) if j in self.texts}
         return Frame(names, self.numbers if whole else self.numbers[:, numbers], texts, self.first)
+
+
+def column_name(names: Sequence[str] | None, j: int) -> str:
+    """Return what messages call a column: by its name, or else by its number."""
+    return f"column {shown(names[j])}" if names is not None else f"column {j + 1}"
+
+
+def text_column(cells: Sequence[Any]) -> np.ndarray:
+    """Return cells as an array of objects, whatever they are."""
+    column = np.empty(len(cells), object)
+    column[:] = cells
+    return column
 
 
 def is_table(X: Any) -> bool:
@@ -118,9 +130,7 @@ def _text(cells: list[Any], what: str) -> np.ndarray:
     for i, (cell, gone) in enumerate(zip(cells, missing, strict=True)):
         if not gone and not isinstance(cell, str):
             raise ValueError(f"{what}: sample {i + 1} is {shown(cell)}; give numbers or text, or leave the column out")
-    column = np.empty(len(cells), object)
-    column[:] = [None if gone else cell for cell, gone in zip(cells, missing, strict=True)]
-    return column
+    return text_column([None if gone else cell for cell, gone in zip(cells, missing, strict=True)])
 
 
 def column_of(y: Any) -> Any:
@@ -134,9 +144,7 @@ def column_of(y: Any) -> Any:
     if isinstance(y, np.ndarray):
         return y
     if isinstance(y, list | tuple) and any(isinstance(label, str) for label in y):
-        column = np.empty(len(y), object)
-        column[:] = y
-        return column
+        return text_column(y)
     if hasattr(type(y), "to_list") or hasattr(type(y), "to_pylist"):
         import narwhals.stable.v1 as nw
 

@@ -82,3 +82,10 @@ def test_rows_of_probabilities_and_several_outputs_are_classes(monkeypatch: pyte
     both = np.random.default_rng(0).integers(0, 2, (30, 2))
     d = saved(tmp_path, np.ones((30, 3)), both)
     assert sum(numbers(drawn(monkeypatch, tmp_path, d, d.y_test.copy())[-1]).values()) == 12
+
+
+def test_the_best_error_is_the_least() -> None:
+    from gpubackprop.training.curves import learning_curve
+
+    picture = learning_curve({"loss": [3.0, 2.0, 1.0], "val_loss": [3.0, 2.0, 1.5], "val_mae": [2.0, 0.5, 1.0]})
+    assert picture.axes[1].get_title() == "best 0.5000"

@@ -56,13 +56,13 @@ def _columns(model: MLP, X: Any, *, probabilities: bool) -> dict[str, np.ndarray
     """Return the predictions of some samples, by column."""
     import numpy as np
 
+    from gpubackprop.training.scores import of_each_class
+
     found = np.asarray(model.predict(X))
     found = found if found.ndim == 1 else found[:, 0] if found.shape[1] == 1 else found
     columns = {"prediction": found} if found.ndim == 1 else {f"prediction_{j + 1}": a for j, a in enumerate(found.T)}
     if probabilities:
-        p = np.asarray(model.predict_proba(X))
-        if p.shape[1] == 1:  # of the second of two classes
-            p = np.hstack([1 - p, p])
+        p = of_each_class(np.asarray(model.predict_proba(X)))
         labels = model.classes if model.classes is not None else range(p.shape[1])
         columns |= {f"probability_{label}": a for label, a in zip(labels, p.T, strict=True)}
     return columns

@@ -10,6 +10,7 @@ def show(run: RunPath) -> None:
     from gpubackprop.cli.saved import open_saved
     from gpubackprop.inspect.pictures import sparkline
     from gpubackprop.mlp import fingerprint
+    from gpubackprop.training.history import is_better_larger
 
     saved = open_saved(run, "cpu")
     model, history = saved.model, saved.history
@@ -30,7 +31,7 @@ def show(run: RunPath) -> None:
     print(f"epochs       {epochs}, {state or 'no reason kept'}")
     for name, column in history.items():
         if name not in ("seconds", "learning_rate") and column:
-            best = min(column) if name.endswith("loss") else max(column)
+            best = max(column) if is_better_larger(name) else min(column)
             print(
                 f"{name:12s} {sparkline(column)}  {column[-1]:.4f}, best {best:.4f} in epoch {column.index(best) + 1}"
             )

@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from gpubackprop.training.history import is_better_larger
+
 
 class Picture(Figure):
     """A figure with a canvas of its own, which a notebook shows without pyplot."""
@@ -53,7 +55,7 @@ def draw_curves(axes: Sequence[Any], history: Mapping[str, list[float]]) -> None
         axes[1].set(xlabel="epoch", ylabel="validation")
         axes[1].legend(frameon=False)
     elif metrics:
-        best = max(history[metrics[0]])
+        best = max(history[metrics[0]]) if is_better_larger(metrics[0]) else min(history[metrics[0]])
         axes[1].axhline(best, color="0.7", linewidth=0.8, linestyle=":")
         axes[1].set(xlabel="epoch", ylabel=f"validation {metrics[0].removeprefix('val_')}")
         axes[1].set_title(f"best {best:.4f}", fontsize=9)

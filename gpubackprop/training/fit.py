@@ -16,7 +16,7 @@ from gpubackprop._version import __version__
 from gpubackprop.architecture import Architecture
 from gpubackprop.definitions import check_count, check_flag, check_number, shown
 from gpubackprop.features import Features, check_asked
-from gpubackprop.frames import column_of, is_table
+from gpubackprop.frames import column_of, frame_of, is_table
 from gpubackprop.intake import Samples
 from gpubackprop.labels import check_classes, classes_in, is_text
 from gpubackprop.network import Data, Network, optimizer_of
@@ -171,6 +171,7 @@ def fit(
         checkpoint, every=checkpoint_every, overwrite=overwrite
     )  # fmt: skip
     called = run.callbacks_of(callbacks) if run is not None and run.is_resumed else as_callbacks(callbacks)
+    X, y = frame_of(X) if is_table(X) else X, column_of(y)  # read once
     a = _described(model.architecture, X, y, classes, check_asked(standardize, missing, scale))
     samples = Samples.given(X, y, sample_weight, by=a)
     validation = _validation(validation_data, a)
@@ -195,8 +196,8 @@ def _described(a: Architecture, X: Any, y: Any, classes: Any, asked: tuple[bool,
         features = Features.of(X, standardize=asked[0], missing=asked[1], scale=asked[2])
     elif features is not None and wanted:
         features.check_same(*asked)
-    if named is None and (classes is not None or is_text(column_of(y))):
-        named = check_classes(classes) if classes is not None else classes_in(column_of(y))
+    if named is None and (classes is not None or is_text(y)):
+        named = check_classes(classes) if classes is not None else classes_in(y)
     elif named is not None and classes is not None and check_classes(classes) != named:
         raise ValueError(f"classes is {shown(classes)}; the network has {shown(list(named))} from its first fit")
     return a if features is a.features and named is a.classes else replace(a, features=features, classes=named)

@@ -112,6 +112,11 @@ def metrics_on(model: MLP, samples: Samples, names: Sequence[str]) -> dict[str, 
     return {name: overall.get(name, math.nan) for name in names}
 
 
+def of_each_class(p: np.ndarray) -> np.ndarray:
+    """Return probabilities with a column for each class; where there is one column, it is that of the second class."""
+    return np.hstack([1 - p, p]) if p.shape[1] == 1 else p
+
+
 def outputs_of(model: MLP, X: Any) -> np.ndarray:
     """Return predictions as numbers: class indices where the network has labels."""
     plain = model if model.classes is None else model.twin(classes=None)
@@ -154,8 +159,8 @@ def scores_of(
         raise ValueError(f"y has {y.shape[1]} columns of classes; scores are of one class for each sample")
     y, predicted = y.reshape(-1).astype(np.int64), predicted.reshape(-1).astype(np.int64)
     p = None if probabilities is None else np.asarray(on_host(probabilities), np.float64)
-    if p is not None and p.shape[1] == 1:
-        p = np.hstack([1 - p, p])
+    if p is not None:
+        p = of_each_class(p)
     k = max(len(labels or ()), 0 if p is None else p.shape[1], int(y.max(initial=0)) + 1)
     names = [str(label) for label in (labels or range(k))]
     with warnings.catch_warnings():
