@@ -16,7 +16,6 @@ from gpubackprop.kernels.cpu.gemm import (
     scratch_for,
     total_for,
 )
-from gpubackprop.kernels.cpu.program import Program
 
 
 def multiply(a, b, at, bt, shares=1):
@@ -24,12 +23,12 @@ def multiply(a, b, at, bt, shares=1):
     total = total_for(np.empty((a.shape[0], b.shape[1])), a.shape[1])
     a, b = np.ascontiguousarray(a.T if at else a), np.ascontiguousarray(b.T if bt else b)
     out = np.full((a.shape[1] if at else a.shape[0], b.shape[0] if bt else b.shape[1]), np.nan, a.dtype)
-    scratch = scratch_for(a.dtype, shares + 1)
-    scratch[-1] = 7
-    program = Program([(compile_product(a.dtype), (a, b, out, int(at), int(bt), scratch[:-1], total))])
+    scratch = scratch_for(a.dtype, 2)
+    scratch.arrays[1] = 7
+    entry, _, block = compile_product(a.dtype).bind((a, b, out, int(at), int(bt), scratch, total))
     for number in range(shares):
-        program.run_share(number, shares)
-    assert (scratch[-1] == 7).all()
+        entry(block.ctypes.data, number, shares)
+    assert (scratch.arrays[1] == 7).all()
     return out
 
 

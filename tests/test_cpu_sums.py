@@ -11,7 +11,6 @@ import pytest
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.kernels.cpu import passes as cpu
-from gpubackprop.kernels.cpu.program import Program
 from gpubackprop.kernels.cpu.vector import LANES, define_sum
 from gpubackprop.losses import LOSSES
 from gpubackprop.step.state import FACTOR, NORM
@@ -58,9 +57,9 @@ def test_the_order_of_a_column_sum_is_the_one_defined(n: int) -> None:
         kernel = cpu.compile_bias_activation_backward(ACTIVATIONS["identity"], np.dtype(np.float32), False)
         out, db = np.empty_like(dh), np.empty(5, np.float32)
         memory = np.empty((cpu.shares_of(n), 5), np.float32), np.zeros(1, np.int64)
-        program = Program([(kernel, (dh, h, out, db, *memory))])
+        entry, _, block = kernel.bind((dh, h, out, db, *memory))
         for number in range(shares):
-            program.run_share(number, shares)
+            entry(block.ctypes.data, number, shares)
         np.testing.assert_array_equal(db.view(np.int32), sums[0].view(np.int32))
 
 

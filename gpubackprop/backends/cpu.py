@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpubackprop.backends.base import Call, Run
 from gpubackprop.backends.checks import check_arrays
 from gpubackprop.backends.host import HostBackend
-from gpubackprop.definitions import Array, address
+from gpubackprop.definitions import address
 from gpubackprop.philox import keep_threshold, split_seed
 from gpubackprop.step import Step
 from gpubackprop.step import operations as table
+from gpubackprop.step.dataflow import dependencies
+
+if TYPE_CHECKING:
+    from gpubackprop.kernels.cpu.compile import PerThread
+
+
+SHARED = 2e6  # FLOP of a step from which on threads share it: below, they wait for each other longer than they compute
+LEAST = 2e4  # FLOP of a piece, about 0.2 microseconds: below, taking it takes longer
+GRAIN = 3e7  # FLOP of a piece of something large, about 0.3 ms: who loses its core holds up one
+SIDE = 96  # rows or columns of a piece of a product, which packs the operands for itself
+FLOP_OF_A_BYTE = 4  # an operation that moves memory takes about the time of so many
 
 
 class CpuBackend(HostBackend):
@@ -53,11 +63,16 @@ class CpuBackend(HostBackend):
         return {"processor": binding.get_host_cpu_name(), "LLVM": ".".join(map(str, binding.llvm_version_info))}
 
     def compile(self, step: Step) -> Run:
+        from gpubackprop.kernels.cpu.program import Program, Task
         from gpubackprop.kernels.cpu.threads import available_threads
 
-        with self._own_scratch(available_threads()):
-            calls = [self.bind(operation) for operation in step.bound()]
-        return CpuStep(calls, step.flops)
+        threads, operations = available_threads() if step.flops >= SHARED else 1, step.bound()
+        with self._own_scratch(threads):
+            calls: list[tuple[Any, Any]] = [self.bind(operation) for operation in operations]
+        if threads == 1:
+            return Program([Task(kernel, arguments) for kernel, arguments in calls])
+        pieces, after = [pieces_of(o, threads) for o in operations], dependencies(operations)
+        return Program([Task(*parts) for parts in zip(*zip(*calls, strict=True), pieces, after, strict=True)], threads)
 
     @contextmanager
     def _own_scratch(self, threads: int) -> Iterator[None]:
@@ -100,7 +115,7 @@ class CpuBackend(HostBackend):
         z, y, loss, weighted = o.z, o.y, o.loss, o.weight is not None
         n, d, shares = o.samples or len(z), z.shape[1], shares_of(len(z))
         kernel = compile_bias_loss(loss, z.dtype, y.ndim == 1, weighted, address(z) == address(o.out))
-        sums, scratch = np.empty((shares, d), z.dtype), np.empty(loss_scratch(len(z), d), z.dtype)
+        sums, scratch = np.empty((shares, d), z.dtype), loss_scratch(len(z), d, z.dtype, self._scratch.threads)
         losses, arrived = np.empty(shares), np.zeros(1, np.int64)
         scale = z.dtype.type(loss.scale(n, d, weighted))
         count = np.array([n if loss.reduction == "mean" else 1], np.float64) if o.total is None else o.total
@@ -153,49 +168,20 @@ class CpuBackend(HostBackend):
         return compile_update(o.optimizer, dtype), arguments
 
 
-class CpuStep:
-    """A step, run by compiled code any number of times, on the fastest number of threads.
+def pieces_of(operation: table.Operation, threads: int) -> int:
+    """Return into how many pieces an operation is cut: a multiple of ``threads``, or fewer where it is small.
 
-    The bits do not depend on the number of threads, so the first long runs try one thread and all of them in turn.
+    All have the same bits: kernels share rows, columns or elements, never a sum.
     """
-
-    TRIALS = 6  # per number of threads; the fastest counts, since other programs may take a core for a while
-    ALONE = 1e6  # FLOP of a step below which barriers take longer than the computation
-    LONG = 3e8  # FLOP of a run long enough for a trial: some milliseconds, against 50 microseconds to start
-
-    def __init__(self, calls: Sequence[Any], flops: float) -> None:
-        from gpubackprop.kernels.cpu.program import Program
-        from gpubackprop.kernels.cpu.threads import available_threads
-
-        self._program, self._flops = Program(calls), flops
-        self._seconds: dict[int, list[float]] = {1: []}  # seconds per step, in the trials of each number of threads
-        if flops >= self.ALONE and available_threads() > 1:
-            self._seconds[available_threads()] = []
-        # what runs the steps, once the number of threads is known
-        self._run: Callable[[int], None] | None = self._program.alone if len(self._seconds) == 1 else None
-
-    def __call__(self, times: int = 1) -> None:
-        """Run the step ``times`` times."""
-        if self._run is not None:
-            self._run(times)
-        elif times * self._flops < self.LONG:
-            self._program(times)
-        else:
-            self._try(times)
-
-    @property
-    def once(self) -> Callable[[], None]:
-        """The fastest way to run the step once."""
-        return self if self._run is None else partial(self._run, 1)
-
-    def _try(self, times: int) -> None:
-        threads = min(self._seconds, key=lambda number: len(self._seconds[number]))
-        started = time.perf_counter()
-        self._program(times, threads)
-        self._seconds[threads].append((time.perf_counter() - started) / times)
-        if all(len(seconds) == self.TRIALS for seconds in self._seconds.values()):
-            threads = min(self._seconds, key=lambda number: min(self._seconds[number]))
-            self._run = self._program.alone if threads == 1 else partial(self._program, threads=threads)
+    if isinstance(operation, table.Advance | table.Clip | table.NormalizeWeights):
+        return 1
+    work = max(operation.flops, FLOP_OF_A_BYTE * operation.nbytes)
+    if work < LEAST * threads:
+        return int(max(1, work // LEAST))
+    wanted = work / GRAIN
+    if isinstance(operation, table.Matmul):
+        wanted = min(wanted, max(operation.out.shape) / SIDE)
+    return threads * max(1, round(wanted / threads))
 
 
 class _Scratch(threading.local):
@@ -204,15 +190,15 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self.begin(1)
 
-    def of(self, dtype: np.dtype[Any]) -> Array:
+    def of(self, dtype: np.dtype[Any]) -> PerThread:
         """Return the memory for a dtype."""
         from gpubackprop.kernels.cpu.gemm import scratch_for
 
         if dtype not in self._arrays:
-            self._arrays[dtype] = scratch_for(dtype, self._threads)
+            self._arrays[dtype] = scratch_for(dtype, self.threads)
         return self._arrays[dtype]
 
     def begin(self, threads: int) -> None:
         """Drop our references; the next use allocates, for ``threads`` threads per product."""
-        self._threads = threads
-        self._arrays: dict[np.dtype[Any], Array] = {}
+        self.threads = threads
+        self._arrays: dict[np.dtype[Any], PerThread] = {}

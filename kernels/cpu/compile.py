@@ -27,6 +27,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from gpubackprop.code_digest import Digest, fingerprint, thaw
+from gpubackprop.definitions import Array
 from gpubackprop.kernels.source import source_digest
 from gpubackprop.machine import cache
 
@@ -68,10 +69,13 @@ def helper(function: Callable[..., Any]) -> Any:
     return numba.njit(**_OPTIONS)(function)
 
 
-def _share(size, unit, thread, threads):  # type: ignore[no-untyped-def]
-    """Return the first and last element of a thread's share: whole units, but for the end."""
+LINE = 16  # pieces are multiples of so many numbers, so that two rarely write to the same cache line
+
+
+def _share(size, unit, piece, pieces):  # type: ignore[no-untyped-def]
+    """Return the first and last element of a piece: whole units, but for the end."""
     units = (size + unit - 1) // unit
-    return min(size, thread * units // threads * unit), min(size, (thread + 1) * units // threads * unit)
+    return min(size, piece * units // pieces * unit), min(size, (piece + 1) * units // pieces * unit)
 
 
 share = inlined(_share)
@@ -91,10 +95,16 @@ Kind = tuple[str, int]
 """The type of an argument: the letter of its dtype, which NumPy stores, unlike its name, and its dimensions."""
 
 
-class Kernel:
-    """A function of arrays, numbers and a share of the work, compiled for the types of its arguments at first use.
+class PerThread(NamedTuple):
+    """An argument of which each thread has its own: ``arrays[thread]``."""
 
-    ``function(*arguments, thread, threads)`` runs ``thread``'s share. The machine code reads its arguments from a block of words
+    arrays: Array
+
+
+class Kernel:
+    """A function of arrays, numbers and a piece of the work, compiled for the types of its arguments at first use.
+
+    ``function(*arguments, piece, pieces)`` runs one piece of the work. The machine code reads its arguments from a block of words
     in memory, so a step calls all kernels in the same way and need not be compiled.
     """
 
@@ -119,8 +129,9 @@ class Kernel:
 
         return run
 
-    def bind(self, arguments: tuple[Any, ...]) -> tuple[Any, int, Any]:
-        """Return the compiled function for such arguments, its address, and the block of words that holds the arguments."""
+    def bind(self, arguments: tuple[Any, ...], thread: int = 0) -> tuple[Any, int, Any]:
+        """Return the compiled function for such arguments, its address, and the block of words that holds a thread's arguments."""
+        arguments = tuple(a.arrays[thread] if isinstance(a, PerThread) else a for a in arguments)
         kinds = tuple(map(_kind_of, arguments))
         if kinds not in self.entries:
             self.entries[kinds] = self._compile(kinds)
@@ -141,9 +152,9 @@ class Kernel:
             )
             place += 1 + ndim
         source = (
-            "def entry(block, thread, threads):\n"
+            "def entry(block, piece, pieces):\n"
             f"    w, x = carray(pointer(block, np.int64), {place}), carray(pointer(block, np.float64), {place})\n"
-            f"    body({', '.join(texts)}, thread, threads)\n"
+            f"    body({', '.join(texts)}, piece, pieces)\n"
         )
         exec(compile(source, __file__, "exec"), namespace)
         namespace["entry"].__name__ = self.function.__name__

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.definitions import Array, aligned_zeros
-from gpubackprop.kernels.cpu.compile import compiled, helper, share
+from gpubackprop.kernels.cpu.compile import PerThread, compiled, helper, share
 from gpubackprop.kernels.cpu.vector import (
     define_add,
     define_clear,
@@ -39,10 +39,10 @@ WIDE = 512  # columns of the result above which packing a block of a pays
 WIDE_TRANSPOSED = 96  # the same for a transposed a, whose elements lie far apart for the micro-kernel
 
 
-def scratch_for(dtype: np.dtype[Any], threads: int) -> Array:
+def scratch_for(dtype: np.dtype[Any], threads: int) -> PerThread:
     """Return memory for the packed operands of each thread; pages that a product does not use are never touched."""
     shape = shape_for(dtype)
-    return aligned_zeros((threads, KC * (NC + MC) + 2 * shape.rows * shape.columns), dtype)
+    return PerThread(aligned_zeros((threads, KC * (NC + MC) + 2 * shape.rows * shape.columns), dtype))
 
 
 def total_for(out: Array, depth: int) -> Array:
@@ -218,15 +218,14 @@ def compile_product(dtype: np.dtype[Any]) -> Any:
                             out + (i0 * n + j) * size, n, i1 - i0, columns, k, part - begin, edge,
                         )  # fmt: skip
 
-    def product(a, b, out, a_transposed, b_transposed, scratch, total, thread, threads):  # type: ignore[no-untyped-def]
+    def product(a, b, out, a_transposed, b_transposed, scratch, total, piece, pieces):  # type: ignore[no-untyped-def]
         m, n = out.shape
         depth = a.shape[0] if a_transposed else a.shape[1]
         i0, i1, j0, j1 = 0, m, 0, n
-        threads = min(threads, scratch.shape[0])
         if m * NR >= n * MR:
-            i0, i1 = share(m, MR, thread, threads)
+            i0, i1 = share(m, MR, piece, pieces)
         else:
-            j0, j1 = share(n, NR, thread, threads)
+            j0, j1 = share(n, NR, piece, pieces)
         if i0 >= i1 or j0 >= j1:
             return
         parts = (depth + KC - 1) // KC
@@ -236,7 +235,7 @@ def compile_product(dtype: np.dtype[Any]) -> Any:
                 a.ctypes.data + i0 * (1 if a_transposed else depth) * size, a.shape[1], a_transposed,
                 b.ctypes.data + j0 * (depth if b_transposed else 1) * size, b.shape[1], b_transposed,
                 out.ctypes.data + (i0 * n + j0) * size, n, i1 - i0, j1 - j0, depth, begin, end, parts,
-                scratch.ctypes.data + thread * scratch.shape[1] * size,
+                scratch.ctypes.data,
             )  # fmt: skip
             if parts > PARTS:
                 for i in range(i0, i1):

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.definitions import per_definition
-from gpubackprop.kernels.cpu.compile import Kernel, compiled, inlined, maximum, share
+from gpubackprop.kernels.cpu.compile import Kernel, PerThread, compiled, inlined, maximum, share
 from gpubackprop.kernels.cpu.math import vector_math
 from gpubackprop.kernels.cpu.passes import ROWS, add_shares
-from gpubackprop.kernels.cpu.threads import available_threads, is_last
+from gpubackprop.kernels.cpu.threads import is_last
 from gpubackprop.kernels.cpu.vector import define_sum
 from gpubackprop.kernels.softmax import define_log_softmax
 from gpubackprop.losses import Loss
@@ -20,9 +20,9 @@ SHORT = 32
 """Least length of a row whose loop fills vectors; for shorter rows all exponentials are one long loop."""
 
 
-def loss_scratch(n: int, d: int) -> tuple[int, int, int]:
-    """Return the shape of the scratch of a loss of n rows of d numbers: for each thread, five arrays of some rows."""
-    return available_threads(), 5, d * (min(n, ROWS) if d < SHORT else 1)
+def loss_scratch(n: int, d: int, dtype: np.dtype[Any], threads: int) -> PerThread:
+    """Return the memory of a loss of n rows of d numbers: for each thread, five arrays of some rows."""
+    return PerThread(np.empty((threads, 5, d * (min(n, ROWS) if d < SHORT else 1)), dtype))
 
 
 @cache
@@ -46,7 +46,7 @@ def compile_bias_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
     """Return kernel(z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived).
 
     ``count`` (1,) float64 is what the sum in value[1] grows by, times the loss. ``sums``, ``losses`` and ``scratch`` are memory
-    for each share, (shares_of(n), d), (shares_of(n),) float64 and loss_scratch(n, d); ``arrived`` (1,) int64 is 0. In place,
+    for each share, (shares_of(n), d), (shares_of(n),) float64 and :func:`loss_scratch`; ``arrived`` (1,) int64 is 0. In place,
     ``out`` is ``z``.
     """
     make = _elementwise_loss if loss.family == "elementwise" else _softmax_loss
@@ -68,11 +68,11 @@ def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
     zero, one, row_sum = dtype.type(0), dtype.type(1), _define_row_sum(dtype)
 
     def elementwise_loss(  # type: ignore[no-untyped-def]
-        z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived, thread, threads
+        z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived, piece, pieces
     ):
-        first, last = share(sums.shape[0], 1, thread, min(threads, scratch.shape[0]))
+        first, last = share(sums.shape[0], 1, piece, pieces)
         for k in range(first, last):
-            sums_k, terms, total = sums[k], scratch[thread, 0, : z.shape[1]], 0.0
+            sums_k, terms, total = sums[k], scratch[0, : z.shape[1]], 0.0
             sums_k[:] = zero
             for i in range(k * ROWS, min((k + 1) * ROWS, z.shape[0])):
                 w = weight[i] if weighted else one
@@ -89,7 +89,7 @@ def _elementwise_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted:
                     sums_k[j] += out[i, j]
                 total += row_sum(terms) * w
             losses[k] = total
-        if is_last(arrived, threads):
+        if is_last(arrived, pieces):
             add_shares(sums, db)
             add_losses(losses, scale, count, value)
 
@@ -110,18 +110,18 @@ def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: boo
     read = inlined(read_index if indices else read_dense)
 
     def softmax_loss(  # type: ignore[no-untyped-def]
-        z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived, thread, threads
+        z, b, y, weight, scale, count, out, db, value, sums, scratch, losses, arrived, piece, pieces
     ):
         d = z.shape[1]
-        u, together = one / dtype_of(d), scratch.shape[2] // d
-        first, last = share(sums.shape[0], 1, thread, min(threads, scratch.shape[0]))
+        u, together = one / dtype_of(d), scratch.shape[1] // d
+        first, last = share(sums.shape[0], 1, piece, pieces)
         for k in range(first, last):
             sums_k, losses[k], end = sums[k], 0.0, min((k + 1) * ROWS, z.shape[0])
             sums_k[:] = zero
             for begin in range(k * ROWS, end, together):
                 rows = min(together, end - begin)
-                flat_q, flat_e = scratch[thread, 0, : rows * d], scratch[thread, 1, : rows * d]
-                terms, sums_e, logs = scratch[thread, 2, :d], scratch[thread, 3, :rows], scratch[thread, 4, :rows]
+                flat_q, flat_e = scratch[0, : rows * d], scratch[1, : rows * d]
+                terms, sums_e, logs = scratch[2, :d], scratch[3, :rows], scratch[4, :rows]
                 for r in range(rows):
                     q, top = flat_q[r * d : (r + 1) * d], lowest
                     for j in range(d):
@@ -160,7 +160,7 @@ def _softmax_loss(loss: Loss, dtype: np.dtype[Any], indices: bool, weighted: boo
                         out[i, j] = do
                         sums_k[j] += do
                     losses[k] += row * w
-        if is_last(arrived, threads):
+        if is_last(arrived, pieces):
             add_shares(sums, db)
             add_losses(losses, scale, count, value)
 

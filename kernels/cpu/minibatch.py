@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.kernels.cpu.compile import Kernel, compiled, inlined, share, where
+from gpubackprop.kernels.cpu.compile import LINE, Kernel, compiled, inlined, share, where
 from gpubackprop.philox import define_philox
 from gpubackprop.step.state import CURSOR, STEPS
 
@@ -18,8 +18,8 @@ BLOCKS = 64  # blocks of four random numbers generated at a time
 def compile_normalize_weights(dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(weight, out, total): out = weight / sum(weight), or 0 where that is 0, and the sum."""
 
-    def normalize_weights(weight, out, total, thread, threads):  # type: ignore[no-untyped-def]
-        if thread > 0:
+    def normalize_weights(weight, out, total, piece, pieces):  # type: ignore[no-untyped-def]
+        if piece > 0:
             return
         top, shares = 0.0, 0.0
         for i in range(weight.size):
@@ -41,8 +41,8 @@ def compile_dropout(dtype: np.dtype[Any]) -> Kernel:
     philox = inlined(define_philox(np.uint32, np.uint64))
     zero, u32, u64, high = dtype.type(0), np.uint32, np.uint64, np.uint64(32)
 
-    def dropout(x, threshold, scale, seed_low, seed_high, layer, counters, out, first_block, thread, threads):  # type: ignore[no-untyped-def]
-        begin, end = share(x.size, 4, thread, threads)
+    def dropout(x, threshold, scale, seed_low, seed_high, layer, counters, out, first_block, piece, pieces):  # type: ignore[no-untyped-def]
+        begin, end = share(x.size, 4, piece, pieces)
         step, limit = u32(counters[STEPS]), u32(threshold)
         words, mixed = np.empty((4, BLOCKS), np.uint32), np.empty((BLOCKS, 4), np.uint32)
         words0, words1, words2, words3 = words[0], words[1], words[2], words[3]
@@ -66,20 +66,18 @@ def compile_dropout(dtype: np.dtype[Any]) -> Kernel:
 def compile_gather(dtype: np.dtype[Any], ndim: int) -> Kernel:
     """Return kernel(source, order, counters, out): the rows of the next mini-batch; positions are clamped."""
 
-    def gather_rows(source, order, counters, out, thread, threads):  # type: ignore[no-untyped-def]
+    def gather_rows(source, order, counters, out, piece, pieces):  # type: ignore[no-untyped-def]
         last, last_row = order.size - 1, source.shape[0] - 1
-        first, (begin, end) = min(max(counters[CURSOR], 0), last), share(out.shape[0], 1, thread, threads)
+        first, (begin, end) = min(max(counters[CURSOR], 0), last), share(out.shape[0], 1, piece, pieces)
         for i in range(begin, end):
             k = min(max(order[min(first + i, last)], 0), last_row)
             for j in range(out.shape[1]):
                 out[i, j] = source[k, j]
 
-    def gather_values(source, order, counters, out, thread, threads):  # type: ignore[no-untyped-def]
-        if thread > 0:
-            return
+    def gather_values(source, order, counters, out, piece, pieces):  # type: ignore[no-untyped-def]
         last, last_row = order.size - 1, source.shape[0] - 1
-        first = min(max(counters[CURSOR], 0), last)
-        for i in range(out.shape[0]):
+        first, (begin, end) = min(max(counters[CURSOR], 0), last), share(out.shape[0], LINE, piece, pieces)
+        for i in range(begin, end):
             out[i] = source[min(max(order[min(first + i, last)], 0), last_row)]
 
     return compiled(gather_rows if ndim == 2 else gather_values)

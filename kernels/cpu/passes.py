@@ -8,8 +8,8 @@ The order of every sum is defined, and so the same on every machine. A column su
 those sums in pairs, pairs of pairs and so on. A sum along a row is in order where the row is short, and otherwise in lanes
 (:func:`gpubackprop.kernels.cpu.vector.define_sum`), as is the norm of the gradient. The losses of the rows are added in float64.
 
-The last two arguments of each are ``thread`` and ``threads``: threads share rows, columns or elements, never a sum, so that no
-result depends on their number. The first thread alone does work too small to share.
+The last two arguments of each are ``piece`` and ``pieces``: pieces are rows, columns or elements, never parts of a sum, so that no
+result depends on their number. The first piece alone does what is too small to share.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def compile_bias_activation_forward(activation: Activation, dtype: np.dtype[Any]
     """Return kernel(z, b, h): z <- z + b, h = phi(z); in place, h is z: z <- phi(z + b)."""
     phi = inlined(activation.scalars(dtype, vector_math(dtype))[0])
 
-    def forward(z, b, h, thread, threads):  # type: ignore[no-untyped-def]
-        first, last = share(z.shape[0], 1, thread, threads)
+    def forward(z, b, h, piece, pieces):  # type: ignore[no-untyped-def]
+        first, last = share(z.shape[0], 1, piece, pieces)
         for i in range(first, last):
             for j in range(z.shape[1]):
                 z_ij = z[i, j] + b[j]
@@ -72,8 +72,8 @@ def compile_bias_activation_backward(activation: Activation, dtype: np.dtype[Any
     dphi = inlined(activation.scalars(dtype, vector_math(dtype))[1])
     zero = dtype.type(0)
 
-    def backward(dh, s, delta, db, sums, arrived, thread, threads):  # type: ignore[no-untyped-def]
-        first, last = share(sums.shape[0], 1, thread, threads)
+    def backward(dh, s, delta, db, sums, arrived, piece, pieces):  # type: ignore[no-untyped-def]
+        first, last = share(sums.shape[0], 1, piece, pieces)
         for k in range(first, last):
             sums_k = sums[k]
             sums_k[:] = zero
@@ -85,7 +85,7 @@ def compile_bias_activation_backward(activation: Activation, dtype: np.dtype[Any
                     else:
                         delta[i, j] = delta_ij
                     sums_k[j] += delta_ij
-        if is_last(arrived, threads):
+        if is_last(arrived, pieces):
             add_shares(sums, db)
 
     return compiled(backward)

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.definitions import per_definition
-from gpubackprop.kernels.cpu.compile import Kernel, compiled, inlined, share, where
+from gpubackprop.kernels.cpu.compile import LINE, Kernel, compiled, inlined, share, where
 from gpubackprop.kernels.cpu.math import vector_math
 from gpubackprop.kernels.cpu.vector import define_sum
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.step.state import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
 
-LINE = 16  # shares are multiples of it, so that two threads rarely write to the same cache line
 SMALLER = 2.0**-600  # factor for numbers whose squares are infinite
 
 
@@ -22,12 +21,12 @@ SMALLER = 2.0**-600  # factor for numbers whose squares are infinite
 def compile_accumulate(dtype: np.dtype[Any], first: bool) -> Kernel:
     """Return kernel(total, term, out): out = total + term; for the first term kernel(term, out): out = term."""
 
-    def copy(term, out, thread, threads):  # type: ignore[no-untyped-def]
-        first, last = share(term.size, LINE, thread, threads)
+    def copy(term, out, piece, pieces):  # type: ignore[no-untyped-def]
+        first, last = share(term.size, LINE, piece, pieces)
         out[first:last] = term[first:last]
 
-    def accumulate(total, term, out, thread, threads):  # type: ignore[no-untyped-def]
-        first, last = share(term.size, LINE, thread, threads)
+    def accumulate(total, term, out, piece, pieces):  # type: ignore[no-untyped-def]
+        first, last = share(term.size, LINE, piece, pieces)
         total, term, out = total[first:last], term[first:last], out[first:last]
         for i in range(term.size):
             out[i] = total[i] + term[i]
@@ -40,8 +39,8 @@ def compile_clip(dtype: np.dtype[Any]) -> Kernel:
     """Return kernel(gradients, max_norm, scalars)."""
     squares = define_sum(dtype, squares=True)
 
-    def clip(gradients, max_norm, scalars, thread, threads):  # type: ignore[no-untyped-def]
-        if thread > 0:
+    def clip(gradients, max_norm, scalars, piece, pieces):  # type: ignore[no-untyped-def]
+        if piece > 0:
             return
         scale, total = 1.0, squares(gradients.ctypes.data, gradients.size, 1.0)
         if total == np.inf:  # so float64 will do: numbers much smaller than the largest may become 0
@@ -76,8 +75,8 @@ def compile_advance(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
     schedule = optimizer.schedule
     factor, read_schedule = with_numbers(schedule.define(m), "t", len(schedule.numbers))
 
-    def advance(rate, batch, counters, scalars, numbers, of_schedule, thread, threads):  # type: ignore[no-untyped-def]
-        if thread > 0:
+    def advance(rate, batch, counters, scalars, numbers, of_schedule, piece, pieces):  # type: ignore[no-untyped-def]
+        if piece > 0:
             return
         t = float(counters[STEPS])
         lr, c1, c2 = constants(t + 1.0, rate[0] * factor(t, read_schedule(of_schedule)), read(numbers))
@@ -97,9 +96,9 @@ def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
     has0, has1, has2 = (optimizer.n_states > k for k in range(3))
     zero = dtype.type(0)
 
-    def update_all(p, gradients, states, scalars, limit, numbers, thread, threads):  # type: ignore[no-untyped-def]
+    def update_all(p, gradients, states, scalars, limit, numbers, piece, pieces):  # type: ignore[no-untyped-def]
         factor, lr, c1, c2, n = scalars[FACTOR], scalars[RATE], scalars[C1], scalars[C2], read(numbers)
-        first, last = share(p.size, LINE, thread, threads)
+        first, last = share(p.size, LINE, piece, pieces)
         p, gradients = p[first:last], gradients[first:last]
         state0 = states[0, first:last] if has0 else p
         state1 = states[1, first:last] if has1 else p
