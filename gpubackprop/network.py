@@ -130,6 +130,7 @@ class Network(Described, SetOnce, OnDevice):
         self._sums = Memory()  # sums of gradients and losses over micro-batches
         self._optimizer_state: OptimizerState | None = None
         self._holds: dict[str, Hold] = {}  # the fit that is training this network
+        self.kept: dict[str, Any] = {}  # what the next fit can use again
         self._version = 0  # counts changes of the parameters
         self.eager = EagerPasses(self._architecture, self.backend, arrays)
         self.parameters.flat[...] = self.backend.asarray(host)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from types import ModuleType
@@ -106,6 +106,10 @@ class Backend(ABC):
     @abstractmethod
     def compile(self, step: Step) -> Run:
         """Return a function that runs the step's operations; all that can be decided once is decided here."""
+
+    def rebind(self, run: Run, sources: Mapping[int, Array]) -> bool:
+        """Let ``gather`` operations of a compiled step, by their numbers, read other arrays; return whether the device can."""
+        return False
 
     def execute(self, operation: Operation) -> None:
         """Run an operation whose arrays are known to fit."""

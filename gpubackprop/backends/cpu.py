@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy as np
 from gpubackprop.backends.base import Call, Run
 from gpubackprop.backends.checks import check_arrays
 from gpubackprop.backends.host import HostBackend
-from gpubackprop.definitions import address
+from gpubackprop.definitions import Array, address
 from gpubackprop.philox import keep_threshold, split_seed
 from gpubackprop.step import Step
 from gpubackprop.step import operations as table
@@ -73,6 +73,17 @@ class CpuBackend(HostBackend):
             return Program([Task(kernel, arguments) for kernel, arguments in calls])
         pieces, after = [pieces_of(o, threads) for o in operations], dependencies(operations)
         return Program([Task(*parts) for parts in zip(*zip(*calls, strict=True), pieces, after, strict=True)], threads)
+
+    def rebind(self, run: Run, sources: Mapping[int, Array]) -> bool:
+        from gpubackprop.kernels.cpu.program import Program
+
+        assert isinstance(run, Program)
+        if run.threads > 1 and any(run.shares_memory(source) for source in sources.values()):
+            return False  # the threads would not wait for what overwrites it
+        for number, source in sources.items():
+            _, *others = run.tasks[number].arguments
+            run.replace(number, (source, *others))
+        return True
 
     @contextmanager
     def _own_scratch(self, threads: int) -> Iterator[None]:

@@ -96,7 +96,8 @@ class Guard:
         state = self._network.optimizer_state
         assert state is not None
         self._state, self._xp = state, self._network.backend.xp
-        self._copies = self._copy(2)
+        self._copies = source.snapshots
+        self._copies += [] if self._copies else self._copy(2)
         if not self._copies and policy == "skip":
             raise DeviceMemoryError(
                 "on_divergence='skip' keeps two copies of parameters and optimizer state, which do not fit"

@@ -58,6 +58,11 @@ class Snapshot:
         self._network.refresh()
 
     @property
+    def nbytes(self) -> int:
+        """The bytes of the copy."""
+        return sum(a.nbytes for a in self._copies)
+
+    @property
     def loss_sum(self) -> float:
         """The sum of the epoch's losses when the copy was made."""
         return float(self._value[1])

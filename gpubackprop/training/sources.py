@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.base import Run
-from gpubackprop.definitions import Array
+from gpubackprop.definitions import Array, address, version_of
 from gpubackprop.network import Data, Network
 from gpubackprop.optimizers import Optimizer
+from gpubackprop.step import Step
 from gpubackprop.step.buffers import Memory
+from gpubackprop.step.operations import Gather
+
+KEPT = (
+    64 << 20
+)  # bytes that a network keeps from one fit to the next; where a step has more, compiling it hardly counts
 
 
 class Source:
@@ -30,6 +37,8 @@ class Source:
         The order of the rows in this epoch; None means that of ``data``.
     value : array, shape (2,)
         On the device: the loss of the last mini-batch, and the sum over all since it was set to 0.
+    snapshots : list of Snapshot
+        Memory for copies of what a step changes; empty until the first are made.
     """
 
     value: Array
@@ -38,6 +47,7 @@ class Source:
     def __init__(self, data: Data, batch_size: int) -> None:
         self.data, self.rows = data, len(data.X)
         self.batch_size = min(batch_size, self.rows)
+        self.snapshots: list[Any] = []
 
     @property
     def sizes(self) -> list[int]:
@@ -69,8 +79,83 @@ class Source:
         """Wait for work in the background."""
 
 
+class Prepared:
+    """The compiled steps on a data set, by their numbers of samples, with their memory.
+
+    Parameters
+    ----------
+    network : Network
+    data : Data
+        On the network's device.
+    sizes : sequence of int
+        The largest first: the others share its memory.
+    optimizer : Optimizer
+    micro_batch_size : int or "auto", optional
+        See :meth:`gpubackprop.MLP.step`.
+
+    Attributes
+    ----------
+    runs : dict of int to Run
+    order, value : array
+        The order of the rows, and the losses, that the steps read and write.
+    snapshots : list of Snapshot
+        See :class:`Source`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        data: Data,
+        sizes: Sequence[int],
+        optimizer: Optimizer,
+        micro_batch_size: int | str | None,
+    ) -> None:
+        self._backend, self._memory = network.backend, Memory()
+        options = {"memory": self._memory, "data": data, "micro_batch_size": micro_batch_size}
+        steps = {n: network.step(n, optimizer, **options) for n in sizes}  # type: ignore[arg-type]
+        self.runs = {n: step.compile() for n, step in steps.items()}
+        self._gathers = {n: _gathers(step) for n, step in steps.items()}
+        self.order, self.value = data.order, self._memory.arrays["loss"]
+        self._data = _arrays(data)
+        self.snapshots: list[Any] = []
+
+    def attach(self, data: Data) -> bool:
+        """Read other data of the same shapes and dtypes; return whether the steps can."""
+        self.order[...] = data.order
+        return self._rebind(_arrays(data))
+
+    def release(self) -> int:
+        """Read one sample of zeros instead of the data, if the steps can; return the bytes that they hold."""
+        zeros = self._backend.zeros
+        self._rebind({name: zeros((1, *a.shape[1:]), a.dtype) for name, a in self._data.items()})
+        held = [*self._memory.arrays.values(), *self._data.values()]
+        return sum(a.nbytes for a in held) + sum(snapshot.nbytes for snapshot in self.snapshots)
+
+    def _rebind(self, arrays: dict[str, Array]) -> bool:
+        if all(address(a) == address(self._data[name]) for name, a in arrays.items()):
+            return True
+        for n, run in self.runs.items():
+            if not self._backend.rebind(run, {k: arrays[name] for k, name in self._gathers[n].items()}):
+                return False
+        self._data = arrays
+        return True
+
+
+def _gathers(step: Step) -> dict[int, str]:
+    """Return the numbers of the operations that gather rows of the data, and from which array."""
+    return {k: o.source.name for k, o in enumerate(step.operations) if isinstance(o, Gather)}
+
+
+def _arrays(data: Data) -> dict[str, Array]:
+    """Return the arrays that the steps gather from, by their names."""
+    named = {"X_all": data.X, "y_all": data.y, "w_all": data.weight}
+    return {name: a for name, a in named.items() if a is not None}
+
+
 class Resident(Source):
     """A data set on the device: the step gathers its rows there.
+
+    The compiled steps are kept with the network: the next fit with the same optimizer, on data of the same shapes, uses them again.
 
     Parameters
     ----------
@@ -92,17 +177,29 @@ class Resident(Source):
         micro_batch_size: int | str | None = None,
     ) -> None:
         super().__init__(data, batch_size)
-        self._backend, memory = network.backend, Memory()
-        self._runs = self.compiled(network, optimizer, memory=memory, data=data, micro_batch_size=micro_batch_size)
-        self.value = memory.arrays["loss"]
+        self._network, self._backend = network, network.backend
+        formulas = [version_of(d, data.X.dtype) for d in (*network.activations, network.loss, optimizer)]
+        forms = [(a.shape, a.dtype) for a in _arrays(data).values()]
+        state = address(network.state_of(optimizer).rate)  # of the same optimizer, as long as a step holds it
+        self._kind = state, self.batch_size, micro_batch_size, forms, formulas
+        kind, prepared = network.kept.pop("steps", (None, None))
+        if kind != self._kind or not prepared.attach(data):
+            prepared = Prepared(network, data, self.sizes, optimizer, micro_batch_size)
+        self._prepared: Prepared = prepared
+        self.value, self.snapshots = prepared.value, prepared.snapshots
 
     def begin(self, order: np.ndarray | None) -> None:
         if order is not None:
             self.order = order
-            self.data.order[...] = self._backend.asarray(order)
+            self._prepared.order[...] = self._backend.asarray(order)
 
     def run(self, n: int, times: int) -> None:
-        self._runs[n](times)
+        self._prepared.runs[n](times)
+
+    def close(self) -> None:
+        """Keep the steps for the next fit, unless they take much memory."""
+        if self._prepared.release() <= KEPT:
+            self._network.kept["steps"] = self._kind, self._prepared
 
 
 @dataclass

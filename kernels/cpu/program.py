@@ -201,6 +201,18 @@ class Program:
             others.end()
             others.lock.release()
 
+    def replace(self, number: int, arguments: tuple[Any, ...]) -> None:
+        """Give a task other arguments of the same types, while no run is under way."""
+        task = self.tasks[number]._replace(arguments=arguments)
+        self.tasks = (*self.tasks[:number], task, *self.tasks[number + 1 :])
+        self._bound[number] = [task.kernel.bind(arguments, thread) for thread in range(self.threads)]
+        self._entries[number] = [(address, block.ctypes.data) for _, address, block in self._bound[number]]
+
+    def shares_memory(self, a: Array) -> bool:
+        """Return whether a task may read or write an array's memory."""
+        arrays = (b for task in self.tasks for b in task.arguments if isinstance(b, np.ndarray))
+        return any(np.may_share_memory(a, b) for b in arrays)
+
     def alone(self, times: int = 1) -> None:
         """Run all tasks ``times`` times in this thread."""
         self._run_alone(self._block_alone.ctypes.data, times, 0)
