@@ -236,16 +236,17 @@ def test_every_file_of_the_kernels_is_in_the_name_of_a_compiled_one(
         assert len(digests) == number + 2
 
 
-def test_the_log_softmax_is_in_the_name_of_a_kernel_that_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("short", [False, True])
+def test_the_log_softmax_is_in_the_name_of_a_kernel_that_uses_it(short: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     make, entry = cpu_loss.compile_bias_loss.__wrapped__, gb.losses.LOSSES["softmax_cross_entropy"]  # type: ignore[attr-defined]
-    before, again = (make(entry, F32, True, False, False).digest for _ in range(2))
+    before, again = (make(entry, F32, True, False, False, short).digest for _ in range(2))
     assert before == again
 
     def other(loss: Any, dtype: Any, m: Any, inlined: Any) -> Any:
         return define_log_softmax(loss, dtype, m, inlined)._replace(gradient=inlined(lambda g, p, total: g))
 
     monkeypatch.setattr(cpu_loss, "define_log_softmax", other)
-    assert make(entry, F32, True, False, False).digest != before
+    assert make(entry, F32, True, False, False, short).digest != before
 
 
 class Halving(gb.SGD):

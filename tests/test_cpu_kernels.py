@@ -40,12 +40,12 @@ def test_no_two_variants_of_a_kernel_share_an_entry() -> None:
             kernels["backward", name, dtype, in_place] = cpu.compile_bias_activation_backward(entry, dtype, in_place)
         for name, weighted in product(("huber", "poisson"), booleans):
             kernels["loss", name, dtype, weighted, in_place] = cpu_loss.compile_bias_loss(
-                LOSSES[name], dtype, False, weighted, in_place
+                LOSSES[name], dtype, False, weighted, in_place, False
             )
-        for indices, weighted in product(booleans, booleans):
+        for indices, weighted, short in product(booleans, booleans, booleans):
             loss = LOSSES["softmax_cross_entropy"]
-            kernels["softmax", dtype, indices, weighted, in_place] = cpu_loss.compile_bias_loss(
-                loss, dtype, indices, weighted, in_place
+            kernels["softmax", dtype, indices, weighted, in_place, short] = cpu_loss.compile_bias_loss(
+                loss, dtype, indices, weighted, in_place, short
             )
     for optimizer in (
         gb.SGD(),

@@ -19,16 +19,20 @@ from gpubackprop.kernels.cpu.gemm import (
 
 
 def multiply(a, b, at, bt, shares=1):
-    """Return a b from operands that lie in memory as at and bt say; nothing is written beyond the memory to pack in."""
+    """Return a b from operands that lie in memory as at and bt say; nothing is written beyond it and the memory to pack in."""
     total = total_for(np.empty((a.shape[0], b.shape[1])), a.shape[1])
     a, b = np.ascontiguousarray(a.T if at else a), np.ascontiguousarray(b.T if bt else b)
-    out = np.full((a.shape[1] if at else a.shape[0], b.shape[0] if bt else b.shape[1]), np.nan, a.dtype)
+    m, n = a.shape[1] if at else a.shape[0], b.shape[0] if bt else b.shape[1]
+    memory = np.full(m * n + 64, np.nan, a.dtype)
+    memory[m * n :] = 7
+    out = memory[: m * n].reshape(m, n)
     scratch = scratch_for(a.dtype, 2)
     scratch.arrays[1] = 7
     entry, _, block = compile_product(a.dtype).bind((a, b, out, int(at), int(bt), scratch, total))
     for number in range(shares):
         entry(block.ctypes.data, number, shares)
     assert (scratch.arrays[1] == 7).all()
+    assert (memory[m * n :] == 7).all()
     return out
 
 
@@ -63,6 +67,16 @@ def test_what_is_wider_than_a_packed_block(m, n, k):
     for at in (False, True):
         for bt in (False, True):
             np.testing.assert_array_equal(multiply(a, b, at, bt), a @ b)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.integers(1, 70), st.integers(1, 33), st.integers(1, 2 * KC + 9), st.booleans(), st.booleans(), st.integers(1, 4),
+    st.sampled_from([np.float32, np.float64]),
+)  # fmt: skip
+def test_narrow_results_in_any_number_of_pieces(m, n, k, at, bt, shares, dtype):
+    a, b = operands(m, n, k, dtype, m * n * k)
+    np.testing.assert_array_equal(multiply(a, b, at, bt, shares), a @ b)
 
 
 @settings(deadline=None, max_examples=50)

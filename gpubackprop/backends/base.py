@@ -18,6 +18,7 @@ from functools import cached_property, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.backends.checks import check_arrays, check_values
@@ -90,6 +91,14 @@ class Backend(ABC):
     @abstractmethod
     def to_numpy(self, a: Array) -> np.ndarray:
         """Return ``a`` on the host, after waiting for the work that computes it."""
+
+    def count_not_finite(self, a: Array) -> int:
+        """Return how many numbers are NaN or infinite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = float(
+                a.sum(dtype=np.float64)
+            )  # finite only if every term is; or it overflows: then look at every element
+        return 0 if np.isfinite(total) else int((~self.xp.isfinite(a)).sum())
 
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:

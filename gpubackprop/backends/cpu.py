@@ -27,6 +27,7 @@ SHARED = 2e6  # FLOP of a step from which on threads share it: below, they wait 
 LEAST = 2e4  # FLOP of a piece, about 0.2 microseconds: below, taking it takes longer
 GRAIN = 3e7  # FLOP of a piece of something large, about 0.3 ms: who loses its core holds up one
 SIDE = 96  # rows or columns of a piece of a product, which packs the operands for itself
+LARGE = 1 << 20  # bytes of an array that threads check together
 FLOP_OF_A_BYTE = 4  # an operation that moves memory takes about the time of so many
 
 
@@ -55,6 +56,19 @@ class CpuBackend(HostBackend):
         with self._own_scratch(threads=1):
             calls: list[Any] = [self._call(operation) for operation in operations]
         return [kernel.prepare(arguments) for kernel, arguments in calls]
+
+    def count_not_finite(self, a: Array) -> int:
+        from gpubackprop.kernels.cpu.minibatch import compile_count_not_finite
+        from gpubackprop.kernels.cpu.program import Program, Task
+        from gpubackprop.kernels.cpu.threads import available_threads
+
+        if a.nbytes < LARGE or a.dtype.name not in self.dtypes or not a.flags.c_contiguous:
+            return super().count_not_finite(a)
+        threads = available_threads()
+        counts = np.zeros(4 * threads, np.int64)
+        kernel = compile_count_not_finite(a.dtype)
+        Program([Task(kernel, (a.reshape(-1), counts), len(counts), ((0, 0),))], threads)()
+        return int(counts.sum())
 
     @cached_property
     def decides_bits(self) -> dict[str, str]:
@@ -121,12 +135,12 @@ class CpuBackend(HostBackend):
 
     def bind_bias_loss(self, o: table.BiasLoss) -> Call:
         from gpubackprop.kernels.cpu.loss import compile_bias_loss, loss_scratch
-        from gpubackprop.kernels.cpu.passes import shares_of
+        from gpubackprop.kernels.cpu.passes import SHORT, shares_of
 
         z, y, loss, weighted = o.z, o.y, o.loss, o.weight is not None
         n, d, shares = o.samples or len(z), z.shape[1], shares_of(len(z))
-        kernel = compile_bias_loss(loss, z.dtype, y.ndim == 1, weighted, address(z) == address(o.out))
-        sums, scratch = np.empty((shares, d), z.dtype), loss_scratch(len(z), d, z.dtype, self._scratch.threads)
+        kernel = compile_bias_loss(loss, z.dtype, y.ndim == 1, weighted, address(z) == address(o.out), d < SHORT)
+        sums, scratch = np.empty((shares, d), z.dtype), loss_scratch(d, z.dtype, self._scratch.threads)
         losses, arrived = np.empty(shares), np.zeros(1, np.int64)
         scale = z.dtype.type(loss.scale(n, d, weighted))
         count = np.array([n if loss.reduction == "mean" else 1], np.float64) if o.total is None else o.total

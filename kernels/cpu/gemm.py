@@ -26,6 +26,7 @@ from gpubackprop.kernels.cpu.vector import (
     define_micro_kernel,
     define_move,
     define_move_part,
+    define_narrow_tile,
     define_transpose,
     shape_for,
 )
@@ -174,6 +175,69 @@ def _define_block(dtype: np.dtype[Any], pack_a: Any) -> Any:
     return block
 
 
+def _define_tiles(lanes: int, dtype: np.dtype[Any]) -> Any:
+    """Return tiles(a, a_row, a_step, b, b_step, out, n, m, k, more): out = a b, or out += a b, of m rows and n <= lanes columns."""
+    shape, size = shape_for(dtype), dtype.itemsize
+    rows = 8 if lanes <= shape.width else 4  # eight sums side by side: two units, each busy four cycles with one
+    most = (3 if shape.rows == 8 else 1.5) * rows  # as many as the registers hold
+    names, beside_rows = "a, a_row, a_step, b, b_step, out, n, k, more", int(most)
+    one, last = (_function_of(names, define_narrow_tile(count, lanes, dtype, exact=True)) for count in (1, rows))
+    many = _function_of(names, define_narrow_tile(rows, lanes, dtype, exact=False))
+    beside = _function_of(names, define_narrow_tile(beside_rows, lanes, dtype, exact=False, side_by_side=True))
+
+    def tiles(a, a_row, a_step, b, b_step, out, n, m, k, more):  # type: ignore[no-untyped-def]
+        i, end = (
+            0,
+            0 if more else m * n - (lanes - n),
+        )  # a whole vector after the last row but ``rows`` stays within out
+        while a_row == 1 and (i + beside_rows) * n <= end:
+            beside(a + i * size, 1, a_step, b, b_step, out + i * n * size, n, k, 0)
+            i += beside_rows
+        while (i + rows) * n <= end:
+            many(a + i * a_row * size, a_row, a_step, b, b_step, out + i * n * size, n, k, 0)
+            i += rows
+        while i + rows <= m:
+            last(a + i * a_row * size, a_row, a_step, b, b_step, out + i * n * size, n, k, more)
+            i += rows
+        while i < m:
+            one(a + i * a_row * size, a_row, a_step, b, b_step, out + i * n * size, n, k, more)
+            i += 1
+
+    return helper(tiles)
+
+
+def _define_narrow(dtype: np.dtype[Any]) -> Any:
+    """Return narrow(a, lda, at, b, ldb, bt, out, n, m, depth, begin, end, parts, memory), n <= NR columns: what ``rectangle`` does.
+
+    A row of the result is one vector, of as many lanes as it needs, and a tile many rows.
+    """
+    size, NR = dtype.itemsize, shape_for(dtype).columns
+    move = _function_of("source, destination", define_move(1, dtype))
+    few, half, full = max(2, NR // 4), NR // 2, NR
+    tiles_few, tiles_half, tiles_full = (_define_tiles(lanes, dtype) for lanes in (few, half, full))
+
+    @helper
+    def narrow(a, lda, at, b, ldb, bt, out, n, m, depth, begin, end, parts, memory):  # type: ignore[no-untyped-def]
+        a_row, a_step = (1, lda) if at else (lda, 1)
+        for part in range(begin, end):
+            p0 = part * depth // parts
+            k = (part + 1) * depth // parts - p0
+            a_here, b_here = a + p0 * a_step * size, b + p0 * n * size
+            if bt:
+                b_here = memory
+                for j in range(n):
+                    for p in range(k):
+                        move(b + (j * ldb + p0 + p) * size, memory + (p * n + j) * size)
+            if n <= few:
+                tiles_few(a_here, a_row, a_step, b_here, n, out, n, m, k, part - begin)
+            elif n <= half:
+                tiles_half(a_here, a_row, a_step, b_here, n, out, n, m, k, part - begin)
+            else:
+                tiles_full(a_here, a_row, a_step, b_here, n, out, n, m, k, part - begin)
+
+    return narrow
+
+
 @cache
 def compile_product(dtype: np.dtype[Any]) -> Any:
     """Return kernel(a, b, out, a_transposed, b_transposed, scratch, total): out = a b; either may be passed transposed.
@@ -182,7 +246,7 @@ def compile_product(dtype: np.dtype[Any]) -> Any:
     """
     shape, size = shape_for(dtype), dtype.itemsize
     pack_b, pack_a = _define_packing(dtype)
-    block = _define_block(dtype, pack_a)
+    block, narrow = _define_block(dtype, pack_a), _define_narrow(dtype)
     MR, NR = shape.rows, shape.columns
 
     @helper
@@ -231,12 +295,19 @@ def compile_product(dtype: np.dtype[Any]) -> Any:
         parts = (depth + KC - 1) // KC
         for begin in range(0, parts, PARTS):
             end = min(begin + PARTS, parts)
-            rectangle(
-                a.ctypes.data + i0 * (1 if a_transposed else depth) * size, a.shape[1], a_transposed,
-                b.ctypes.data + j0 * (depth if b_transposed else 1) * size, b.shape[1], b_transposed,
-                out.ctypes.data + (i0 * n + j0) * size, n, i1 - i0, j1 - j0, depth, begin, end, parts,
-                scratch.ctypes.data,
-            )  # fmt: skip
+            a_here = a.ctypes.data + i0 * (1 if a_transposed else depth) * size
+            b_here = b.ctypes.data + j0 * (depth if b_transposed else 1) * size
+            to = out.ctypes.data + (i0 * n + j0) * size
+            if n < NR:
+                narrow(
+                    a_here, a.shape[1], a_transposed, b_here, b.shape[1], b_transposed, to, n, i1 - i0, depth, begin, end,
+                    parts, scratch.ctypes.data,
+                )  # fmt: skip
+            else:
+                rectangle(
+                    a_here, a.shape[1], a_transposed, b_here, b.shape[1], b_transposed, to, n, i1 - i0, j1 - j0, depth,
+                    begin, end, parts, scratch.ctypes.data,
+                )  # fmt: skip
             if parts > PARTS:
                 for i in range(i0, i1):
                     for j in range(j0, j1):

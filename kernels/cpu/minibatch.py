@@ -63,6 +63,21 @@ def compile_dropout(dtype: np.dtype[Any]) -> Kernel:
 
 
 @cache
+def compile_count_not_finite(dtype: np.dtype[Any]) -> Kernel:
+    """Return kernel(x, counts): how many numbers of x are NaN or infinite, in counts[piece] for each piece."""
+    zero, none, one = dtype.type(0), np.int64(0), np.int64(1)
+
+    def count_not_finite(x, counts, piece, pieces):  # type: ignore[no-untyped-def]
+        first, last = share(x.size, LINE, piece, pieces)
+        x, count = x[first:last], none
+        for i in range(x.size):
+            count += where(x[i] - x[i] == zero, none, one)
+        counts[piece] = count
+
+    return compiled(count_not_finite)
+
+
+@cache
 def compile_gather(dtype: np.dtype[Any], ndim: int) -> Kernel:
     """Return kernel(source, order, counters, out): the rows of the next mini-batch; positions are clamped."""
 

@@ -23,8 +23,10 @@ from gpubackprop.definitions import per_definition
 from gpubackprop.kernels.cpu.compile import Kernel, compiled, inlined, share
 from gpubackprop.kernels.cpu.math import vector_math
 from gpubackprop.kernels.cpu.threads import is_last
+from gpubackprop.kernels.cpu.vector import define_column_sums, shape_for
 
 ROWS = 16  # rows in a share with its own sums; few enough that they lose no digits
+SHORT = 32  # numbers in a row from which on a loop over it fills vectors; shorter rows are taken several at a time
 
 
 def shares_of(n: int) -> int:
@@ -70,15 +72,37 @@ def compile_bias_activation_backward(activation: Activation, dtype: np.dtype[Any
     ``sums`` is memory for the column sums of each share, (shares_of(n), d), and ``arrived`` (1,) int64 is 0.
     """
     dphi = inlined(activation.scalars(dtype, vector_math(dtype))[1])
-    zero = dtype.type(0)
+    zero, size, columns, column_sums = (
+        dtype.type(0),
+        dtype.itemsize,
+        shape_for(dtype).columns,
+        define_column_sums(dtype),
+    )
 
     def backward(dh, s, delta, db, sums, arrived, piece, pieces):  # type: ignore[no-untyped-def]
-        first, last = share(sums.shape[0], 1, piece, pieces)
+        (n, d), (first, last) = dh.shape, share(sums.shape[0], 1, piece, pieces)
+        flat_dh, flat_s, flat_delta = dh.reshape(-1), s.reshape(-1), delta.reshape(-1)
         for k in range(first, last):
-            sums_k = sums[k]
+            begin, end, sums_k = k * ROWS, min((k + 1) * ROWS, n), sums[k]
+            if d < SHORT:
+                dh_k, s_k, delta_k = (
+                    flat_dh[begin * d : end * d],
+                    flat_s[begin * d : end * d],
+                    flat_delta[begin * d : end * d],
+                )
+                for e in range(dh_k.size):  # from 0, which the compiler vectorizes
+                    delta_e = dh_k[e] * dphi(s_k[e], s_k[e])
+                    if in_place:
+                        dh_k[e] = delta_e
+                    else:
+                        delta_k[e] = delta_e
+                for j in range(0, d, columns):
+                    at = delta.ctypes.data + (begin * d + j) * size
+                    column_sums(at, d, sums_k.ctypes.data + j * size, min(columns, d - j), end - begin)
+                continue
             sums_k[:] = zero
-            for i in range(k * ROWS, min((k + 1) * ROWS, dh.shape[0])):
-                for j in range(dh.shape[1]):
+            for i in range(begin, end):
+                for j in range(d):
                     delta_ij = dh[i, j] * dphi(s[i, j], s[i, j])
                     if in_place:
                         dh[i, j] = delta_ij

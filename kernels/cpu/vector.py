@@ -261,6 +261,95 @@ def define_micro_kernel(rows: int, dtype: np.dtype[Any], packs: str = "") -> Any
     return _emitter(10 if packs else 9, emit)
 
 
+def define_narrow_tile(rows: int, lanes: int, dtype: np.dtype[Any], exact: bool, side_by_side: bool = False) -> Any:
+    """Return tile(a, a_row, a_step, b, b_step, out, n, k, more): out = a b, or out += a b where ``more`` is not 0, n <= lanes.
+
+    Arguments and sums are those of :func:`define_micro_kernel`; out has n columns and nothing else. Where the tile is not
+    ``exact``, ``more`` is 0, and each row is stored as a whole vector: it may write the next rows too, before they are
+    stored. With ``side_by_side`` a_row is 1, so that the places of many rows need no registers.
+    """
+    size, real = dtype.itemsize, _real(dtype)
+    vector, words, bits = (ir.VectorType(kind, lanes) for kind in (real, I32, ir.IntType(1)))
+    pointer, suffix = vector.as_pointer(), f"v{lanes}f{8 * size}"
+    align, zeros = ir.Constant(I32, size), ir.Constant(vector, [0.0] * lanes)
+
+    def spread(builder: Any, value: Any, kind: Any) -> Any:
+        nothing = ir.Constant(kind, ir.Undefined)
+        return builder.shuffle_vector(
+            builder.insert_element(nothing, value, ir.Constant(I32, 0)), nothing, _mask([0] * lanes)
+        )
+
+    def emit(builder: Any, args: Any) -> None:
+        builder.function.attributes.add("noinline")  # so that the registers are allocated for it alone
+        a, a_row, a_step, b, b_step, out, n, k, more = args
+        load = _function(builder, f"llvm.masked.load.{suffix}.p0", vector, [pointer, I32, bits, vector])
+        store = _function(builder, f"llvm.masked.store.{suffix}.p0", ir.VoidType(), [vector, pointer, I32, bits])
+        fma = _function(builder, f"llvm.fma.{suffix}", vector, [vector] * 3)
+        a_row, a_step, b_step, out_row = (builder.mul(x, _constant(size)) for x in (a_row, a_step, b_step, n))
+        mask = builder.icmp_signed("<", _mask(list(range(lanes))), spread(builder, builder.trunc(n, I32), words))
+        offsets = [_constant(r * size) if side_by_side else builder.mul(a_row, _constant(r)) for r in range(rows)]
+        entry, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        left, pa, pb = (builder.phi(I64) for _ in range(3))
+        sums = [builder.phi(vector) for _ in range(rows)]
+        row_of_b, new = builder.call(load, [builder.inttoptr(pb, pointer), align, mask, zeros]), []
+        for offset, total in zip(offsets, sums, strict=True):
+            one = builder.load(builder.inttoptr(builder.add(pa, offset), real.as_pointer()), align=size)
+            new.append(builder.call(fma, [spread(builder, one, vector), row_of_b, total]))
+        for phi, start, step in ((left, k, _constant(-1)), (pa, a, a_step), (pb, b, b_step)):
+            phi.add_incoming(start, entry)
+            phi.add_incoming(builder.add(phi, step), loop)
+        for phi, value in zip(sums, new, strict=True):
+            phi.add_incoming(zeros, entry)
+            phi.add_incoming(value, loop)
+        builder.cbranch(builder.icmp_signed(">", left, _constant(1)), loop, done)
+        builder.position_at_end(done)
+        adds = builder.and_(mask, spread(builder, builder.icmp_signed("!=", more, _constant(0)), bits))
+        for value in new:
+            place = builder.inttoptr(out, pointer)
+            if exact:
+                before = builder.call(load, [place, align, adds, ir.Constant(vector, [-0.0] * lanes)])
+                builder.call(store, [builder.fadd(before, value), place, align, mask])
+            else:
+                builder.store(value, place, align=size)
+            out = builder.add(out, out_row)
+
+    return _emitter(9, emit)
+
+
+def define_column_sums(dtype: np.dtype[Any]) -> Any:
+    """Return sums(b, b_step, out, n, k): out[j] = the sum of b[p, j] over p < k in order, from +0, for j < n; n <= NR, k >= 1."""
+    size, lanes = dtype.itemsize, shape_for(dtype).columns
+    vector, words, bits = (ir.VectorType(kind, lanes) for kind in (_real(dtype), I32, ir.IntType(1)))
+    pointer, suffix = vector.as_pointer(), f"v{lanes}f{8 * size}"
+    align, zeros = ir.Constant(I32, size), ir.Constant(vector, [0.0] * lanes)
+
+    def emit(builder: Any, args: Any) -> None:
+        b, b_step, out, n, k = args
+        load = _function(builder, f"llvm.masked.load.{suffix}.p0", vector, [pointer, I32, bits, vector])
+        store = _function(builder, f"llvm.masked.store.{suffix}.p0", ir.VoidType(), [vector, pointer, I32, bits])
+        nothing, step = ir.Constant(words, ir.Undefined), builder.mul(b_step, _constant(size))
+        columns = builder.insert_element(nothing, builder.trunc(n, I32), ir.Constant(I32, 0))
+        columns = builder.shuffle_vector(columns, nothing, _mask([0] * lanes))
+        mask = builder.icmp_signed("<", _mask(list(range(lanes))), columns)
+        entry, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        left, at, total = builder.phi(I64), builder.phi(I64), builder.phi(vector)
+        more = builder.fadd(total, builder.call(load, [builder.inttoptr(at, pointer), align, mask, zeros]))
+        for phi, start, new in (
+            (left, k, builder.sub(left, _constant(1))), (at, b, builder.add(at, step)), (total, zeros, more)
+        ):  # fmt: skip
+            phi.add_incoming(start, entry)
+            phi.add_incoming(new, loop)
+        builder.cbranch(builder.icmp_signed(">", left, _constant(1)), loop, done)
+        builder.position_at_end(done)
+        builder.call(store, [more, builder.inttoptr(out, pointer), align, mask])
+
+    return _emitter(5, emit)
+
+
 LANES = 16  # parallel sums; a definition, not the width of a register
 
 
