@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -80,13 +81,12 @@ class CpuBackend(HostBackend):
         from gpubackprop.kernels.cpu.program import Program, Task
         from gpubackprop.kernels.cpu.threads import available_threads
 
-        threads, operations = available_threads() if step.flops >= SHARED else 1, step.bound()
+        threads = available_threads() if step.flops >= SHARED else 1
         with self._own_scratch(threads):
-            calls: list[tuple[Any, Any]] = [self.bind(operation) for operation in operations]
-        if threads == 1:
-            return Program([Task(kernel, arguments) for kernel, arguments in calls])
-        pieces, after = [pieces_of(o, threads) for o in operations], dependencies(operations)
-        return Program([Task(*parts) for parts in zip(*zip(*calls, strict=True), pieces, after, strict=True)], threads)
+            parts = list(self._parts(step.bound(), threads))
+        after = dependencies([(part.read, part.written) for part in parts]) if threads > 1 else [()] * len(parts)
+        tasks = [Task(p.kernel, p.arguments, p.pieces, before) for p, before in zip(parts, after, strict=True)]
+        return Program(tasks, threads)
 
     def rebind(self, run: Run, sources: Mapping[int, Array]) -> bool:
         from gpubackprop.kernels.cpu.program import Program
@@ -186,11 +186,70 @@ class CpuBackend(HostBackend):
     def bind_update(self, o: table.Update) -> Call:
         from gpubackprop.kernels.cpu.training import compile_update
 
-        dtype, limit = o.parameters.dtype, o.optimizer.clipping[1]
-        real = dtype.type
-        numbers = np.array([real(number) for number in o.optimizer.numbers], dtype)
-        arguments = o.parameters, o.gradients, o.states, o.scalars, real(0 if limit is None else limit), numbers
-        return compile_update(o.optimizer, dtype), arguments
+        kernel = compile_update(o.optimizer, o.parameters.dtype)
+        return kernel, (o.parameters, o.gradients, o.states, 0, *_numbers_of(o))
+
+    def _parts(self, operations: Sequence[table.Operation], threads: int) -> Iterator[Part]:
+        """Yield the calls of a step; for one sample, dW_l is an outer product and part of the update of W_l."""
+        update = operations[-1]
+        outer = _outer_products(operations, update) if isinstance(update, table.Update) else []
+        for o in operations:
+            call = self.bind(o)
+            if o is update and outer:
+                yield from _update_by(outer, update, threads)
+            elif o not in outer:
+                yield Part(*call, o.read, o.written, pieces_of(o, threads))
+
+
+class Part(NamedTuple):
+    """A call of a kernel in a step, the arrays that it reads and writes, and into how many pieces it is cut."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    read: Sequence[Array]
+    written: Sequence[Array]
+    pieces: int
+
+
+def _numbers_of(o: table.Update) -> tuple[Array, Any, Array]:
+    """Return the last arguments of the kernels of an update."""
+    dtype, limit = o.parameters.dtype, o.optimizer.clipping[1]
+    numbers = np.array([dtype.type(number) for number in o.optimizer.numbers], dtype)
+    return o.scalars, dtype.type(0 if limit is None else limit), numbers
+
+
+def _outer_products(operations: Sequence[table.Operation], update: table.Update) -> list[table.Matmul]:
+    """Return the weight gradients of a step of one sample that only its update reads, by their places."""
+    if any(isinstance(o, table.Clip | table.Accumulate) for o in operations):
+        return []
+    products = [o for o in operations if isinstance(o, table.Matmul) and np.may_share_memory(o.out, update.gradients)]
+    return sorted((o for o in products if o.a.shape[1] == 1), key=lambda o: address(o.out))
+
+
+def _update_by(products: Sequence[table.Matmul], o: table.Update, threads: int) -> Iterator[Part]:
+    """Yield the parts of an update: of each W_l by its outer product, of what lies between them by the gradients."""
+    from gpubackprop.kernels.cpu.compile import PerThread
+    from gpubackprop.kernels.cpu.training import compile_update, compile_update_by_outer_product
+
+    dtype, numbers, begin = o.parameters.dtype, _numbers_of(o), 0
+    by_gradient, by_product = compile_update(o.optimizer, dtype), compile_update_by_outer_product(o.optimizer, dtype)
+
+    def rest(begin: int, end: int) -> Iterator[Part]:
+        if begin < end:
+            p, g = o.parameters[begin:end], o.gradients[begin:end]
+            pieces = pieces_for(FLOP_OF_A_BYTE * p.nbytes, threads)
+            yield Part(by_gradient, (p, g, o.states, begin, *numbers), (g, o.scalars), (p, o.states), pieces)
+
+    for product in products:
+        place = (address(product.out) - address(o.gradients)) // dtype.itemsize
+        yield from rest(begin, place)
+        begin = place + product.out.size
+        W, x, delta = o.parameters[place:begin].reshape(product.out.shape), product.a.reshape(-1), product.b.reshape(-1)
+        row = PerThread(np.empty((threads, W.shape[1]), dtype))
+        pieces = pieces_for(FLOP_OF_A_BYTE * (1 + o.optimizer.n_states) * W.nbytes, threads)
+        arguments = W, x, delta, row, o.states, place, *numbers
+        yield Part(by_product, arguments, (x, delta, o.scalars), (W, o.states), pieces)
+    yield from rest(begin, o.parameters.size)
 
 
 def pieces_of(operation: table.Operation, threads: int) -> int:
@@ -200,13 +259,15 @@ def pieces_of(operation: table.Operation, threads: int) -> int:
     """
     if isinstance(operation, table.Advance | table.Clip | table.NormalizeWeights):
         return 1
-    work = max(operation.flops, FLOP_OF_A_BYTE * operation.nbytes)
+    most = max(operation.out.shape) / SIDE if isinstance(operation, table.Matmul) else math.inf
+    return pieces_for(max(operation.flops, FLOP_OF_A_BYTE * operation.nbytes), threads, most)
+
+
+def pieces_for(work: float, threads: int, most: float = math.inf) -> int:
+    """Return into how many pieces a work of so many FLOP is cut."""
     if work < LEAST * threads:
         return int(max(1, work // LEAST))
-    wanted = work / GRAIN
-    if isinstance(operation, table.Matmul):
-        wanted = min(wanted, max(operation.out.shape) / SIDE)
-    return threads * max(1, round(wanted / threads))
+    return threads * max(1, round(min(work / GRAIN, most) / threads))
 
 
 class _Scratch(threading.local):

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpubackprop.definitions import address
-from gpubackprop.step.operations import Operation
+from gpubackprop.definitions import Array, address
+
+Arrays = tuple[Sequence[Array], Sequence[Array]]
 
 
-def dependencies(operations: Sequence[Operation]) -> list[tuple[tuple[int, int], ...]]:
+def dependencies(operations: Sequence[Arrays]) -> list[tuple[tuple[int, int], ...]]:
     """Return, for each operation of a step that is repeated, which others must be done before it begins.
 
-    Each is (number, 1) for an operation of the same step, and (number, 0) for one of the step before: those that write what this
-    one reads or writes, or read what it writes, without those that must be done before one of them anyway.
+    An operation is given by the arrays that it reads and those that it writes. Each result is (number, 1) for an operation of the
+    same step, and (number, 0) for one of the step before: those that write what this one reads or writes, or read what it
+    writes, without those that must be done before one of them anyway.
     """
     n, clashes = len(operations), _clashes(operations)
     before: list[int] = []  # for each operation of two steps, the bits of all that is done when it is
@@ -30,11 +32,11 @@ def dependencies(operations: Sequence[Operation]) -> list[tuple[tuple[int, int],
     return result[n:]
 
 
-def _clashes(operations: Sequence[Operation]) -> np.ndarray:
+def _clashes(operations: Sequence[Arrays]) -> np.ndarray:
     """Return whether one operation writes to memory that another reads or writes, for each pair of them."""
     read, written = (
         np.array([(address(a), address(a) + a.nbytes, k) for k, of_one in enumerate(each) for a in of_one], np.int64)
-        for each in ([o.read for o in operations], [o.written for o in operations])
+        for each in zip(*operations, strict=True)
     )
     touched = np.concatenate([read, written])
     overlap = (written[:, None, 0] < touched[None, :, 1]) & (touched[None, :, 0] < written[:, None, 1])

@@ -87,22 +87,22 @@ def compile_advance(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
     return compiled(advance)
 
 
-@per_definition(vector_math)
-def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
-    """Return kernel(parameters, gradients, states, scalars, limit, numbers): ``clip_value``, and the optimizer's numbers."""
+def _define_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """Return update(p, gradients, states, place, constants, limit, n), and read(numbers), which returns n.
+
+    States of p[0], ... begin at ``place``; constants are the gradient's factor and what the optimizer computes for a step.
+    """
     function = optimizer.define(dtype.type, vector_math(dtype))[1]
     update, read = with_numbers(function, "p, g, s0, s1, s2, lr, c1, c2", len(optimizer.numbers))
     clipped = optimizer.clipping[1] is not None
     has0, has1, has2 = (optimizer.n_states > k for k in range(3))
     zero = dtype.type(0)
 
-    def update_all(p, gradients, states, scalars, limit, numbers, piece, pieces):  # type: ignore[no-untyped-def]
-        factor, lr, c1, c2, n = scalars[FACTOR], scalars[RATE], scalars[C1], scalars[C2], read(numbers)
-        first, last = share(p.size, LINE, piece, pieces)
-        p, gradients = p[first:last], gradients[first:last]
-        state0 = states[0, first:last] if has0 else p
-        state1 = states[1, first:last] if has1 else p
-        state2 = states[2, first:last] if has2 else p
+    def update_range(p, gradients, states, place, constants, limit, n):  # type: ignore[no-untyped-def]
+        factor, lr, c1, c2 = constants
+        state0 = states[0, place : place + p.size] if has0 else p
+        state1 = states[1, place : place + p.size] if has1 else p
+        state2 = states[2, place : place + p.size] if has2 else p
         for i in range(p.size):
             g = gradients[i] * factor
             if clipped:
@@ -119,4 +119,40 @@ def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
             if has2:
                 state2[i] = s2
 
+    return inlined(update_range), read
+
+
+@per_definition(vector_math)
+def compile_update(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
+    """Return kernel(parameters, gradients, states, place, scalars, limit, numbers): ``clip_value``, and the optimizer's numbers.
+
+    The parameters are a part of all of them, whose states begin at ``place``.
+    """
+    update, read = _define_update(optimizer, dtype)
+
+    def update_all(p, gradients, states, place, scalars, limit, numbers, piece, pieces):  # type: ignore[no-untyped-def]
+        constants = scalars[FACTOR], scalars[RATE], scalars[C1], scalars[C2]
+        first, last = share(p.size, LINE, piece, pieces)
+        update(p[first:last], gradients[first:last], states, place + first, constants, limit, read(numbers))
+
     return compiled(update_all)
+
+
+@per_definition(vector_math)
+def compile_update_by_outer_product(optimizer: Optimizer, dtype: np.dtype[Any]) -> Kernel:
+    """Return kernel(W, x, delta, row, states, place, scalars, limit, numbers): the update by the gradient x^T delta of one sample.
+
+    ``row`` is memory for a row of the gradient, which so never leaves the cache.
+    """
+    update, read = _define_update(optimizer, dtype)
+    zero = dtype.type(0)
+
+    def update_rows(W, x, delta, row, states, place, scalars, limit, numbers, piece, pieces):  # type: ignore[no-untyped-def]
+        constants, n = (scalars[FACTOR], scalars[RATE], scalars[C1], scalars[C2]), W.shape[1]
+        first, last = share(W.shape[0], 1, piece, pieces)
+        for i in range(first, last):
+            for j in range(n):
+                row[j] = x[i] * delta[j] + zero  # as in a product, whose sums begin at +0
+            update(W[i], row, states, place + i * n, constants, limit, read(numbers))
+
+    return compiled(update_rows)
