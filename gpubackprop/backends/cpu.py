@@ -195,8 +195,8 @@ class CpuBackend(HostBackend):
         outer = _outer_products(operations, update) if isinstance(update, table.Update) else []
         for o in operations:
             call = self.bind(o)
-            if o is update and outer:
-                yield from _update_by(outer, update, threads)
+            if isinstance(o, table.Update) and outer:
+                yield from _update_by(outer, o, threads)
             elif o not in outer:
                 yield Part(*call, o.read, o.written, pieces_of(o, threads))
 

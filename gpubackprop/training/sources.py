@@ -129,7 +129,7 @@ class Prepared:
         zeros = self._backend.zeros
         self._rebind({name: zeros((1, *a.shape[1:]), a.dtype) for name, a in self._data.items()})
         held = [*self._memory.arrays.values(), *self._data.values()]
-        return sum(a.nbytes for a in held) + sum(snapshot.nbytes for snapshot in self.snapshots)
+        return sum(int(a.nbytes) for a in (*held, *self.snapshots))
 
     def _rebind(self, arrays: dict[str, Array]) -> bool:
         if all(address(a) == address(self._data[name]) for name, a in arrays.items()):
