@@ -37,6 +37,7 @@ from gpubackprop.training.evaluation import evaluate
 from gpubackprop.training.fit import fit
 
 if TYPE_CHECKING:
+    from gpubackprop.inspect.diagnose import Diagnosis
     from gpubackprop.inspect.summary import Summary
 
 FOLDED_ERROR = 1e-5  # relative: eps times the growth of rounding errors that folding may have
@@ -288,6 +289,17 @@ class MLP(Described, SetOnce, OnDevice):
                 layers.append(TracedLayer(*(like(self.backend, array.copy(), given.X) for array in arrays)))
             last = layers[-1]
             return Trace(layers, layers[0].h_in, last.h, last.delta, run.array(run.layout.value)[0].copy())
+
+    def diagnose(
+        self, X: Any, y: Any, sample_weight: Any = None, *, optimizer: str | Optimizer | None = None
+    ) -> Diagnosis:
+        """Return dead and saturated units, gradients and updates of each layer, and what is likely to be wrong.
+
+        ``print`` shows it; see :func:`gpubackprop.inspect.diagnose.diagnose`.
+        """
+        from gpubackprop.inspect.diagnose import diagnose
+
+        return diagnose(self, X, y, sample_weight, optimizer=optimizer)
 
     @contextmanager
     def _differentiated(self, given: Samples, *, keep: bool = False) -> Iterator[tuple[Pass, Array]]:
