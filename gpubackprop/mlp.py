@@ -407,7 +407,7 @@ class MLP(Described, SetOnce, OnDevice):
     def predict(self, X: Any) -> Any:
         """Return the predictions that the loss defines: class indices (n,); 0 or 1; -1 or +1; the rate e^o; or o itself.
 
-        Where the network has :attr:`classes`, their labels instead of indices, as a NumPy array. If y of the last ``fit`` was one
+        Where the network has ``classes``, their labels instead of indices, as a NumPy array. If y of the last ``fit`` was one
         number per sample, the shape is that of y: (n,) or (n, 1).
         """
         shape = self.target_shape if self.target_shape in ((), (1,)) else None

@@ -36,7 +36,7 @@ class GradientFlow(Callback):
     norms : array, shape (records, layers)
         Frobenius norms of dW_l.
     histograms : array, shape (records, layers, bins)
-        How many elements of dW_l have log10 \\|dW\\| between two of :data:`EDGES`.
+        How many elements of dW_l have log10 |dW| between two of :data:`EDGES`.
 
     Examples
     --------

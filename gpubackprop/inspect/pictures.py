@@ -314,7 +314,7 @@ def _draw_surface(
 
 
 def gradient_flow(flow: GradientFlow) -> Picture:
-    """Return a picture of the gradients over a training: the norm of each layer, and histograms of log10 \\|dW\\|.
+    """Return a picture of the gradients over a training: the norm of each layer, and histograms of log10 |dW|.
 
     Parameters
     ----------
