@@ -33,7 +33,7 @@ lint: $(VENV)/.installed-dev
 # warnings are errors: a link, an example or a doctest that fails, too
 docs: $(VENV)/.installed-docs
 	MPLBACKEND=agg $(BIN)/sphinx-build -q -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
-	MPLBACKEND=agg $(BIN)/sphinx-build -q -W --keep-going -b doctest -d build/docs/doctrees -D plot_gallery=0 docs build/docs/doctest
+	MPLBACKEND=agg $(BIN)/sphinx-build -q -W --keep-going -b doctest -d build/docs/doctrees docs build/docs/doctest
 	@echo "make docs: build/docs/html/index.html"
 
 bench: $(VENV)/.installed-dev

@@ -18,7 +18,7 @@ release = version = gpubackprop.__version__
 html_title = f"gpubackprop {release}"
 
 extensions = [
-    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_gallery.gen_gallery",
+    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon", "sphinx_gallery.gen_gallery",
 ]  # fmt: skip
 exclude_patterns = ["_made", "examples"]
 suppress_warnings = ["ref.python"]  # a class has two names, where it is defined and where users import it from
@@ -30,7 +30,7 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 html_extra_path = ["_made"]
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
 html_copy_source = False
 pygments_style = "friendly"
 
@@ -39,7 +39,7 @@ myst_enable_extensions = ["colon_fence"]
 
 autodoc_typehints = "none"  # the docstrings have them, with shapes
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True}
+autodoc_default_options = {"members": True, "no-value": True}
 napoleon_google_docstring = False
 napoleon_use_param = False
 napoleon_use_rtype = False

@@ -6,7 +6,7 @@
     history = model.fit(X, y, epochs=20, optimizer=gb.Adam(1e-3))
     labels = model.predict(X)
 
-The README says where each equation of backpropagation lives in the code.
+docs/mathematics.md says where each equation of backpropagation lives in the code.
 """
 
 from pathlib import Path as _Path

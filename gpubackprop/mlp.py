@@ -79,6 +79,8 @@ class TracedLayer:
 class MLP(Described, SetOnce, OnDevice):
     """A multilayer perceptron h_l = phi_l(h_{l-1} W_l + b_l), o = h_L W_o + b_o, trained by backpropagation.
 
+    The attributes (sizes, dtype, device, layers, parameters, gradients) cannot be replaced; arrays may be written into.
+
     Parameters
     ----------
     layer_sizes : sequence of int
@@ -110,8 +112,6 @@ class MLP(Described, SetOnce, OnDevice):
     ----------
     parameters, gradients : Parameters
         W_l, b_l and dW_l, db_l as views into one flat array each; the gradients are those of the last training step.
-
-    The attributes (sizes, dtype, device, layers, these arrays) cannot be replaced; arrays may be written into.
     """
 
     def __init__(

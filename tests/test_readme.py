@@ -1,4 +1,4 @@
-"""What a person reads is true: the code of README and docs/ runs and prints what they say, commands work, numbers are those of the runs."""
+"""What a person reads is true: code in README and docs/ prints what they say, commands work, numbers are those of the runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fences(page: str) -> list[tuple[str, str, int, str | None]]:
     """Return the language, text and first line of each block of a page, and the output that a block of text after it shows."""
     text, found = PAGES[page], list(FENCES.finditer(PAGES[page]))
     blocks = []
-    for block, after in zip(found, [*found[1:], None], strict=True):
+    for block, after in zip(found, [*found, None][1:], strict=True):
         shown = None
         if after is not None and after[1] == "text" and not text[block.end() : after.start()].strip():
             shown = after[2]
@@ -85,31 +85,31 @@ def test_the_blocks_of_python_run_in_order(page: str, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if SHORT[page]])
-def test_the_commands_work_in_order(page: str, tmp_path: Path) -> None:
+def test_the_commands_work_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    monkeypatch.chdir(tmp_path)
     write_files(tmp_path)
     for command, shown in SHORT[page]:
-        check_output(shown, run(command, tmp_path))
+        status, printed, errors = run(*shlex.split(command)[1:])
+        assert status == 0, f"{command}: {errors}"
+        check_output(shown, printed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for page in PAGES for c, _ in commands(page) if LONG.search(c)])
 def test_a_long_command_works(command: str, tmp_path: Path) -> None:
-    run(command + (" --quick" if "--report" in command else ""), tmp_path)  # ten minutes otherwise
-
-
-def run(command: str, folder: Path) -> str:
-    """Run a command in a folder and return what it prints."""
     words = [sys.executable, "-m", *shlex.split(command)]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False)
+    words += ["--quick"] if "--report" in command else []  # ten minutes otherwise
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_every_page_has_what_is_looked_for() -> None:
     assert sum(len(SHORT[page]) for page in PAGES) >= 15  # or the expressions above find nothing
     assert sum(shown is not None for page in PAGES for *_, shown in fences(page)) >= 10
     for page in PAGES:
-        assert not re.search("^    (gpubackprop|python|make) ", PAGES[page], re.MULTILINE), "a command outside of a block"
+        assert not re.search("^    (gpubackprop|python|make) ", PAGES[page], re.MULTILINE), (
+            "a command outside of a block"
+        )
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
@@ -123,7 +123,9 @@ def test_the_makefile_has_what_the_readme_names() -> None:
     assert re.search(r"^demo:.*\n\t.*gpubackprop train", makefile, re.MULTILINE)
     assert re.search(r"^test:.*\n(\t.*\n)*\t.*pytest", makefile, re.MULTILINE)
     assert re.search(r"^docs:.*\n(\t.*\n)*\t.*sphinx-build .*-W ", makefile, re.MULTILINE)
-    named = {name for page in ("README.md", "start.md") for name in re.findall(r"^make ([\w-]+)", PAGES[page], re.MULTILINE)}
+    named = {
+        name for page in ("README.md", "start.md") for name in re.findall(r"^make ([\w-]+)", PAGES[page], re.MULTILINE)
+    }
     assert named == {"demo", "test", "test-all", "docs"}
 
 

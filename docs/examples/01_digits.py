@@ -14,8 +14,9 @@ X, y = load_digits(return_X_y=True)
 train, test = slice(0, 1400), slice(1400, None)
 
 # %%
-# The images are bytes up to 16: ``scale=16`` divides by it, and the network keeps that, so that every later call takes the raw images.
-# A tenth of the training set is split off; early stopping goes by it and keeps the best parameters.
+# The images are bytes up to 16: ``scale=16`` divides by it, and the network keeps that, so that
+# every later call takes the raw images. A tenth of the training set is split off; early stopping
+# goes by it and keeps the best parameters.
 
 model = gb.MLP([64, 128, 64, 10], activation="gelu", dropout=0.2)
 history = model.fit(

@@ -2,8 +2,9 @@
 A CSV file, in the shell and in Python
 ======================================
 
-From a file with column names and text labels to predictions and scores: the shell's four commands first, the same in Python after it.
-The data are scikit-learn's: 30 measurements of cell nuclei in images of 569 breast tumors.
+From a file with column names and text labels to predictions and scores: the shell's four
+commands first, the same in Python after it. The data are scikit-learn's: 30 measurements of
+cell nuclei in images of 569 breast tumors.
 """
 
 import csv
@@ -28,8 +29,8 @@ with (folder / "cancer.csv").open("w", newline="") as file:
 # %%
 # In the shell
 # ------------
-# ``train`` recognises classes, standardizes the columns, and splits off a validation and a test set. The test set is measured
-# once, at the end.
+# ``train`` recognises classes, standardizes the columns, and splits off a validation and a test
+# set. The test set is measured once, at the end.
 
 
 def shell(command: str) -> None:
@@ -42,8 +43,8 @@ def shell(command: str) -> None:
 shell("gpubackprop train cancer.csv --target diagnosis --layers 30-32-2 --epochs 60 --patience 10 --quiet --out run")
 
 # %%
-# The scores of the whole file, and the first predictions with their probabilities. ``predict`` leaves out what it does not need,
-# here the column with the truth.
+# The scores of the whole file, and the first predictions with their probabilities. ``predict``
+# leaves out what it does not need, here the column with the truth.
 
 shell("gpubackprop evaluate run cancer.csv")
 shell("gpubackprop predict run cancer.csv --probabilities --out predicted.csv")
@@ -63,7 +64,9 @@ print(model.classes, model.predict(table.drop_columns(["diagnosis"]))[:5])
 
 X, y = table.drop_columns(["diagnosis"]), table["diagnosis"]
 again = gb.MLP([30, 32, 2])
-again.fit(X, y, epochs=40, batch_size=32, standardize=True, class_weight="balanced", validation_split=0.2, progress=False)
+again.fit(
+    X, y, epochs=40, batch_size=32, standardize=True, class_weight="balanced", validation_split=0.2, progress=False
+)
 print(gb.score(again, X, y).overall)
 
 # %%

@@ -2,8 +2,9 @@
 Regression with uncertainty
 ===========================
 
-Ten networks, each with its own initial weights and its own resampled data, agree where there are data and disagree in the gap
-between them: their spread is a measure of what the data do not say.
+Ten networks, each with its own initial weights and its own resampled data, agree where there
+are data and disagree in the gap between them: their spread is a measure of what the data do not
+say.
 """
 
 import numpy as np
@@ -16,7 +17,8 @@ x = np.concatenate([rng.uniform(-3, -0.5, 80), rng.uniform(1.5, 3, 60)])[:, None
 y = np.sin(2 * x[:, 0]) + 0.3 * x[:, 0] + rng.normal(0, 0.15, len(x))
 
 # %%
-# The seed decides the initial weights and the order of the mini-batches. Nothing is compiled anew for the second network.
+# The seed decides the initial weights and the order of the mini-batches. Nothing is compiled anew
+# for the second network.
 
 grid = np.linspace(-4, 4, 200)[:, None]
 predictions = []
@@ -34,12 +36,15 @@ for where, at in (("data", -2.0), ("gap", 0.5)):
     print(f"{where:4s}  x = {at:4.1f}  standard deviation {spread[np.abs(grid[:, 0] - at).argmin()]:.2f}")
 
 # %%
-# The spread says where the networks do not know, not how far they are off: in the gap the truth leaves the band of two deviations.
+# The spread says where the networks do not know, not how far they are off: in the gap the truth
+# leaves the band of two deviations.
 
 figure, ax = plt.subplots(figsize=(8, 3.8), layout="constrained")
 for o in predictions:
     ax.plot(grid, o, color="#2e86ab", linewidth=0.6, alpha=0.5)
-ax.fill_between(grid[:, 0], mean - 2 * spread, mean + 2 * spread, color="#2e86ab", alpha=0.2, label="mean ± 2 deviations")
+ax.fill_between(
+    grid[:, 0], mean - 2 * spread, mean + 2 * spread, color="#2e86ab", alpha=0.2, label="mean ± 2 deviations"
+)
 ax.plot(grid, mean, color="#2e86ab", linewidth=2, label="mean of 10 networks")
 ax.plot(grid, np.sin(2 * grid) + 0.3 * grid, color="0.4", linestyle="--", linewidth=1, label="truth")
 ax.plot(x, y, ".", color="#d1495b", markersize=4, label="data")

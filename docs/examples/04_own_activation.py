@@ -2,8 +2,8 @@
 An activation of your own
 =========================
 
-One function of scalars and its derivative: the reference backend calls it on arrays, and the kernels of CPU and GPU are compiled from
-the same text.
+One function of scalars and its derivative: the reference backend calls it on arrays, and the
+kernels of CPU and GPU are compiled from the same text.
 """
 
 import numpy as np
@@ -29,7 +29,8 @@ def snake(real, m, frequency=1.0):
 
 
 # %%
-# Is the derivative right? Finite differences in float64 say so, for every gradient of the network.
+# Is the derivative right? Finite differences in float64 say so, for every gradient of the
+# network.
 
 rng = np.random.default_rng(0)
 X = rng.uniform(-4, 4, (600, 2))

@@ -2,8 +2,8 @@
 A training loop of your own
 ===========================
 
-The two passes and the update, written with the operations of a backend: each is one call and one kernel. ``device = "cuda"`` is the only
-change for a GPU.
+The two passes and the update, written with the operations of a backend: each is one call and
+one kernel. ``device = "cuda"`` is the only change for a GPU.
 """
 
 import numpy as np
@@ -20,13 +20,14 @@ images, labels = load_digits(return_X_y=True)
 X, y = backend.asarray(images / 16, np.float32), backend.asarray(labels, np.int64)
 
 # %%
-# The parameters of a network, so that both start from the same weights: views into one array, here copied.
+# The parameters of a network, so that both start from the same weights: views into one array,
+# here copied.
 
 model = gb.MLP([64, 48, 10], device=device, seed=1)
 (W_1, W_o), (b_1, b_o) = ([a.copy() for a in part] for part in (model.parameters.W, model.parameters.b))
 
 losses, batch, learning_rate = [], 100, np.float32(0.2)
-for epoch in range(20):
+for _ in range(20):
     total = 0.0
     for start in range(0, len(X), batch):
         x, t = X[start : start + batch], y[start : start + batch]
@@ -46,7 +47,8 @@ for epoch in range(20):
     losses.append(total / len(X))
 
 # %%
-# ``fit`` does the same in one compiled step. In the order of the data, so that both see the same mini-batches:
+# ``fit`` does the same in one compiled step. In the order of the data, so that both see the same
+# mini-batches:
 
 history = model.fit(X, y, epochs=20, batch_size=batch, optimizer=gb.SGD(0.2), shuffle=False, progress=False)
 print(f"largest difference of a weight: {abs(backend.to_numpy(model.parameters.W[0] - W_1)).max():.1e}")

@@ -2,8 +2,8 @@
 Backpropagation, step by step
 =============================
 
-The text on backpropagation that this package follows, in NumPy, part by part and beside what the package computes. ``gpubackprop explain``
-prints the same for any network.
+The text on backpropagation that this package follows, in NumPy, part by part and beside what
+the package computes. ``gpubackprop explain`` prints the same for any network.
 """
 
 import numpy as np
@@ -28,7 +28,8 @@ print(f"ds/dp = {ds_dr * dr_dq * dq_dp:.6f}, by differences {differences:.6f}")
 # %%
 # The chain rule for vectors
 # --------------------------
-# With r = A p, the gradient with respect to p is the Jacobian, transposed, times the gradient with respect to r.
+# With r = A p, the gradient with respect to p is the Jacobian, transposed, times the gradient
+# with respect to r.
 
 rng = np.random.default_rng(0)
 A, vector = rng.normal(size=(3, 2)), rng.normal(size=2)
@@ -41,12 +42,18 @@ def scalar_of(p):
 
 grad_r = np.cos(A @ vector)
 grad_p = A.T @ grad_r
-print("∇p", grad_p, "by differences", np.array([scalar_of(vector + d) - scalar_of(vector - d) for d in e * np.eye(2)]) / (2 * e))
+print(
+    "∇p",
+    grad_p,
+    "by differences",
+    np.array([scalar_of(vector + d) - scalar_of(vector - d) for d in e * np.eye(2)]) / (2 * e),
+)
 
 # %%
 # The forward propagation phase
 # -----------------------------
-# A network with L = 2 hidden layers. Rows are samples, so that W^T h + b of the text, a column, is h W + b here.
+# A network with L = 2 hidden layers. Rows are samples, so that W^T h + b of the text, a column,
+# is h W + b here.
 
 model = gb.MLP([2, 4, 3, 1], activation="tanh", loss="mean_squared_error", dtype="float64", device="reference", seed=2)
 W_1, W_2, W_o = model.parameters.W
@@ -62,7 +69,8 @@ loss = ((o - y) ** 2).mean()  # 4. the loss
 # %%
 # The backward propagation phase
 # ------------------------------
-# From the output to the input, since each gradient needs the one after it: ∇W_l ⇐ ∇h_l ⇐ ∇h_(l+1) ⇐ ∇o.
+# From the output to the input, since each gradient needs the one after it: ∇W_l ⇐ ∇h_l ⇐ ∇h_(l+1)
+# ⇐ ∇o.
 
 do = 2 * (o - y) / o.size  # 1. of the output; stored for steps 2 and 3
 dW_o, db_o = h_2.T @ do, do.sum(axis=0)  # 2. of the parameters of the output layer
@@ -87,8 +95,8 @@ print(f"loss  {loss:.6f} and {float(trace.loss):.6f}")
 # %%
 # Iterate till convergence
 # ------------------------
-# Parameters move against the gradient, Θ ← Θ − η ∇Θ, and all of it again, until the loss no longer falls. A step with the whole data set
-# is one epoch here.
+# Parameters move against the gradient, Θ ← Θ − η ∇Θ, and all of it again, until the loss no
+# longer falls. A step with the whole data set is one epoch here.
 
 history = model.fit(
     X, y, epochs=10_000, batch_size=50, optimizer=gb.SGD(0.1), tol=1e-6, n_iter_no_change=20, progress=False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ MANY = 0.5  # units of a layer
 LARGE_INPUT = 10.0  # root mean square; standardized columns have 1
 VANISHED = 1e-3  # of a gradient in the first layer over that in the last: three orders of magnitude
 LARGE_UPDATE, SMALL_UPDATE = 0.1, 1e-6  # of the weights in one step; about 1e-3 is usual
+WIDTH = 80  # of a terminal
 GRID = np.linspace(-8.0, 8.0, 1601)
 
 
@@ -124,7 +126,8 @@ class Diagnosis:
 
     def __str__(self) -> str:
         table = text_table(self._rows(), right=frozenset(range(2, 8)))
-        return "\n".join([self._title(), "", table, "", *self._verdict()])
+        verdict = [textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in self._verdict()]
+        return "\n".join([self._title(), "", table, "", *verdict])
 
     __repr__ = __str__
 
