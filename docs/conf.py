@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import gpubackprop
+from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.inspect.explain import explain
+from gpubackprop.losses import LOSSES
 
 HERE = Path(__file__).parent
-MADE = HERE / "_made"  # files that are made at each build and copied to the root of the pages
+MADE = HERE / "_made"  # texts that are made at each build, and whole pages
 
 sys.path.insert(0, str(HERE))  # for example_pictures.py
 
@@ -29,7 +31,7 @@ nitpick_ignore_regex = [("py:exc", r"[A-Z]\w*(Error|Interrupt)")]
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
-html_extra_path = ["_made"]
+html_extra_path = ["_made/pages"]
 html_show_sphinx = html_show_copyright = False
 html_copy_source = False
 pygments_style = "friendly"
@@ -67,17 +69,33 @@ def whole_sentence(app: Any, what: str, name: str, obj: Any, options: Any, lines
         lines[:0] = ["..", ""]
 
 
+def escaped(text: str, signs: str) -> str:
+    """Return a text of a docstring in which some characters outside of literals are not markup."""
+    parts = re.split("(``.*?``)", text)
+    return "".join(part if part.startswith("``") else re.sub(f"([{signs}])", r"\\\1", part) for part in parts)
+
+
 def plain_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Escape | outside of literals: in the docstrings it is the sign of an absolute value."""
-    for i, line in enumerate(lines):
-        parts = re.split("(``.*?``)", line)
-        lines[i] = "".join(part if part.startswith("``") else part.replace("|", r"\|") for part in parts)
+    """Escape |, which is the sign of an absolute value in the docstrings."""
+    lines[:] = [escaped(line, "|") for line in lines]
+
+
+def entries(registry: Any) -> str:
+    """Return the entries of a registry with their docstrings, as a list of definitions."""
+    lines = []
+    for name, entry in registry.items():
+        aliases = ", ".join(f"``{alias}``" for alias, of in registry.aliases.items() if of == name)
+        text = escaped(" ".join(entry.define.__doc__.split()), "|*_")
+        lines += [f"``{name}``", f"    {text}" + (f" Also {aliases}." if aliases else ""), ""]
+    return "\n".join(lines)
 
 
 def setup(app: Any) -> None:
     """Write the pages that the package itself makes."""
     app.connect("autodoc-process-docstring", whole_sentence, priority=400)  # before napoleon's 500
     app.connect("autodoc-process-docstring", plain_bars)
-    MADE.mkdir(exist_ok=True)
+    (MADE / "pages").mkdir(parents=True, exist_ok=True)
+    (MADE / "activations.rst").write_text(entries(ACTIVATIONS), encoding="utf-8")
+    (MADE / "losses.rst").write_text(entries(LOSSES), encoding="utf-8")
     report = explain([2, 2, 1], loss="mean_squared_error", activation="tanh")
-    (MADE / "explain.html").write_text(report.html(values=True), encoding="utf-8")
+    (MADE / "pages" / "explain.html").write_text(report.html(values=True), encoding="utf-8")

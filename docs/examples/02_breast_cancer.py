@@ -2,9 +2,9 @@
 A CSV file, in the shell and in Python
 ======================================
 
-From a file with column names and text labels to predictions and scores: the shell's four
-commands first, the same in Python after it. The data are scikit-learn's: 30 measurements of
-cell nuclei in images of 569 breast tumors.
+From a file with column names and text labels to predictions and scores: first in the
+shell, then in Python. The data are scikit-learn's: 30 measurements of cell nuclei in images of 569
+breast tumors.
 """
 
 import csv
@@ -43,10 +43,9 @@ def shell(command: str) -> None:
 shell("gpubackprop train cancer.csv --target diagnosis --layers 30-32-2 --epochs 60 --patience 10 --quiet --out run")
 
 # %%
-# The scores of the whole file, and the first predictions with their probabilities. ``predict``
-# leaves out what it does not need, here the column with the truth.
+# The first predictions with their probabilities. ``predict`` leaves out what it does not need, here
+# the column with the truth. ``gpubackprop evaluate run cancer.csv`` would print the scores.
 
-shell("gpubackprop evaluate run cancer.csv")
 shell("gpubackprop predict run cancer.csv --probabilities --out predicted.csv")
 print("\n".join((folder / "predicted.csv").read_text().splitlines()[:4]))
 
@@ -67,7 +66,7 @@ again = gb.MLP([30, 32, 2])
 again.fit(
     X, y, epochs=40, batch_size=32, standardize=True, class_weight="balanced", validation_split=0.2, progress=False
 )
-print(gb.score(again, X, y).overall)
+print(gb.score(again, X, y))
 
 # %%
 # The picture that ``train`` has drawn: the learning curve, and how the test set is predicted.
