@@ -82,6 +82,22 @@ def test_the_next_step_is_that_of_the_last_fit_and_nothing_changes(data: Any) ->
     assert found.layers[0].update_ratio == pytest.approx(expected, rel=1e-5)
 
 
+def test_it_can_be_asked_between_epochs(data: Any) -> None:
+    X, y = data
+    found: list[Diagnosis] = []
+
+    class Asks(gb.Callback):
+        def on_epoch_end(self, training: Any) -> None:
+            found.append(training.model.diagnose(X, y))
+
+    model, without = (gb.MLP([5, 8, 2], device="reference") for _ in range(2))
+    model.fit(X, y, epochs=3, batch_size=20, optimizer=gb.SGD(0.2), callbacks=Asks(), progress=False)
+    without.fit(X, y, epochs=3, batch_size=20, optimizer=gb.SGD(0.2), progress=False)
+    assert gb.fingerprint(model) == gb.fingerprint(without)
+    assert [a.optimizer for a in found] == ["SGD(learning_rate=0.2)"] * 3
+    assert found[-1].loss == pytest.approx(model.evaluate(X, y)["loss"], rel=1e-6)
+
+
 def diagnosis(
     *sizes: int, activation: str = "relu", scale: float = 1.0, rate: float = 0.01, **changed: Any
 ) -> Diagnosis:

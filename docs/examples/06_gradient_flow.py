@@ -38,8 +38,7 @@ flow.plot("gradient_flow_2_relu.png")
 # Dead units
 # ----------
 # A few steps with a learning rate that is far too large move the biases of a relu network so far
-# that most units are never active again: the gradients are still there, and the learning rate of
-# the next training would not help.
+# that most units are never active again. A smaller learning rate would not bring them back.
 
 dead = gb.MLP([64, 64, 32, 10])
 dead.fit(X, y, epochs=2, optimizer=gb.SGD(1.5), progress=False)
