@@ -1,12 +1,12 @@
 # make demo: train on handwritten digits. make test: run the tests. Both need Python (3.11 to 3.13), pip and make alone.
-# make test-all: the long tests and those of the CUDA kernels' code, too.
+# make test-all: the long tests and those of the CUDA kernels' code, too. make docs: the documentation, in build/docs/html.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # setuptools warns of every editable installation
 PIP_INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/gpubackprop train digits --epochs 40 --out demo --overwrite
@@ -30,6 +30,12 @@ lint: $(VENV)/.installed-dev
 	cd build/typed && $(abspath $(BIN))/mypy --strict --config-file ../../pyproject.toml -p gpubackprop
 	cd build/typed && PYTHONPATH=. $(abspath $(BIN))/lint-imports --no-cache ../../pyproject.toml
 
+# warnings are errors: a link, an example or a doctest that fails, too
+docs: $(VENV)/.installed-docs
+	MPLBACKEND=agg $(BIN)/sphinx-build -q -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
+	MPLBACKEND=agg $(BIN)/sphinx-build -q -W --keep-going -b doctest -d build/docs/doctrees docs build/docs/doctest
+	@echo "make docs: build/docs/html/index.html"
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/gpubackprop bench
 
@@ -49,5 +55,10 @@ $(VENV)/.installed-dev-cuda: pyproject.toml | $(VENV)/bin/pip
 	$(PIP_INSTALL) --editable . --group dev-cuda
 	touch $@ $(VENV)/.installed-dev $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/pip
+	$(PIP_INSTALL) --editable . --group docs
+	touch $@ $(VENV)/.installed
+
 clean:
+	rm -rf docs/gallery docs/_made docs/sg_execution_times.rst
 	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

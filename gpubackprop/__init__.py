@@ -6,7 +6,7 @@
     history = model.fit(X, y, epochs=20, optimizer=gb.Adam(1e-3))
     labels = model.predict(X)
 
-The README says where each equation of backpropagation lives in the code.
+docs/mathematics.md says where each equation of backpropagation lives in the code.
 """
 
 from pathlib import Path as _Path
@@ -22,6 +22,7 @@ from gpubackprop.backends import DeviceUnavailableError, available_devices, get_
 from gpubackprop.backends.memory import DeviceMemoryError
 from gpubackprop.inspect.explain import explain
 from gpubackprop.inspect.gradcheck import check_gradients
+from gpubackprop.inspect.gradient_flow import GradientFlow
 from gpubackprop.inspect.parity import parity
 from gpubackprop.losses import Loss
 from gpubackprop.mlp import MLP, fingerprint, load
@@ -37,7 +38,7 @@ from gpubackprop.training.scores import score
 
 __all__ = [
     "LBFGS", "MLP", "SGD", "Activation", "Adagrad", "Adam", "AdamW", "Callback", "Cosine", "DeviceMemoryError",
-    "DeviceUnavailableError", "DivergenceError", "DivergenceWarning", "EarlyStopping", "Exponential", "History",
+    "DeviceUnavailableError", "DivergenceError", "DivergenceWarning", "EarlyStopping", "Exponential", "GradientFlow", "History",
     "LinearWarmup", "Lion", "Loss", "OneCycle", "Optimizer", "RMSprop", "ReduceOnPlateau", "Resumed", "RunError",
     "Schedule", "Step", "StepDecay", "__version__", "activations", "available_devices", "check_gradients", "explain", "fingerprint",
     "get_backend", "initializers", "load", "losses", "optimizers", "parity", "register_backend", "resume",

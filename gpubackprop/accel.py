@@ -5,7 +5,7 @@
 
 Two private methods of scikit-learn's base class are exchanged, not its classes: what was imported earlier, isinstance, subclasses,
 clones and pickles stay as they are, and a pickle is read without gpubackprop. What cannot be accelerated is left alone and said at
-exit; see :func:`gpubackprop.sklearn.left_alone`.
+exit; see ``gpubackprop.sklearn.left_alone``.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ class Architecture:
     Examples
     --------
     >>> from dataclasses import replace
+    >>> from gpubackprop.architecture import Architecture
     >>> twin = replace(Architecture((4, 8, 3)), dtype="float64", dropout=0.0)
     """
 

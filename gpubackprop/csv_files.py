@@ -1,7 +1,7 @@
 """CSV files as arrays: delimiter and header are detected, and a cell that cannot be used is reported by row and column.
 
 Apache Arrow splits lines into cells and parses numbers, some megabytes at a time. Nothing is guessed silently: an
-ambiguous file is an error, and :attr:`Table.found` says what was found. Rows are counted as in an editor or a
+ambiguous file is an error, and ``Table.found`` says what was found. Rows are counted as in an editor or a
 spreadsheet: from 1, with the header and blank lines.
 """
 

@@ -70,7 +70,7 @@ class Features:
 
     @classmethod
     def of(cls, X: Any, *, standardize: bool = False, missing: str | None = None, scale: float = 1.0) -> Self:
-        """Return the features of training data.
+        """Return the features of training data: the numbers that scikit-learn's imputer, scaler and encoder find.
 
         Parameters
         ----------
@@ -86,8 +86,6 @@ class Features:
         ------
         ValueError
             A value is missing or infinite, or a column of text has too many different values for categories.
-
-        Source: the fitted numbers are those of scikit-learn's SimpleImputer, StandardScaler and OneHotEncoder.
         """
         standardize, missing, scale = check_asked(standardize, missing, scale)
         frame = as_frame(X)

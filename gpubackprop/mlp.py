@@ -37,6 +37,7 @@ from gpubackprop.training.evaluation import evaluate
 from gpubackprop.training.fit import fit
 
 if TYPE_CHECKING:
+    from gpubackprop.inspect.diagnose import Diagnosis
     from gpubackprop.inspect.summary import Summary
 
 FOLDED_ERROR = 1e-5  # relative: eps times the growth of rounding errors that folding may have
@@ -78,6 +79,8 @@ class TracedLayer:
 class MLP(Described, SetOnce, OnDevice):
     """A multilayer perceptron h_l = phi_l(h_{l-1} W_l + b_l), o = h_L W_o + b_o, trained by backpropagation.
 
+    The attributes (sizes, dtype, device, layers, parameters, gradients) cannot be replaced; arrays may be written into.
+
     Parameters
     ----------
     layer_sizes : sequence of int
@@ -109,8 +112,6 @@ class MLP(Described, SetOnce, OnDevice):
     ----------
     parameters, gradients : Parameters
         W_l, b_l and dW_l, db_l as views into one flat array each; the gradients are those of the last training step.
-
-    The attributes (sizes, dtype, device, layers, these arrays) cannot be replaced; arrays may be written into.
     """
 
     def __init__(
@@ -289,6 +290,17 @@ class MLP(Described, SetOnce, OnDevice):
             last = layers[-1]
             return Trace(layers, layers[0].h_in, last.h, last.delta, run.array(run.layout.value)[0].copy())
 
+    def diagnose(
+        self, X: Any, y: Any, sample_weight: Any = None, *, optimizer: str | Optimizer | None = None
+    ) -> Diagnosis:
+        """Return dead and saturated units, gradients and updates of each layer, and what is likely to be wrong.
+
+        ``print`` shows it; see :func:`gpubackprop.inspect.diagnose.diagnose`.
+        """
+        from gpubackprop.inspect.diagnose import diagnose
+
+        return diagnose(self, X, y, sample_weight, optimizer=optimizer)
+
     @contextmanager
     def _differentiated(self, given: Samples, *, keep: bool = False) -> Iterator[tuple[Pass, Array]]:
         """Yield a pass over this data that no other call uses, and X on its device."""
@@ -395,7 +407,7 @@ class MLP(Described, SetOnce, OnDevice):
     def predict(self, X: Any) -> Any:
         """Return the predictions that the loss defines: class indices (n,); 0 or 1; -1 or +1; the rate e^o; or o itself.
 
-        Where the network has :attr:`classes`, their labels instead of indices, as a NumPy array. If y of the last ``fit`` was one
+        Where the network has ``classes``, their labels instead of indices, as a NumPy array. If y of the last ``fit`` was one
         number per sample, the shape is that of y: (n,) or (n, 1).
         """
         shape = self.target_shape if self.target_shape in ((), (1,)) else None

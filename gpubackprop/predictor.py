@@ -34,8 +34,8 @@ class _Prepared(NamedTuple):
 class Predictor(OnDevice):
     """The outputs o of a network for a fixed number of samples, with everything chosen and allocated in advance.
 
-    It reads the parameters where they are, so it follows training and :meth:`MLP.load_state_dict`. Several threads may call it
-    at once: each call has its own memory, and as much is kept as was ever in use at a time.
+    It reads the parameters where they are, so it follows training and :meth:`gpubackprop.MLP.load_state_dict`. Several
+    threads may call it at once: each call has its own memory, and as much is kept as was ever in use at a time.
 
     Parameters
     ----------

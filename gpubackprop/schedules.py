@@ -50,7 +50,7 @@ class Schedule:
         """Raise ValueError where a parameter is out of range."""
 
     def define(self, m: Math) -> Callable[..., Any]:
-        """Return factor(t, *numbers), a scalar function in float64; eta(t) = learning_rate * factor(t, *numbers).
+        """Return ``factor(t, *numbers)``, a scalar function in float64: eta(t) is the learning rate times it.
 
         Kernels read ``numbers`` from memory, so other values need no other kernel; values that a schedule closes over are
         compiled.

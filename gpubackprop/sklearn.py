@@ -3,13 +3,13 @@
     from gpubackprop.sklearn import MLPClassifier
 
 Parameters, checks, labels, the split for early stopping, stopping itself, messages and attributes are those of the installed
-scikit-learn, because its code runs: :func:`train` lets its loop over epochs run on a copy of the estimator whose ``_backprop``
+scikit-learn, because its code runs: ``train`` lets its loop over epochs run on a copy of the estimator whose ``_backprop``
 takes a whole epoch of compiled steps (or, for L-BFGS, computes loss and gradient). The first weights and the order of the
 mini-batches are scikit-learn's draws. Parameters agree within rounding, about 1e-14 in float64; with L-BFGS, whose line search
 magnifies rounding, only in the first iterations. So it is with a ReLU that rounding switches, which float32 makes likelier.
 
-:func:`left_alone` says, in one place, which fits are left to scikit-learn; its checks of arrays, which for small ones take longer
-than all the rest, are left out where they would find nothing: :func:`_passes`.
+``left_alone`` says, in one place, which fits are left to scikit-learn; its checks of arrays, which for small ones take longer
+than all the rest, are left out where they would find nothing: ``_passes``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Kinds of targets: one class per kind answers every question about y, and about outputs read as predictions.
 
-A loss names its kind by two strings, ``targets`` and ``mean_function``; :func:`kind_of` looks it up. Arrays are NumPy's or
+A loss names its kind by two strings, ``targets`` and ``mean_function``; ``kind_of`` looks it up. Arrays are NumPy's or
 CuPy's, and ``xp`` is that module.
 """
 

@@ -17,7 +17,7 @@ NAMES = {
     "DeviceUnavailableError", "EarlyStopping", "Exponential", "History", "LinearWarmup", "Lion", "Loss", "OneCycle", "Optimizer",
     "RMSprop", "ReduceOnPlateau", "Schedule", "Step", "StepDecay", "activations", "available_devices", "check_gradients",
     "explain", "get_backend", "initializers", "load", "losses", "optimizers", "parity", "register_backend", "schedules",
-    "score",
+    "score", "GradientFlow",
     "DivergenceError", "DivergenceWarning", "Resumed", "RunError", "fingerprint", "resume",
 }  # fmt: skip
 
@@ -27,6 +27,8 @@ PARAMETERS = {
     gb.MLP.backward: ["do"],
     gb.MLP.loss_and_gradients: ["X", "y", "sample_weight"],
     gb.MLP.trace: ["X", "y", "sample_weight"],
+    gb.MLP.diagnose: ["X", "y", "sample_weight", "optimizer"],
+    gb.GradientFlow: ["X", "y", "sample_weight", "every"],
     gb.MLP.step: [
         "batch_size", "optimizer", "data", "class_indices", "weighted", "keep", "micro_batch_size", "memory",
     ],

@@ -89,7 +89,7 @@ def get_backend(device: str | Any = "cpu", **options: Any) -> Backend:
     Parameters
     ----------
     device : str
-        ``"reference"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"auto"`` (the first GPU, else the CPU; see :func:`choose_device`
+        ``"reference"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"auto"`` (the first GPU, else the CPU; see ``choose_device``
         for a network) or a registered name; ``"gpu"`` is an alias of ``"cuda"``. A backend is returned as it is.
     **options
         Options of the backend's class, as in ``get_backend("cuda", matmul_precision="tf32")``.

@@ -43,7 +43,7 @@ class ExplainedOperation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What :func:`explain` returns: ``print`` it, or ``print(explanation.fused())``.
+    """What :func:`gpubackprop.explain` returns: ``print`` it, or ``print(explanation.fused())``.
 
     Attributes
     ----------

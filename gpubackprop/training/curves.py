@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,6 +19,12 @@ class Picture(Figure):
     def __init__(self, width: float, height: float) -> None:
         super().__init__(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(self)
+
+    def write(self, path: str | Path | None) -> Self:
+        """Write the picture into a file, whose name says the format, unless it is None; return the picture."""
+        if path is not None:
+            self.savefig(path, dpi=130)
+        return self
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

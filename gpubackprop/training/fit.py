@@ -90,7 +90,7 @@ def fit(
         Evaluated after each epoch.
     sample_weight : array, shape (N,), optional
     callbacks : Callback or iterable of them
-        :class:`EarlyStopping`, :class:`ReduceOnPlateau` or custom ones.
+        :class:`gpubackprop.EarlyStopping`, :class:`gpubackprop.ReduceOnPlateau` or custom ones.
     progress : bool
         Show loss, metric, samples per second and time left in the terminal.
     shuffle : bool
@@ -108,8 +108,9 @@ def fit(
     n_iter_no_change : int
     on_divergence : {"stop", "raise", "skip"}
         What to do when the loss becomes NaN, or a parameter NaN or infinite. The step is undone and named, with epoch, layer and
-        learning rate. "stop": a :class:`DivergenceWarning`, and the training ends with the last parameters whose loss was finite;
-        "raise": a :class:`DivergenceError`; "skip": continue without that mini-batch, at most 100 times in a row.
+        learning rate. "stop": a :class:`gpubackprop.DivergenceWarning`, and the training ends with the last parameters whose loss
+        was finite; "raise": a :class:`gpubackprop.DivergenceError`; "skip": continue without that mini-batch, at most 100 times
+        in a row.
     standardize : bool
         Give each column of numbers mean 0 and standard deviation 1, by these data. The network keeps both, so that ``predict`` and
         all else take X as it is here; a second ``fit`` keeps those of the first.

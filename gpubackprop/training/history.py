@@ -55,10 +55,7 @@ class History(dict[str, list[float]]):
         """
         from gpubackprop.training.curves import learning_curve  # loads matplotlib
 
-        picture = learning_curve(self)
-        if path is not None:
-            picture.savefig(path, dpi=130)
-        return picture
+        return learning_curve(self).write(path)
 
     def __repr__(self) -> str:
         epochs = len(self.get("loss", []))

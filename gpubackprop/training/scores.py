@@ -74,7 +74,7 @@ class Scores:
 
 
 def score(model: MLP, X: Any, y: Any) -> Scores:
-    """Return the scores of a network on a data set, as :func:`scores_of` defines them.
+    """Return the scores of a network on a data set, as :func:`gpubackprop.training.scores.scores_of` defines them.
 
     Raises
     ------
