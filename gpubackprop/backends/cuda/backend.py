@@ -23,7 +23,8 @@ from cuda.core import Stream, launch
 from gpubackprop.backends.base import Backend, Call, Run
 from gpubackprop.backends.checks import check_arrays
 from gpubackprop.backends.cuda import nvtx as ranges
-from gpubackprop.backends.cuda.fusion import WithDropout, fuse_dropout
+from gpubackprop.backends.cuda.branches import Access, schedule, spans
+from gpubackprop.backends.cuda.fusion import Fused, fuse_dropout, fuse_gathers, fuse_products, is_narrow
 from gpubackprop.backends.cuda.launcher import Launch
 from gpubackprop.backends.cuda.launches import Launches
 from gpubackprop.backends.memory import DeviceMemoryError
@@ -121,7 +122,7 @@ class CudaBackend(Backend):
             from gpubackprop.backends.cuda.products import Products
 
             self._products = Products(index, tf32=matmul_precision == "tf32")
-            self._epilogues: Any = Epilogues(self._products, epilogues, self._ranged)
+            self._epilogues: Any = Epilogues(self._products, epilogues)
         elif matmul_precision == "tf32" or epilogues == "all":
             what = "matmul_precision 'tf32'" if matmul_precision == "tf32" else "epilogues 'all'"
             raise DeviceUnavailableError(f"{what} needs nvmath-python; run: pip install nvmath-python")
@@ -182,7 +183,7 @@ class CudaBackend(Backend):
 
     def _execute(self, operation: Operation) -> None:
         with self._device:
-            if isinstance(operation, Matmul):
+            if isinstance(operation, Matmul) and not is_narrow(operation):
                 function, arguments = self._bind_product(operation, self._launches)
                 function(*arguments)
             else:
@@ -218,8 +219,8 @@ class CudaBackend(Backend):
         with self._device:
             return self._bind(operation, self._launches.for_step())
 
-    def _bind(self, item: Operation | WithDropout, launches: Launches) -> Call:
-        if not isinstance(item, Matmul):
+    def _bind(self, item: Operation | Fused, launches: Launches) -> Call:
+        if not isinstance(item, Matmul) or is_narrow(item):
             return self._ranged(item.name, self._run), (launches.of(item),)
         function, arguments = self._bind_product(item, launches)
         if not arguments:
@@ -242,30 +243,65 @@ class CudaBackend(Backend):
         for operation in bound:
             check_arrays(self, operation, bound=True)
         with self._device:
-            launches, operations = self._launches.for_step(), bound if step.keep else fuse_dropout(bound)
-            plans = [self._plan(o) for o in operations if isinstance(o, Matmul)]
-            captured = None not in plans
+            operations = fuse_gathers(bound)
+            operations = operations if step.keep else fuse_products(fuse_dropout(operations))
+            products = [o for o in operations if isinstance(o, Matmul) and not is_narrow(o)]
+            captured = self._products is not None and all(self._plan(o) is not None for o in products)
             if captured:
-                from gpubackprop.backends.cuda.graph import CapturedStep
-
-                # the largest workspace first: the others fit into it
-                launches.scratch(max((plan.workspace for plan in plans), default=0), np.dtype(np.uint8))
-                calls = self._epilogues.calls(operations, lambda one: self._bind(one, launches), launches.scratch)
+                run: Run = self._capture(self._epilogues.fuse(operations), step)
             else:
+                launches = self._launches.for_step()
                 calls = [self._bind(operation, launches) for operation in operations]
+
+                def run(
+                    times: int = 1, step: Step = step
+                ) -> None:  # the calls hold only the addresses of the step's arrays
+                    with self._device:
+                        for _ in range(times):
+                            for function, arguments in calls:
+                                function(*arguments)
+
             # allocations are complete, for any stream of the step; waiting for the whole device would fail
             # while another thread captures
             cupy.cuda.get_current_stream().synchronize()
-            if captured:
-                return CapturedStep(self._device, calls, step, self._ranged)
-
-        def run(times: int = 1, step: Step = step) -> None:  # the calls hold only the addresses of the step's arrays
-            with self._device:
-                for _ in range(times):
-                    for function, arguments in calls:
-                        function(*arguments)
-
         return run
+
+    def _capture(self, items: Sequence[Operation | Fused], step: Step) -> Run:
+        """Return operations as CUDA graphs of two branches, each with a workspace for its products."""
+        from gpubackprop.backends.cuda.epilogues import WithEpilogue
+        from gpubackprop.backends.cuda.graph import CapturedStep
+
+        branches = [self._launches.for_step() for _ in range(2)]
+        tasks: list[
+            tuple[Any, list[Launch], Access]
+        ] = []  # products have no launches yet: a branch decides their workspace
+        for item in items:
+            if isinstance(item, WithEpilogue) or (isinstance(item, Matmul) and not is_narrow(item)):
+                tasks.append((item, [], Access(spans(item.read), spans(item.written))))
+            else:
+                tasks += [(item, *task) for task in branches[0].tasks(item)]
+        places = schedule([access for _, _, access in tasks])
+
+        products = [
+            (item.plan if isinstance(item, WithEpilogue) else self._plan(item), place.side)
+            for (item, launches, _), place in zip(tasks, places, strict=True)
+            if not launches
+        ]
+        for side, branch in enumerate(branches):  # the largest workspace first: the others fit into it
+            branch.scratch(max((plan.workspace for plan, on in products if on == side), default=0), np.dtype(np.uint8))
+        calls: list[Call] = []
+        remaining = iter(products)
+        for item, launches, _ in tasks:
+            if launches:
+                calls.append((self._ranged(item.name, self._run), (launches,)))
+                continue
+            plan, side = next(remaining)
+            product = plan.bind(item.a, item.b, item.out, branches[side].scratch)
+            self._products.load(product)
+            calls.append((self._ranged(item.name, product), ()))
+        return CapturedStep(
+            self._device, calls, places, sum(access.nodes for _, _, access in tasks), step, self._ranged
+        )
 
     @property
     def epilogue_choices(self) -> list[Any]:
