@@ -1,8 +1,8 @@
 """The CUDA backend: products by cuBLAS, everything else by fused kernels, on CuPy's current stream.
 
 A method makes a list of launches (:mod:`gpubackprop.backends.cuda.launches`); an eager call runs the list at once, a compiled
-step keeps it. A compiled step owns its scratch and the workspace of its products, so steps on different streams do not interfere;
-one step runs on one stream at a time.
+step keeps it. A compiled step owns its scratch and the workspaces of its products, one for each of its branches, so steps on
+different streams do not interfere; one step runs on one stream at a time.
 """
 
 from __future__ import annotations

@@ -14,8 +14,10 @@ RELU      product, relu                                    "all"
 
 GELU is not in "auto" because cuBLASLt was seen to take longer with it than a product and a separate kernel, in float32 and
 bfloat16 (github.com/karpathy/llm.c/pull/338; llm.c has it off). RELU is not because it turns NaN into 0, which hides a
-training that diverges. Where cuBLASLt has no such product, or an address is not a multiple of 16, the two operations stay
-separate. :attr:`gpubackprop.backends.cuda.backend.CudaBackend.epilogue_choices` says what was chosen and why.
+training that diverges: an output that should be NaN is a number. It would save a launch per hidden layer (of 784-256-128-10 two of
+the twelve in the longest chain) and 8 bytes per element in float32; a check that finds the NaN reads what the saved pass reads.
+Where cuBLASLt has no such product, or an address is not a multiple of 16, the two operations stay separate.
+:attr:`gpubackprop.backends.cuda.backend.CudaBackend.epilogue_choices` says what was chosen and why.
 """
 
 from __future__ import annotations

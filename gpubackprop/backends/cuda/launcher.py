@@ -2,8 +2,8 @@
 
 Kernels take raw pointers: arrays have been checked by :mod:`gpubackprop.backends.checks`, or are a workspace's. Partial sums go to
 scratch memory. An eager operation takes its own from CuPy's pool, which reuses it for the next one on the same stream: two threads
-may queue operations on one stream, in any order. A compiled step owns its scratch, which its operations share, since they run one
-after another.
+may queue operations on one stream, in any order. A compiled step owns its scratch, which its operations share: they run one after
+another, also on two branches, since what uses the same memory does.
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ class Launcher:
         own._shared, own._scratch = True, {}
         return own
 
-    def _launch(
-        self, kernel: Source, grid: Grid, block: Grid, /, *, scratch: tuple[Array, ...] = (), **arguments: Any
-    ) -> Launch:
+    def _launch(self, kernel: Source, grid: Grid, block: Grid, /, *, scratch: Any = (), **arguments: Any) -> Launch:
         """Return the launch of a kernel, with arguments by parameter name."""
         return Launch(launch_config(grid, block), self._kernel(kernel), kernel.arguments(arguments), scratch)
 
