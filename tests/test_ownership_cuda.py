@@ -55,7 +55,7 @@ def test_a_step_has_scratch_and_workspace_of_its_own_and_no_more_than_its_produc
     assert not set(first) & set(second)
     for side in (False, True):  # each branch has a workspace, and they are not the same
         products = [
-            f for (f, a), place in zip(runs[0].calls, runs[0].places, strict=True) if not a and place.side == side
+            f for (f, a), place in zip(runs[0].calls, runs[0].places(), strict=True) if not a and place.side == side
         ]
         largest = max(f.plan.workspace for f in products)
         places = {f.workspace.data.ptr: f.workspace.nbytes for f in products if f.workspace is not None}

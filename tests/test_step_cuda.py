@@ -82,12 +82,13 @@ def test_the_bits_do_not_depend_on_which_branch_is_ahead(first, optimizer, weigh
         )  # fmt: skip
         step = model.step(30, optimizer, data=data, micro_batch_size=10)
         run = step.compile()
-        sides = [place.side for place in run.places]
+        places = run.places(2)
+        calls, sides = [*run.calls] * 2, [place.side for place in places]
         assert any(sides)
-        for _ in range(2):
-            if way == "in order":
-                step.run_eagerly()
-                continue
+        if way == "in order":
+            step.run_eagerly()
+            step.run_eagerly()
+        else:
             with backend._device:
                 done = set()
                 while len(done) < len(sides):  # the branch that is first goes on until it has to wait
@@ -95,8 +96,8 @@ def test_the_bits_do_not_depend_on_which_branch_is_ahead(first, optimizer, weigh
                         min((i for i, on in enumerate(sides) if on == side and i not in done), default=None)
                         for side in (first == "side", first == "main")
                     ]
-                    task = next(i for i in ready if i is not None and run.places[i].wait in (None, *done))
-                    function, arguments = run.calls[task]
+                    task = next(i for i in ready if i is not None and places[i].wait in (None, *done))
+                    function, arguments = calls[task]
                     function(*arguments)
                     done.add(task)
         results.append((bits(model), backend.to_numpy(step.names.array("loss"))))
@@ -162,8 +163,32 @@ def test_a_warm_step_is_one_graph_launch_and_nothing_else(digits):
     graph = run.graph(1)
     assert longest_chain(graph) == (16, 12)
     assert record.graph_nodes == 16
-    assert longest_chain(run.graph(2)) == (32, 24)
+    assert longest_chain(run.graph(2)) == (32, 23)  # the second gather runs beside the first update
     assert len(step.operations) == 18 - 1
+
+
+def test_clipping_adds_its_own_two_launches_to_the_chain(digits):
+    _, _, run = make(digits, "cuda", gb.SGD(0.1, clip_norm=1.0))
+    assert longest_chain(run.graph(1)) == (18, 14)
+
+
+def test_a_capture_that_fails_says_why_and_can_be_repeated(digits):
+    X, y = digits[0][:, :12], digits[1] % 3
+    model = gb.MLP([12, 8, 3], device="cuda")
+    run = model.step(16, "adam", data=device_data(model, X, y)).compile()
+
+    def fail():
+        raise KeyError("in the middle")
+
+    calls = run.calls
+    for task in range(len(calls)):
+        run.calls = [*calls[:task], (fail, ()), *calls[task + 1 :]]
+        with pytest.raises(KeyError, match="in the middle"):
+            run()
+    run.calls = calls
+    before = bits(model)
+    run()
+    assert (bits(model) != before).any()
 
 
 def test_a_warm_step_allocates_nothing_from_the_pool_either(digits):

@@ -282,26 +282,27 @@ class CudaBackend(Backend):
                 tasks += [(item, *task) for task in branches[0].tasks(item)]
         places = schedule([access for _, _, access in tasks])
 
-        products = [
-            (item.plan if isinstance(item, WithEpilogue) else self._plan(item), place.side)
-            for (item, launches, _), place in zip(tasks, places, strict=True)
+        products = {
+            task: item.plan if isinstance(item, WithEpilogue) else self._plan(item)
+            for task, (item, launches, _) in enumerate(tasks)
             if not launches
-        ]
+        }
         for side, branch in enumerate(branches):  # the largest workspace first: the others fit into it
-            branch.scratch(max((plan.workspace for plan, on in products if on == side), default=0), np.dtype(np.uint8))
+            needed = (plan.workspace for task, plan in products.items() if places[task].side == side)
+            branch.scratch(max(needed, default=0), np.dtype(np.uint8))
         calls: list[Call] = []
-        remaining = iter(products)
-        for item, launches, _ in tasks:
+        accesses: list[Access] = []
+        for task, (item, launches, access) in enumerate(tasks):
             if launches:
                 calls.append((self._ranged(item.name, self._run), (launches,)))
+                accesses.append(access)
                 continue
-            plan, side = next(remaining)
-            product = plan.bind(item.a, item.b, item.out, branches[side].scratch)
+            product = products[task].bind(item.a, item.b, item.out, branches[places[task].side].scratch)
             self._products.load(product)
             calls.append((self._ranged(item.name, product), ()))
-        return CapturedStep(
-            self._device, calls, places, sum(access.nodes for _, _, access in tasks), step, self._ranged
-        )
+            used = () if product.workspace is None else (product.workspace,)
+            accesses.append(access._replace(writes=access.writes + spans(used)))
+        return CapturedStep(self._device, calls, accesses, step, self._ranged)
 
     @property
     def epilogue_choices(self) -> list[Any]:

@@ -1,8 +1,8 @@
 """A step as one CUDA graph: captured once, replayed with one launch; or 2, 4, 8, ... steps in one graph.
 
 Everything that changes from step to step lives in arrays on the device, so the same graph serves every step, and a graph of K steps
-is the same operations K times. Within a step a second branch runs beside its longest chain of operations, see
-:mod:`gpubackprop.backends.cuda.branches`.
+is the same operations K times. A second branch runs beside the longest chain of operations, see
+:mod:`gpubackprop.backends.cuda.branches`; it may begin with the next step while this one ends.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import cupy
 
+from gpubackprop.backends.cuda.branches import Access, Place, schedule
+
 if TYPE_CHECKING:
-    from gpubackprop.backends.cuda.branches import Place
     from gpubackprop.backends.cuda.nvtx import Ranged
     from gpubackprop.step import Step
 
@@ -33,10 +34,8 @@ class CapturedStep:
     device : cupy.cuda.Device
     calls : sequence of (function, arguments)
         The operations; they must not allocate or wait, and launch only loaded kernels.
-    places : sequence of Place
-        The branch of each call. Calls on different branches share no scratch unless one waits for the other.
-    nodes : int
-        Launches of a step.
+    accesses : sequence of Access
+        The memory of each call.
     step : Step
         Kept, since the calls hold only the addresses of its arrays.
     ranged : callable
@@ -49,19 +48,14 @@ class CapturedStep:
     """
 
     def __init__(
-        self,
-        device: Any,
-        calls: Sequence[Call],
-        places: Sequence[Place],
-        nodes: int,
-        step: Step,
-        ranged: Ranged[Any],
+        self, device: Any, calls: Sequence[Call], accesses: Sequence[Access], step: Step, ranged: Ranged[Any]
     ) -> None:
-        self.device, self.calls, self.places, self.step = device, calls, places, step
+        self.device, self.calls, self.accesses, self.step = device, calls, accesses, step
         # for capture, which the default stream does not allow
         self.branches = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
         self._launch = ranged("graph launch", methodcaller("launch"))
-        self.steps_per_launch = 1 << (max(1, min(MOST_STEPS, NODES // nodes)).bit_length() - 1)
+        most = min(MOST_STEPS, NODES // sum(access.nodes for access in accesses))
+        self.steps_per_launch = 1 << (max(1, most).bit_length() - 1)
         self._graphs: dict[int, Any] = {}
 
     def __call__(self, times: int = 1) -> None:
@@ -74,6 +68,10 @@ class CapturedStep:
                 if rest >> digit & 1:
                     self._launch(self.graph(1 << digit))
 
+    def places(self, steps: int = 1) -> list[Place]:
+        """Return the branch of each call of some steps, one step after another."""
+        return schedule([*self.accesses] * steps)
+
     def graph(self, steps: int) -> Any:
         """Return the graph of some steps, captured at the first call."""
         if steps not in self._graphs:
@@ -81,8 +79,7 @@ class CapturedStep:
             with self.device, main:
                 main.begin_capture()
                 try:
-                    for _ in range(steps):
-                        self._queue_on_branches()
+                    self._queue_on_branches(steps)
                 except BaseException:
                     with contextlib.suppress(Exception):  # the first error is the one to report
                         main.end_capture()
@@ -90,12 +87,12 @@ class CapturedStep:
                 self._graphs[steps] = main.end_capture()
         return self._graphs[steps]
 
-    def _queue_on_branches(self) -> None:
-        """Queue the step on both streams; the side begins after what is queued on the main one, and ends before what follows."""
-        events = {place.wait: cupy.cuda.Event(disable_timing=True) for place in self.places if place.wait is not None}
-        if any(place.side for place in self.places):
-            self._join(1, 0)
-        for task, ((function, arguments), place) in enumerate(zip(self.calls, self.places, strict=True)):
+    def _queue_on_branches(self, steps: int) -> None:
+        """Queue some steps on both streams; the side begins after what is queued on the main one, and ends before what follows."""
+        places = self.places(steps)
+        events = {place.wait: cupy.cuda.Event(disable_timing=True) for place in places if place.wait is not None}
+        self._join(1, 0)
+        for task, ((function, arguments), place) in enumerate(zip([*self.calls] * steps, places, strict=True)):
             stream = self.branches[place.side]
             if place.wait is not None:
                 stream.wait_event(events[place.wait])
@@ -103,8 +100,7 @@ class CapturedStep:
                 function(*arguments)
             if task in events:
                 events[task].record(stream)
-        if any(place.side for place in self.places):
-            self._join(0, 1)
+        self._join(0, 1)
 
     def _join(self, waiting: int, other: int) -> None:
         """Let a branch wait for what is queued on the other."""

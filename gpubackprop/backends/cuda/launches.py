@@ -21,6 +21,7 @@ from gpubackprop.kernels.cuda.storage import STORAGE, VECTOR_BYTES
 from gpubackprop.kernels.cuda.unroll import numbered
 from gpubackprop.philox import keep_threshold, split_seed
 from gpubackprop.step import operations as table
+from gpubackprop.step.state import FACTOR
 
 if TYPE_CHECKING:
     from gpubackprop.losses import Loss
@@ -66,6 +67,11 @@ class Launches(Launcher):
         """Return the launches of an operation with the memory that they read and write, those that finish its sums apart."""
         launches, parts = self.of(item), item.parts if isinstance(item, Fused) else (item,)
         scratch = spans(a for one in launches for a in one.scratch)
+        if isinstance(item, table.Clip | table.Advance) and not item.loss_scaling:  # they write different scalars
+            written = (
+                (item.scalars[FACTOR:],) if isinstance(item, table.Clip) else (item.counters, item.scalars[:FACTOR])
+            )
+            return [(launches, Access(spans(item.read), spans(written) + scratch, len(launches)))]
         sums = [a for one in parts for a in (getattr(one, name) for name in SUMS.get(type(one), ()))]
         if len(launches) == 1 or not sums:
             return [(launches, Access(spans(item.read), spans(item.written) + scratch, len(launches)))]
