@@ -136,7 +136,9 @@ def test_dropout_on_the_way_gives_the_bits_of_dropout_apart(activation: str, dty
         run()
         models.append(model)
         launched.append(len(run.calls))
-    assert launched[1] == launched[0] + 5  # two hidden layers, forward and backward, and dh of the last, a narrow product
+    assert (
+        launched[1] == launched[0] + 5
+    )  # two hidden layers, forward and backward, and dh of the last, a narrow product
     np.testing.assert_array_equal(bits(models[0]), bits(models[1]))
 
 

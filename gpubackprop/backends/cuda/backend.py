@@ -24,7 +24,7 @@ from gpubackprop.backends.base import Backend, Call, Run
 from gpubackprop.backends.checks import check_arrays
 from gpubackprop.backends.cuda import nvtx as ranges
 from gpubackprop.backends.cuda.branches import Access, schedule, spans
-from gpubackprop.backends.cuda.fusion import Fused, fuse_dropout, fuse_gathers, fuse_products, is_narrow
+from gpubackprop.backends.cuda.fusion import Fused, fuse_dropout, fuse_gathers, fuse_products, is_planned
 from gpubackprop.backends.cuda.launcher import Launch
 from gpubackprop.backends.cuda.launches import Launches
 from gpubackprop.backends.memory import DeviceMemoryError
@@ -183,7 +183,7 @@ class CudaBackend(Backend):
 
     def _execute(self, operation: Operation) -> None:
         with self._device:
-            if isinstance(operation, Matmul) and not is_narrow(operation):
+            if is_planned(operation):
                 function, arguments = self._bind_product(operation, self._launches)
                 function(*arguments)
             else:
@@ -220,7 +220,7 @@ class CudaBackend(Backend):
             return self._bind(operation, self._launches.for_step())
 
     def _bind(self, item: Operation | Fused, launches: Launches) -> Call:
-        if not isinstance(item, Matmul) or is_narrow(item):
+        if not is_planned(item):
             return self._ranged(item.name, self._run), (launches.of(item),)
         function, arguments = self._bind_product(item, launches)
         if not arguments:
@@ -245,17 +245,17 @@ class CudaBackend(Backend):
         with self._device:
             operations = fuse_gathers(bound)
             operations = operations if step.keep else fuse_products(fuse_dropout(operations))
-            products = [o for o in operations if isinstance(o, Matmul) and not is_narrow(o)]
-            captured = self._products is not None and all(self._plan(o) is not None for o in products)
+            captured = self._products is not None and all(
+                self._plan(o) is not None for o in operations if is_planned(o)
+            )
             if captured:
                 run: Run = self._capture(self._epilogues.fuse(operations), step)
             else:
                 launches = self._launches.for_step()
                 calls = [self._bind(operation, launches) for operation in operations]
 
-                def run(
-                    times: int = 1, step: Step = step
-                ) -> None:  # the calls hold only the addresses of the step's arrays
+                # it keeps the step: the calls hold only the addresses of its arrays
+                def run(times: int = 1, step: Step = step) -> None:
                     with self._device:
                         for _ in range(times):
                             for function, arguments in calls:
@@ -272,11 +272,10 @@ class CudaBackend(Backend):
         from gpubackprop.backends.cuda.graph import CapturedStep
 
         branches = [self._launches.for_step() for _ in range(2)]
-        tasks: list[
-            tuple[Any, list[Launch], Access]
-        ] = []  # products have no launches yet: a branch decides their workspace
+        # what is called, its launches and memory; products get their workspace when their branch is known
+        tasks: list[tuple[Any, list[Launch], Access]] = []
         for item in items:
-            if isinstance(item, WithEpilogue) or (isinstance(item, Matmul) and not is_narrow(item)):
+            if is_planned(item) or isinstance(item, WithEpilogue):
                 tasks.append((item, [], Access(spans(item.read), spans(item.written))))
             else:
                 tasks += [(item, *task) for task in branches[0].tasks(item)]

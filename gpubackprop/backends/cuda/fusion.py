@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from gpubackprop.definitions import Array, address
 from gpubackprop.kernels.cuda.passes import NARROW
@@ -97,6 +98,11 @@ def is_narrow(o: Matmul) -> bool:
     return bool(
         o.a.shape[1] <= NARROW and o.a.flags.c_contiguous and o.b.flags.f_contiguous and o.out.dtype == o.a.dtype
     )
+
+
+def is_planned(item: Operation | Fused) -> TypeGuard[Matmul]:
+    """Return whether an operation is a product of cuBLASLt or cuBLAS, which has no launches of ours."""
+    return isinstance(item, Matmul) and not is_narrow(item)
 
 
 def fuse_products(operations: Sequence[Operation | Fused]) -> list[Operation | Fused]:

@@ -67,15 +67,15 @@ class Launches(Launcher):
         """Return the launches of an operation with the memory that they read and write, those that finish its sums apart."""
         launches, parts = self.of(item), item.parts if isinstance(item, Fused) else (item,)
         scratch = spans(a for one in launches for a in one.scratch)
-        if isinstance(item, table.Clip | table.Advance) and not item.loss_scaling:  # they write different scalars
-            written = (
-                (item.scalars[FACTOR:],) if isinstance(item, table.Clip) else (item.counters, item.scalars[:FACTOR])
-            )
-            return [(launches, Access(spans(item.read), spans(written) + scratch, len(launches)))]
+        written = item.written
+        if isinstance(item, table.Clip) and not item.loss_scaling:  # it and the schedule write different scalars
+            written = [item.scalars[FACTOR:]]
+        if isinstance(item, table.Advance) and not item.loss_scaling:
+            written = [item.counters, item.scalars[:FACTOR]]
         sums = [a for one in parts for a in (getattr(one, name) for name in SUMS.get(type(one), ()))]
         if len(launches) == 1 or not sums:
-            return [(launches, Access(spans(item.read), spans(item.written) + scratch, len(launches)))]
-        others = [a for a in item.written if not any(a is b for b in sums)]
+            return [(launches, Access(spans(item.read), spans(written) + scratch, len(launches)))]
+        others = [a for a in written if not any(a is b for b in sums)]
         return [
             (launches[:1], Access(spans(item.read), spans(others) + scratch)),
             (launches[1:], Access(spans([*item.read, *others]), spans(sums) + scratch, len(launches) - 1)),
