@@ -286,10 +286,11 @@ def bias_activation_backward(
             staged = cuda.shared.array(STAGED, real)
             stage(w, staged, inner, line)
         column = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
-        row = numba.int64(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)
         if column < line:
-            p = row * line + column
+            p = (cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y) * line + column
             stride = cuda.gridDim.y * cuda.blockDim.y * line
+            if product:
+                row = numba.int64(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)
             if several:
                 while p + (LINES - 1) * stride + width <= size:
                     for r in static_range(LINES):
