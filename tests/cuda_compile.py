@@ -53,6 +53,7 @@ def sources(complete: bool) -> Iterator[tuple[Source, int]]:
         yield from pass_sources(dtype, vector, complete and dtype != F2)
         yield from loss_sources(dtype, complete and dtype != F2)
         yield column_sums.column_sum(dtype), 0
+        yield passes.narrow_product(dtype, vector), 0
         yield cuda_dropout.dropout(dtype, vector), 16
         yield cuda_dropout.dropout(dtype, 1), 0
     for dtype in (F4, F8):
@@ -72,7 +73,9 @@ def sources(complete: bool) -> Iterator[tuple[Source, int]]:
     for dtype in (BF16, F2):
         yield cuda_training.update(Adam(), F4, 4, dtype), 16
     for storage, width in (("f4", 4), ("f8", 1), ("f4", 1), ("u2", 1)):
-        yield minibatch.gather(storage, width), 16 if width > 1 else 0
+        yield minibatch.gather((storage, width)), 16 if width > 1 else 0
+    yield minibatch.gather(("f4", 4), ("f8", 1)), 16
+    yield minibatch.gather(("f4", 4), ("f4", 4), ("f4", 1)), 16
 
 
 def pass_sources(dtype: np.dtype[Any], vector: int, complete: bool) -> Iterator[tuple[Source, int]]:
@@ -87,9 +90,12 @@ def pass_sources(dtype: np.dtype[Any], vector: int, complete: bool) -> Iterator[
             if some:
                 yield passes.bias_activation_forward(activation, dtype, width, False), wanted
             yield passes.bias_activation_backward(activation, dtype, width), wanted
-        if some:  # dropout on the way, and the sums of the bias gradient in the same launch
+        if some:  # dropout on the way, the sums of the bias gradient, and the product in the same launch
             yield passes.bias_activation_forward(activation, dtype, vector, True, True, False), 16
             yield passes.bias_activation_backward(activation, dtype, vector, True, True), 16
+            yield passes.bias_activation_backward(activation, dtype, vector, product=True), 16
+        if activation.name == "relu":
+            yield passes.bias_activation_backward(activation, dtype, vector, True, True, True), 16
 
 
 def loss_sources(dtype: np.dtype[Any], complete: bool) -> Iterator[tuple[Source, int]]:

@@ -23,7 +23,7 @@ from tolerances import assert_within, eps
 
 from gpubackprop import backends
 from gpubackprop.backends.cases import CASES, REFERENCE, Arrays, OpCase, copied
-from gpubackprop.definitions import DTYPES, address, aligned_zeros
+from gpubackprop.definitions import DTYPES, address, aligned_zeros, eps_of
 from gpubackprop.kernels.cuda import compile as cuda_compile
 
 cuda_compile.THREADS = 32  # before the modules of kernels take it
@@ -31,16 +31,26 @@ PACKAGE = ModuleType("gpubackprop.backends.cuda")
 PACKAGE.__path__ = [str(Path(backends.__file__).parent / "cuda")]  # without its __init__, which needs all of CuPy
 sys.modules |= {"cupy": ModuleType("cupy"), PACKAGE.__name__: PACKAGE}
 
-from gpubackprop.backends.cuda.fusion import fuse_dropout  # noqa: E402
+from gpubackprop.backends.cuda import launcher  # noqa: E402
+from gpubackprop.backends.cuda.fusion import fuse_dropout, fuse_gathers, fuse_products  # noqa: E402
 from gpubackprop.backends.cuda.launches import Launches  # noqa: E402
 from gpubackprop.kernels.cuda import softmax_rows as cuda_softmax_rows  # noqa: E402
 from gpubackprop.kernels.cuda.access import access  # noqa: E402
 from gpubackprop.kernels.cuda.numba import cuda  # noqa: E402
 from gpubackprop.kernels.cuda.storage import STORAGE, compute_type  # noqa: E402
-from gpubackprop.step.operations import OPERATIONS, BiasActivationForward, Clip, Dropout, Operation  # noqa: E402
+from gpubackprop.step.operations import (  # noqa: E402
+    OPERATIONS,
+    BiasActivationForward,
+    Clip,
+    Dropout,
+    Gather,
+    Matmul,
+    Operation,
+)
 from gpubackprop.step.state import FACTOR, NORM, SKIP  # noqa: E402
 
 cuda_softmax_rows.ROW_THREADS = 64  # a block holds shorter rows
+launcher.SMALL_ROWS = 10  # some shapes have more
 
 RNG = np.random.default_rng(1)
 ACTIVATIONS, LOSSES = (
@@ -165,6 +175,65 @@ def check_dropout_on_the_way() -> None:
         assert any(part in name for name in FINISHING.names), part
 
 
+def check_products_on_the_way() -> None:
+    """Narrow products, and the same in the launch of the backward pass, with and without dropout: the same bits."""
+    for case, dtype in zip(PASSES[1::2], DTYPES, strict=True):
+        for n, d, inner in ((13, 24, 3), (9, 8, 16), (64, 16, 1), (3, 5, 2)):
+            given = filled(case, RNG, (n, d), dtype) | {"counters": np.array([7, 2])}
+            real = given["db"].dtype
+            given |= {"a": RNG.normal(size=(n, inner)).astype(dtype), "w": RNG.normal(size=(d, inner)).astype(dtype)}
+
+            def product(a: Arrays) -> Operation:
+                return Matmul(a["a"], a["w"].T, a["dh"])
+
+            def whole(a: Arrays, case: OpCase = case, n: int = n) -> list[Operation]:
+                dropout = Dropout(a["dh"], 0.3, 2**40 + 3, 1, a["counters"], a["dh"], 5)
+                return fuse_dropout([product(a), *([dropout] * (n != 9)), case.operation({**a, "out": a["dh"]})])
+
+            alone = SIMULATOR.run(product, given)
+            a, w = wide(given)["a"], wide(given)["w"]
+            bound = (inner + 1) * eps(real) * (np.abs(a) @ np.abs(w).T)
+            bound = bound + eps_of(given["dh"].dtype) * np.abs(a @ w.T)
+            assert_within(alone["dh"], a @ w.T, bound)
+            expected = given
+            for item in range(2):
+                expected = FINISHING.run(lambda a, item=item, of=whole: of(a)[item], expected)
+            if d == 5:  # rows are no whole vectors
+                placed_given = copied(given, lambda a: placed(a, 0))
+                assert len(fuse_products(whole(placed_given))) == 2
+                continue
+            found = FINISHING.run(lambda a, of=whole: fuse_products(of(a))[0], given)
+            for name in ("dh", "db"):
+                np.testing.assert_array_equal(found[name].astype("f8"), expected[name].astype("f8"))
+    for part in ("narrow_product", "dropout_finish_product", "backward_relu_f4_v4_product"):
+        names = SIMULATOR.names | FINISHING.names
+        assert any(part in name for name in names), (part, names)
+
+
+def check_gathers_on_the_way() -> None:
+    """X, y and weights in one launch."""
+    for dtype, d, indices in (("float32", 24, True), ("float64", 5, False), ("bfloat16", 3, False)):
+        rows, n = 40, 21
+        given = {
+            "X": RNG.normal(size=(rows, d)).astype(dtype), "y": RNG.integers(0, 9, rows), "w": RNG.normal(size=rows),
+            "order": RNG.permutation(rows), "counters": np.array([0, 8]),
+        }  # fmt: skip
+        if not indices:
+            given["y"] = RNG.normal(size=(rows, 7)).astype(dtype)
+        names = ("X", "y", "w")
+        given |= {f"{name}_out": np.zeros_like(given[name][:n]) for name in names}
+
+        def gathers(a: Arrays, names: tuple[str, ...] = names) -> list[Operation]:
+            return [Gather(a[name], a["order"], a["counters"], a[f"{name}_out"]) for name in names]
+
+        for count in (2, 3):
+            (item,) = fuse_gathers(gathers(given)[:count])
+            found = SIMULATOR.run(lambda a, count=count: fuse_gathers(gathers(a)[:count])[0], given)
+            for name in names[:count]:
+                np.testing.assert_array_equal(found[f"{name}_out"], given[name][given["order"][8 : 8 + n]])
+            assert len(item.parts) == count
+
+
 def check_extremes() -> None:
     """Weights and gradients whose sums, or squares, overflow or underflow."""
     for dtype in ("float32", "float64"):
@@ -210,7 +279,14 @@ def check_storage() -> None:
 
 
 CHECKS = {
-    check.__name__.removeprefix("check_"): check for check in (check_dropout_on_the_way, check_extremes, check_storage)
+    check.__name__.removeprefix("check_"): check
+    for check in (
+        check_dropout_on_the_way,
+        check_products_on_the_way,
+        check_gathers_on_the_way,
+        check_extremes,
+        check_storage,
+    )
 }
 CHECKS |= {name: partial(check_operation, name) for name in OPERATIONS if name != "matmul"}
 

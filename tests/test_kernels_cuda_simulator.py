@@ -16,7 +16,8 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed; make test
 pytestmark = pytest.mark.compilers
 
 
-CHECKS = [*(name for name in OPERATIONS if name != "matmul"), "dropout_on_the_way", "extremes", "storage"]
+ON_THE_WAY = ["dropout_on_the_way", "products_on_the_way", "gathers_on_the_way"]
+CHECKS = [*(name for name in OPERATIONS if name != "matmul"), *ON_THE_WAY, "extremes", "storage"]
 
 
 @pytest.mark.parametrize("check", CHECKS)

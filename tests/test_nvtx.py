@@ -79,9 +79,9 @@ def test_each_operation_is_a_range_where_it_is_captured_and_each_launch_of_the_g
     assert set(names[:-1]) == {
         "matmul", "bias_activation_forward", "bias_loss", "bias_activation_backward", "clip", "advance", "update",
     }  # fmt: skip
-    run(run.steps_per_launch + 2)
+    run(run.steps_per_launch + 3)
     assert [name for name in timeline.take() if name == "graph launch"] == ["graph launch"] * 3
-    run(2)
+    run(3)
     assert timeline.take() == ["graph launch"] * 2
     run.eagerly()
     assert timeline.take() == names[:-1]

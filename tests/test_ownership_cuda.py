@@ -46,18 +46,22 @@ def test_a_step_has_scratch_and_workspace_of_its_own_and_no_more_than_its_produc
 
     def memory(run: Any) -> dict[int, int]:
         arrays = [f.workspace for f, _ in run.calls if hasattr(f, "workspace") and f.workspace is not None]
-        arrays += [one.scratch for _, a in run.calls if a for one in a[0] if hasattr(one.scratch, "data")]
+        arrays += [scratch for _, a in run.calls if a for one in a[0] for scratch in one.scratch]
         return {a.data.ptr: a.nbytes for a in arrays}
 
     runs = [gb.MLP([40, 24, 10], device=backend).step(33, "adam").compile() for _ in range(2)]
     first, second = map(memory, runs)
     assert first
     assert not set(first) & set(second)
-    largest = max(f.plan.workspace for f, _ in runs[0].calls if hasattr(f, "plan"))
-    workspaces = {
-        f.workspace.data.ptr: f.workspace.nbytes for f, _ in runs[0].calls if getattr(f, "workspace", None) is not None
-    }
-    assert sum(workspaces.values()) <= -(-largest // 4096) * 4096
+    for side in (False, True):  # each branch has a workspace, and they are not the same
+        products = [
+            f for (f, a), place in zip(runs[0].calls, runs[0].places(), strict=True) if not a and place.side == side
+        ]
+        largest = max(f.plan.workspace for f in products)
+        places = {f.workspace.data.ptr: f.workspace.nbytes for f in products if f.workspace is not None}
+        assert sum(places.values()) <= -(-largest // 4096) * 4096
+        others = [f.workspace for f, a in runs[0].calls if not a and f not in products and f.workspace is not None]
+        assert not places.keys() & {a.data.ptr for a in others}
 
 
 @pytest.mark.parametrize("ptds", [False, True])

@@ -1,5 +1,7 @@
 """The captured step: one launch, nothing else, and the bits of the operations run one at a time."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -56,16 +58,87 @@ def test_eager_and_captured_steps_give_the_same_bits(digits, optimizer, options)
     np.testing.assert_array_equal(bits(one), bits(two))
 
 
-def test_many_steps_in_one_graph_give_the_bits_of_single_steps(digits):
+@pytest.mark.parametrize("first", ["main", "side"])
+@pytest.mark.parametrize(
+    ("optimizer", "weighted", "options"),
+    [
+        (gb.Adam(1e-3), False, {}),
+        (gb.SGD(0.1, clip_norm=0.5), True, {"dropout": 0.25}),
+        (gb.SGD(0.1, momentum=0.9), True, {"dtype": "float16", "loss": "mean_squared_error"}),
+    ],
+)
+def test_the_bits_do_not_depend_on_which_branch_is_ahead(first, optimizer, weighted, options):
+    rng = np.random.default_rng(0)
+    X, y, w = rng.normal(size=(90, 12)).astype("f4"), rng.integers(0, 8, 90), rng.uniform(size=90).astype("f4")
+    if options.get("loss"):
+        y = rng.normal(size=(90, 8)).astype("f4")
+    results = []
+    for way in ("in order", "branches"):
+        model = gb.MLP([12, 24, 16, 8], device="cuda", **options)
+        backend = model.backend
+        data = Data(
+            backend.asarray(X, model.dtype), backend.asarray(y), backend.asarray(w) if weighted else None,
+            backend.asarray(np.random.default_rng(1).permutation(90)),
+        )  # fmt: skip
+        step = model.step(30, optimizer, data=data, micro_batch_size=10)
+        run = step.compile()
+        places = run.places(2)
+        calls, sides = [*run.calls] * 2, [place.side for place in places]
+        assert any(sides)
+        if way == "in order":
+            step.run_eagerly()
+            step.run_eagerly()
+        else:
+            with backend._device:
+                done = set()
+                while len(done) < len(sides):  # the branch that is first goes on until it has to wait
+                    ready = [
+                        min((i for i, on in enumerate(sides) if on == side and i not in done), default=None)
+                        for side in (first == "side", first == "main")
+                    ]
+                    task = next(i for i in ready if i is not None and places[i].wait in (None, *done))
+                    function, arguments = calls[task]
+                    function(*arguments)
+                    done.add(task)
+        results.append((bits(model), backend.to_numpy(step.names.array("loss"))))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_any_number_of_steps_is_a_few_graphs_with_the_bits_of_single_steps(digits):
     X, y = digits[0][:, :12], digits[1] % 3
     models = [gb.MLP([12, 8, 3], device="cuda") for _ in range(2)]
     runs = [m.step(16, "adam", data=device_data(m, X, y)).compile() for m in models]
-    k = runs[0].steps_per_launch
-    assert k > 1
-    runs[0](k + 2)
-    for _ in range(k + 2):
+    launched, graph = [], runs[0].graph
+
+    def noted(steps):
+        launched.append(steps)
+        return graph(steps)
+
+    runs[0].graph = noted
+    assert runs[0].steps_per_launch == 32
+    for times, expected in ((34, [32, 2]), (32, [32]), (7, [4, 2, 1])):
+        launched.clear()
+        runs[0](times)
+        assert launched == expected
+    for _ in range(34 + 32 + 7):
         runs[1]()
     np.testing.assert_array_equal(bits(models[0]), bits(models[1]))
+
+
+def longest_chain(graph):
+    """Return the nodes of a graph, and of its longest chain."""
+    drawn = graph.debug_dot_str()
+    nodes = re.findall(r'"(graph_\d+_node_\d+)"\[', drawn)
+    before = {node: [] for node in nodes}
+    for a, b in re.findall(r'"(graph_\d+_node_\d+)" -> "(graph_\d+_node_\d+)"', drawn):
+        before[b].append(a)
+    length = {}
+    while len(length) < len(nodes):
+        for node in nodes:
+            if node not in length and all(other in length for other in before[node]):
+                length[node] = 1 + max((length[other] for other in before[node]), default=0)
+    return len(nodes), max(length.values())
 
 
 def test_a_warm_step_is_one_graph_launch_and_nothing_else(digits):
@@ -85,9 +158,37 @@ def test_a_warm_step_is_one_graph_launch_and_nothing_else(digits):
         assert record_now.get(name, 0) == 0, name
     for name in ("copies_h2d", "copies_d2h", "copies_d2d"):
         assert record_now.get(name, 0) == 0, name
-    # 8 products, gathers of X and y, two activations forward; backward with their column sums; loss with its; advance; update
-    assert record.graph_nodes <= 22
+    # the chain: gather, 3 products and 2 activations forward, loss, 2 passes backward, one with its product, the other after one,
+    # dW_1, update; beside it the sums of the loss, dW_o, dW_2 and the schedule
+    graph = run.graph(1)
+    assert longest_chain(graph) == (16, 12)
+    assert record.graph_nodes == 16
+    assert longest_chain(run.graph(2)) == (32, 23)  # the second gather runs beside the first update
     assert len(step.operations) == 18 - 1
+
+
+def test_clipping_adds_its_own_two_launches_to_the_chain(digits):
+    _, _, run = make(digits, "cuda", gb.SGD(0.1, clip_norm=1.0))
+    assert longest_chain(run.graph(1)) == (18, 14)
+
+
+def test_a_capture_that_fails_says_why_and_can_be_repeated(digits):
+    X, y = digits[0][:, :12], digits[1] % 3
+    model = gb.MLP([12, 8, 3], device="cuda")
+    run = model.step(16, "adam", data=device_data(model, X, y)).compile()
+
+    def fail():
+        raise KeyError("in the middle")
+
+    calls = run.calls
+    for task in range(len(calls)):
+        run.calls = [*calls[:task], (fail, ()), *calls[task + 1 :]]
+        with pytest.raises(KeyError, match="in the middle"):
+            run()
+    run.calls = calls
+    before = bits(model)
+    run()
+    assert (bits(model) != before).any()
 
 
 def test_a_warm_step_allocates_nothing_from_the_pool_either(digits):
@@ -171,7 +272,8 @@ def test_the_rule_of_epilogues(digits):
         gradients[mode] = backend.to_numpy(model.gradients.flat)
         choices = {choice.pair.split()[0]: choice for choice in backend.epilogue_choices}
         assert (mode == "off") == (not choices)
-        assert len(step.operations) - len(run.calls) == sum(choice.fused for choice in choices.values())
+        # dh_3 and dh_2 are part of the passes after them, the sums of the loss are a launch of their own
+        assert len(step.operations) - 2 + 1 - len(run.calls) == sum(choice.fused for choice in choices.values())
         if mode == "auto":
             assert {name for name, choice in choices.items() if choice.fused} == {"bias"}
             assert "NaN" in choices["relu_bias"].reason

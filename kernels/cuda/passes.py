@@ -1,4 +1,5 @@
-"""CUDA kernels of the two passes: phi fused with the bias add and dropout, phi' with dropout and the bias gradient.
+"""CUDA kernels of the two passes: phi fused with the bias add and dropout, phi' with dropout, the bias gradient
+and a narrow product before it.
 
 A function here returns a :class:`~gpubackprop.kernels.cuda.compile.Source`: a kernel over raw pointers and int64 sizes,
 built from a definition for one dtype, one vector width and one block size (the simulator needs small ones). Arithmetic on
@@ -10,7 +11,7 @@ lines. So every access moves 16 bytes for any d; a thread has the same columns t
 registers and column sums need no atomics; and the threads of a warp read adjacent addresses. The last line may be short.
 Column sums are taken in a fixed order: each thread its own lines, at most 32 of them, a tree over the block, then
 :func:`~gpubackprop.kernels.cuda.column_sums.column_sum` over the blocks and the rows of a line; the same shape on the same device
-gives the same bits.
+gives the same bits. In small matrices a block takes whole columns, and its sums are complete.
 """
 
 from __future__ import annotations
@@ -44,13 +45,17 @@ WIDEST = 32
 """Threads of a block along a line, at most: half a kilobyte of contiguous memory."""
 
 
-def lines_in_flight(dtype: np.dtype[Any], width: int, dropout: bool = False) -> int:
+NARROW = 16
+"""Columns of a, up to which :func:`narrow_product` computes a w^T: with sums so short, the work is to store them."""
+
+
+def lines_in_flight(dtype: np.dtype[Any], width: int, busy: bool = False) -> int:
     """Return how many lines a thread loads before it computes: enough bytes in flight to keep the memory busy.
 
-    One where a vector takes many registers (eight 16-bit numbers, or float64, where gelu' would need 163), and with
-    dropout: random numbers are enough work, and take registers too.
+    One where a vector takes many registers (eight 16-bit numbers, or float64, where gelu' would need 163), and where the
+    kernel is ``busy`` otherwise: the random numbers of dropout, or a product, are enough work, and take registers too.
     """
-    if dropout:
+    if busy:
         return 1
     if width > 1:
         return 2 if dtype.itemsize == 4 else 1
@@ -93,6 +98,68 @@ def stage_bias(dtype: np.dtype[Any], width: int, threads: int) -> Any:
             bias[k] = staged[cuda.threadIdx.x * width + k]
 
     return device(stage)
+
+
+@cache
+def narrow_terms(dtype: np.dtype[Any], width: int, threads: int) -> tuple[Any, Any]:
+    """Return stage(w, staged, inner, d) and multiply(a, row, staged, inner, out) of a product a w^T, ``inner`` columns each.
+
+    ``staged`` holds the block's rows of w, :data:`WIDEST` * width * :data:`NARROW` numbers; out[: width] are sums of ``inner``
+    terms in their order, each added by one fused multiply-add, and rounded as they would be in memory. The loop over the terms
+    stays one: unrolled, all numbers of ``staged`` would be kept in registers.
+    """
+    _, _, load1, _, rounded = access(storage_of(dtype), 1)
+    zero, fma = real_of(dtype).type(0), MATH.fma
+
+    @unrolled
+    def stage(w, staged, inner, d):  # type: ignore[no-untyped-def]
+        bx = cuda.blockDim.x
+        first = cuda.blockIdx.x * bx * width
+        column = numba.int64(cuda.threadIdx.y * bx + cuda.threadIdx.x)
+        while column < bx * width and first + column < d:
+            for i in range(inner):  # adjacent threads later read different banks
+                staged[(i * width + column % width) * bx + column // width] = load1(w, (first + column) * inner + i)
+            column += threads
+        cuda.syncthreads()
+
+    @unrolled
+    def multiply(a, row, staged, inner, out):  # type: ignore[no-untyped-def]
+        bx = cuda.blockDim.x
+        for k in static_range(width):
+            out[k] = zero
+        for i in range(inner):
+            t = load1(a, row * inner + i)
+            for k in static_range(width):
+                out[k] = fma(t, staged[(i * width + k) * bx + cuda.threadIdx.x], out[k])
+        for k in static_range(width):
+            out[k] = rounded(out[k])
+
+    return device(stage), device(multiply)
+
+
+@cache
+def narrow_product(dtype: np.dtype[Any], width: int, threads: int = THREADS) -> Source:
+    """out = a w^T, for a (n, inner) and w (d, inner) of at most :data:`NARROW` columns; ``line`` is d, a multiple of ``width``."""
+    _, store, _, _, _ = access(storage_of(dtype), width)
+    real = numba.from_dtype(real_of(dtype))
+    stage, multiply = narrow_terms(dtype, width, threads)
+    STAGED = WIDEST * width * NARROW
+
+    @unrolled
+    def kernel(a: P[S], w: P[S], out: P[S], inner: I, size: I, line: I) -> None:
+        staged = cuda.shared.array(STAGED, real)
+        g = cuda.local.array(width, real)
+        stage(w, staged, inner, line)
+        column = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
+        row = numba.int64(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)
+        if column < line:
+            while row * line < size:
+                multiply(a, row, staged, inner, g)
+                store(out, row * line + column, g, 0)
+                row += cuda.gridDim.y * cuda.blockDim.y
+
+    name = label("narrow_product", storage_of(dtype), f"v{width}")
+    return Source(name, kernel, declared(kernel, dtype), threads, occupancy_of(dtype))
 
 
 @per_definition(lambda dtype: MATH)
@@ -179,13 +246,15 @@ def bias_activation_backward(
     width: int,
     dropout: bool = False,
     finish: bool = False,
+    product: bool = False,
     threads: int = THREADS,
 ) -> Source:
     """delta = dh * phi'(s), partial[block row] = its column sums of delta, over a line.
 
-    s is h or z, whichever phi' needs; delta may be dh. With ``dropout``, dh is the gradient of what was dropped. ``partial`` is
-    (grid.y, line). With ``finish`` the last block of a column of blocks adds up their sums: db[0 : line], and ``tickets``, one
-    number for each such column, 0 before, is 0 again.
+    s is h or z, whichever phi' needs; delta may be dh. With ``dropout``, dh is the gradient of what was dropped. With ``product``,
+    the kernel first computes dh, as in :func:`narrow_product`: ``dh`` is the factor (n, inner), ``w`` is (line, inner), and a line
+    is one row. ``partial`` is (grid.y, line). With ``finish`` the last block of a column of blocks adds up their sums:
+    db[0 : line], and ``tickets``, one number for each such column, 0 before, is 0 again.
     """
     storage, real_dtype = storage_of(dtype), real_of(dtype)
     load, store, _, _, _ = access(storage, width)
@@ -194,12 +263,13 @@ def bias_activation_backward(
     dphi = inlined(activation.scalars(real_dtype, MATH)[1])
     fold, finish_sums, fetch = fold_rows(width, threads), finish_rows(dtype, width, threads), read_once("i8")
     drop = define_dropout(dtype, width)
-    LINES = lines_in_flight(dtype, width, dropout)
-    several = LINES > 1
+    stage, multiply = narrow_terms(dtype, width, threads)
+    LINES = lines_in_flight(dtype, width, dropout or product)
+    several, STAGED = LINES > 1, WIDEST * width * NARROW
 
     @unrolled
     def kernel(
-        dh: P[S], s: P[S], delta: P[S], partial: P[R], db: P[R], tickets: P[I],
+        dh: P[S], w: P[S], inner: I, s: P[S], delta: P[S], partial: P[R], db: P[R], tickets: P[I],
         counters: P[I], bound: I, scale: R, low: I, high: I, layer: I, first: I, size: I, line: I,
     ) -> None:  # fmt: skip
         shared = cuda.shared.array(threads * width, real)
@@ -212,10 +282,15 @@ def bias_activation_backward(
         step = numba.int64(0)
         if dropout:
             step = fetch(counters, 0, shared_step)
+        if product:
+            staged = cuda.shared.array(STAGED, real)
+            stage(w, staged, inner, line)
         column = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
         if column < line:
             p = (cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y) * line + column
             stride = cuda.gridDim.y * cuda.blockDim.y * line
+            if product:
+                row = numba.int64(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)
             if several:
                 while p + (LINES - 1) * stride + width <= size:
                     for r in static_range(LINES):
@@ -232,7 +307,11 @@ def bias_activation_backward(
                             sums[k] = sums[k] + g[r * width + k]
                     p += LINES * stride
             while p < size:  # the last rows, and the end of a short line
-                load_within(g, 0, dh, p, size)
+                if product:
+                    multiply(dh, row, staged, inner, g)
+                    row += cuda.gridDim.y * cuda.blockDim.y
+                else:
+                    load_within(g, 0, dh, p, size)
                 load_within(at, 0, s, p, size)
                 if dropout:
                     drop(g, 0, p, step, layer, bound, scale, low, high, first)
@@ -245,7 +324,7 @@ def bias_activation_backward(
         if finish:
             finish_sums(sums, shared, partial, db, tickets, line)
 
-    flags = ["dropout" * dropout, "finish" * finish]
+    flags = ["dropout" * dropout, "finish" * finish, "product" * product]
     name = label("bias_activation_backward", activation.name, storage, f"v{width}", *flags)
     # eight numbers a vector, random numbers for them and the sums of other blocks: gelu' would not fit in 64 registers as well
     occupancy = occupancy_of(dtype) * (0.75 if dropout and finish and dtype.itemsize == 2 else 1)

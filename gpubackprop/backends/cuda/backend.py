@@ -1,8 +1,8 @@
 """The CUDA backend: products by cuBLAS, everything else by fused kernels, on CuPy's current stream.
 
 A method makes a list of launches (:mod:`gpubackprop.backends.cuda.launches`); an eager call runs the list at once, a compiled
-step keeps it. A compiled step owns its scratch and the workspace of its products, so steps on different streams do not interfere;
-one step runs on one stream at a time.
+step keeps it. A compiled step owns its scratch and the workspaces of its products, one for each of its branches, so steps on
+different streams do not interfere; one step runs on one stream at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from cuda.core import Stream, launch
 from gpubackprop.backends.base import Backend, Call, Run
 from gpubackprop.backends.checks import check_arrays
 from gpubackprop.backends.cuda import nvtx as ranges
-from gpubackprop.backends.cuda.fusion import WithDropout, fuse_dropout
+from gpubackprop.backends.cuda.branches import Access, schedule, spans
+from gpubackprop.backends.cuda.fusion import Fused, fuse_dropout, fuse_gathers, fuse_products, is_planned
 from gpubackprop.backends.cuda.launcher import Launch
 from gpubackprop.backends.cuda.launches import Launches
 from gpubackprop.backends.memory import DeviceMemoryError
@@ -121,7 +122,7 @@ class CudaBackend(Backend):
             from gpubackprop.backends.cuda.products import Products
 
             self._products = Products(index, tf32=matmul_precision == "tf32")
-            self._epilogues: Any = Epilogues(self._products, epilogues, self._ranged)
+            self._epilogues: Any = Epilogues(self._products, epilogues)
         elif matmul_precision == "tf32" or epilogues == "all":
             what = "matmul_precision 'tf32'" if matmul_precision == "tf32" else "epilogues 'all'"
             raise DeviceUnavailableError(f"{what} needs nvmath-python; run: pip install nvmath-python")
@@ -182,7 +183,7 @@ class CudaBackend(Backend):
 
     def _execute(self, operation: Operation) -> None:
         with self._device:
-            if isinstance(operation, Matmul):
+            if is_planned(operation):
                 function, arguments = self._bind_product(operation, self._launches)
                 function(*arguments)
             else:
@@ -218,8 +219,8 @@ class CudaBackend(Backend):
         with self._device:
             return self._bind(operation, self._launches.for_step())
 
-    def _bind(self, item: Operation | WithDropout, launches: Launches) -> Call:
-        if not isinstance(item, Matmul):
+    def _bind(self, item: Operation | Fused, launches: Launches) -> Call:
+        if not is_planned(item):
             return self._ranged(item.name, self._run), (launches.of(item),)
         function, arguments = self._bind_product(item, launches)
         if not arguments:
@@ -242,30 +243,65 @@ class CudaBackend(Backend):
         for operation in bound:
             check_arrays(self, operation, bound=True)
         with self._device:
-            launches, operations = self._launches.for_step(), bound if step.keep else fuse_dropout(bound)
-            plans = [self._plan(o) for o in operations if isinstance(o, Matmul)]
-            captured = None not in plans
+            operations = fuse_gathers(bound)
+            operations = operations if step.keep else fuse_products(fuse_dropout(operations))
+            captured = self._products is not None and all(
+                self._plan(o) is not None for o in operations if is_planned(o)
+            )
             if captured:
-                from gpubackprop.backends.cuda.graph import CapturedStep
-
-                # the largest workspace first: the others fit into it
-                launches.scratch(max((plan.workspace for plan in plans), default=0), np.dtype(np.uint8))
-                calls = self._epilogues.calls(operations, lambda one: self._bind(one, launches), launches.scratch)
+                run: Run = self._capture(self._epilogues.fuse(operations), step)
             else:
+                launches = self._launches.for_step()
                 calls = [self._bind(operation, launches) for operation in operations]
+
+                # it keeps the step: the calls hold only the addresses of its arrays
+                def run(times: int = 1, step: Step = step) -> None:
+                    with self._device:
+                        for _ in range(times):
+                            for function, arguments in calls:
+                                function(*arguments)
+
             # allocations are complete, for any stream of the step; waiting for the whole device would fail
             # while another thread captures
             cupy.cuda.get_current_stream().synchronize()
-            if captured:
-                return CapturedStep(self._device, calls, step, self._ranged)
-
-        def run(times: int = 1, step: Step = step) -> None:  # the calls hold only the addresses of the step's arrays
-            with self._device:
-                for _ in range(times):
-                    for function, arguments in calls:
-                        function(*arguments)
-
         return run
+
+    def _capture(self, items: Sequence[Operation | Fused], step: Step) -> Run:
+        """Return operations as CUDA graphs of two branches, each with a workspace for its products."""
+        from gpubackprop.backends.cuda.epilogues import WithEpilogue
+        from gpubackprop.backends.cuda.graph import CapturedStep
+
+        branches = [self._launches.for_step() for _ in range(2)]
+        # what is called, its launches and memory; products get their workspace when their branch is known
+        tasks: list[tuple[Any, list[Launch], Access]] = []
+        for item in items:
+            if is_planned(item) or isinstance(item, WithEpilogue):
+                tasks.append((item, [], Access(spans(item.read), spans(item.written))))
+            else:
+                tasks += [(item, *task) for task in branches[0].tasks(item)]
+        places = schedule([access for _, _, access in tasks])
+
+        products = {
+            task: item.plan if isinstance(item, WithEpilogue) else self._plan(item)
+            for task, (item, launches, _) in enumerate(tasks)
+            if not launches
+        }
+        for side, branch in enumerate(branches):  # the largest workspace first: the others fit into it
+            needed = (plan.workspace for task, plan in products.items() if places[task].side == side)
+            branch.scratch(max(needed, default=0), np.dtype(np.uint8))
+        calls: list[Call] = []
+        accesses: list[Access] = []
+        for task, (item, launches, access) in enumerate(tasks):
+            if launches:
+                calls.append((self._ranged(item.name, self._run), (launches,)))
+                accesses.append(access)
+                continue
+            product = products[task].bind(item.a, item.b, item.out, branches[places[task].side].scratch)
+            self._products.load(product)
+            calls.append((self._ranged(item.name, product), ()))
+            used = () if product.workspace is None else (product.workspace,)
+            accesses.append(access._replace(writes=access.writes + spans(used)))
+        return CapturedStep(self._device, calls, accesses, step, self._ranged)
 
     @property
     def epilogue_choices(self) -> list[Any]:

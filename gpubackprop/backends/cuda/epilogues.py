@@ -14,30 +14,30 @@ RELU      product, relu                                    "all"
 
 GELU is not in "auto" because cuBLASLt was seen to take longer with it than a product and a separate kernel, in float32 and
 bfloat16 (github.com/karpathy/llm.c/pull/338; llm.c has it off). RELU is not because it turns NaN into 0, which hides a
-training that diverges. Where cuBLASLt has no such product, or an address is not a multiple of 16, the two operations stay
-separate. :attr:`gpubackprop.backends.cuda.backend.CudaBackend.epilogue_choices` says what was chosen and why.
+training that diverges: an output that should be NaN is a number. It would save a launch per hidden layer (of 784-256-128-10 two of
+the twelve in the longest chain) and 8 bytes per element in float32; a check that finds the NaN reads what the saved pass reads.
+Where cuBLASLt has no such product, or an address is not a multiple of 16, the two operations stay separate.
+:attr:`gpubackprop.backends.cuda.backend.CudaBackend.epilogue_choices` says what was chosen and why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from gpubackprop.backends.base import Call
-from gpubackprop.backends.cuda.nvtx import Ranged, plain
+from gpubackprop.backends.cuda.fusion import Fused
 from gpubackprop.backends.cuda.products import (
     ALIGNMENT,
     Epilogue,
     Plan,
     Products,
-    Scratch,
     UnsupportedProductError,
     alignment_of,
     kind_of,
 )
 from gpubackprop.definitions import Array, address
-from gpubackprop.step.operations import BiasActivationBackward, BiasActivationForward, Matmul
+from gpubackprop.step.operations import BiasActivationBackward, BiasActivationForward, Matmul, Operation
 
 WHY_NOT = {
     Epilogue.GELU_AUX_BIAS: "cuBLASLt was seen to take longer than two kernels; epilogues='all' uses it",
@@ -77,6 +77,18 @@ def epilogue_of(first: Any, second: Any) -> tuple[Any, Array, Array | None] | No
     return None
 
 
+@dataclass(frozen=True, eq=False)
+class WithEpilogue(Fused):
+    """A product and the operation after it, as cuBLASLt has planned them."""
+
+    name: str
+    parts: tuple[Operation, ...]
+    plan: Plan
+    a: Array
+    b: Array
+    out: Array
+
+
 class Epilogues:
     """Chooses, for each pair of operations, between two launches and one product with an epilogue.
 
@@ -85,30 +97,26 @@ class Epilogues:
     products : Products
     mode : {"auto", "all", "off"}
         The pairs of the rule above; every pair that cuBLASLt has; none.
-    ranged : callable
-        See :mod:`gpubackprop.backends.cuda.nvtx`.
     """
 
-    def __init__(self, products: Products, mode: str, ranged: Ranged[Any] = plain) -> None:
-        self.products, self.mode, self.ranged = products, mode, ranged
+    def __init__(self, products: Products, mode: str) -> None:
+        self.products, self.mode = products, mode
         self.choices: dict[str, Choice] = {}
 
-    def calls(self, operations: Sequence[Any], bind: Callable[[Any], Call], scratch: Scratch) -> list[Call]:
-        """Return the calls of a step; workspaces are from ``scratch``."""
-        result: list[Call] = []
+    def fuse(self, operations: Sequence[Operation | Fused]) -> list[Operation | Fused]:
+        """Return operations with the chosen pairs fused."""
+        result: list[Operation | Fused] = []
         pending = list(operations)
         while pending:
             first = pending.pop(0)
-            product = self._fused(first, pending[0], scratch) if pending and self.mode != "off" else None
-            if product is None:
-                result.append(bind(first))
-            else:
+            fused = self._fused(first, pending[0]) if pending and self.mode != "off" else None
+            if fused is not None:
                 pending.pop(0)
-                result.append(product)
+            result.append(fused or first)
         return result
 
-    def _fused(self, first: Any, second: Any, scratch: Scratch) -> Call | None:
-        """Return the call of a product fused with ``second``, or None; record the choice."""
+    def _fused(self, first: Any, second: Any) -> WithEpilogue | None:
+        """Return a product fused with ``second``, or None; record the choice."""
         found = epilogue_of(first, second)
         if found is None:
             return None
@@ -116,7 +124,7 @@ class Epilogues:
         a, b, out = first.a, first.b, second.out
         (m, k), n = a.shape, b.shape[1]
         name = f"{epilogue.name.lower()} {m}x{n}x{k} {a.dtype.name}{' tf32' if self.products.tf32 else ''}"
-        product, reason = None, "" if self.mode == "all" else WHY_NOT.get(epilogue, "")
+        fused, reason = None, "" if self.mode == "all" else WHY_NOT.get(epilogue, "")
         if not reason and alignment_of(vector, *([] if matrix is None else [matrix])) < ALIGNMENT:
             name, reason = f"{name} not aligned", f"an address is not a multiple of {ALIGNMENT}"
         if not reason:
@@ -126,9 +134,8 @@ class Epilogues:
                     bias=address(vector), aux=0 if matrix is None else address(matrix), aux_ld=n,
                     alignment=alignment_of(a, b, out), workspace=self.products.most_workspace,
                 )  # fmt: skip
-                product = plan.bind(a, b, out, scratch)
-                self.products.load(product)
+                fused = WithEpilogue(name, (first, second), plan, a, b, out)
             except UnsupportedProductError as error:
                 reason = str(error)
-        self.choices[name] = Choice(name, product is not None, reason or "it saves a launch and a pass over memory")
-        return None if product is None else (self.ranged(name, product), ())
+        self.choices[name] = Choice(name, fused is not None, reason or "it saves a launch and a pass over memory")
+        return fused

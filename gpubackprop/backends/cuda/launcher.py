@@ -2,8 +2,8 @@
 
 Kernels take raw pointers: arrays have been checked by :mod:`gpubackprop.backends.checks`, or are a workspace's. Partial sums go to
 scratch memory. An eager operation takes its own from CuPy's pool, which reuses it for the next one on the same stream: two threads
-may queue operations on one stream, in any order. A compiled step owns its scratch, which its operations share, since they run one
-after another.
+may queue operations on one stream, in any order. A compiled step owns its scratch, which its operations share: they run one after
+another, also on two branches, since what uses the same memory does.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ blocks with few rows are faster."""
 IN_A_ROW = 32
 """Terms that one thread adds up in a row in float32. Equal terms may all round to the same side, so a long sum would lose digits:
 32 lose at most 2^-20, and sums of such sums hardly more."""
+SMALL_ROWS = 1024
+"""Rows up to which a block takes whole columns of a matrix of less than :data:`LARGE` bytes, so that its sums are complete: that
+saves a launch, which takes longer than a block's few trips."""
+SECTOR = 32  # bytes: the least that memory moves
 MOST_BLOCKS = 65535  # CUDA's limit along y
 
 Grid = tuple[int, int]
@@ -38,7 +42,7 @@ class Launch(NamedTuple):
     config: Any
     kernel: Any
     arguments: tuple[Any, ...]
-    scratch: Array | None = None
+    scratch: tuple[Array, ...] = ()
     """Kept, since the arguments hold only its address."""
 
 
@@ -65,7 +69,7 @@ class Launcher:
         own._shared, own._scratch = True, {}
         return own
 
-    def _launch(self, kernel: Source, grid: Grid, block: Grid, /, *, scratch: Any = None, **arguments: Any) -> Launch:
+    def _launch(self, kernel: Source, grid: Grid, block: Grid, /, *, scratch: Any = (), **arguments: Any) -> Launch:
         """Return the launch of a kernel, with arguments by parameter name."""
         return Launch(launch_config(grid, block), self._kernel(kernel), kernel.arguments(arguments), scratch)
 
@@ -101,6 +105,19 @@ class Launcher:
             down = at_least(down, lines, by * in_a_row)
         return (across, max(1, down)), (bx, by)
 
+    def _whole_columns(self, n: int, d: int, width: int, dtype: np.dtype[Any]) -> tuple[Grid, Grid] | None:
+        """Return grid and block for a matrix (n, d) whose columns are each within one block, or None for large ones.
+
+        A block is one sector wide, so that many of them share the device. A line is one row; where d is no multiple of the width,
+        that is 1.
+        """
+        width = width if d % width == 0 else 1
+        widest = max(1, min(column_sums.SUM_COLUMNS, SECTOR // (width * dtype.itemsize)))
+        bx, by = passes.block_shape(d // width, widest)
+        if n * d * dtype.itemsize >= LARGE or n > min(SMALL_ROWS, by * IN_A_ROW):
+            return None
+        return (-(-d // (bx * width)), 1), (bx, by)
+
     def _flat_grid(self, threads: int) -> int:
         return max(1, min(2 * self.blocks, -(-threads // THREADS)))
 
@@ -132,7 +149,7 @@ class Launcher:
             out=address(scratch),
             n=n,
             d=d,
-            scratch=scratch,
+            scratch=(scratch,),
         )
         shorter, rows, more = self._shorten(address(scratch), down, d, real)
         return shorter, rows, [first, *more]

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.backends.cuda.fusion import WithDropout
+from gpubackprop.backends.cuda.branches import Access, spans
+from gpubackprop.backends.cuda.fusion import Fused, Gathers, WithDropout, WithProduct
 from gpubackprop.backends.cuda.launcher import IN_A_ROW, LARGE, Grid, Launch, Launcher, at_least
 from gpubackprop.definitions import Array, address, check_dtype, real_of
 from gpubackprop.kernels.cuda import column_sums, minibatch, passes
@@ -20,9 +21,17 @@ from gpubackprop.kernels.cuda.storage import STORAGE, VECTOR_BYTES
 from gpubackprop.kernels.cuda.unroll import numbered
 from gpubackprop.philox import keep_threshold, split_seed
 from gpubackprop.step import operations as table
+from gpubackprop.step.state import FACTOR
 
 if TYPE_CHECKING:
     from gpubackprop.losses import Loss
+
+
+SUMS: dict[type[table.Operation], tuple[str, ...]] = {
+    table.BiasActivationBackward: ("db",),
+    table.BiasLoss: ("db", "value"),
+}
+"""The arrays of an operation that only the launches after its first one write."""
 
 
 class Launches(Launcher):
@@ -40,14 +49,37 @@ class Launches(Launcher):
         super().__init__(device)
         self.finish = finish
 
-    def of(self, item: table.Operation | WithDropout) -> list[Launch]:
-        """Return the launches of an operation, or of a pass with dropout."""
+    def of(self, item: table.Operation | Fused) -> list[Launch]:
+        """Return the launches of an operation, or of several fused ones."""
         if isinstance(item, table.Operation):
             launches: list[Launch] = getattr(self, item.name)(item)
             return launches
+        if isinstance(item, Gathers):
+            return self.gather(*item.parts)
+        if isinstance(item, WithProduct):
+            return self.bias_activation_backward(item.operation, item.dropout, item.product)
+        assert isinstance(item, WithDropout)
         if isinstance(item.operation, table.BiasActivationForward):
             return self.bias_activation_forward(item.operation, item.dropout, output=item.output)
         return self.bias_activation_backward(item.operation, item.dropout)
+
+    def tasks(self, item: table.Operation | Fused) -> list[tuple[list[Launch], Access]]:
+        """Return the launches of an operation with the memory that they read and write, those that finish its sums apart."""
+        launches, parts = self.of(item), item.parts if isinstance(item, Fused) else (item,)
+        scratch = spans(a for one in launches for a in one.scratch)
+        written = item.written
+        if isinstance(item, table.Clip) and not item.loss_scaling:  # it and the schedule write different scalars
+            written = [item.scalars[FACTOR:]]
+        if isinstance(item, table.Advance) and not item.loss_scaling:
+            written = [item.counters, item.scalars[:FACTOR]]
+        sums = [a for one in parts for a in (getattr(one, name) for name in SUMS.get(type(one), ()))]
+        if len(launches) == 1 or not sums:
+            return [(launches, Access(spans(item.read), spans(written) + scratch, len(launches)))]
+        others = [a for a in written if not any(a is b for b in sums)]
+        return [
+            (launches[:1], Access(spans(item.read), spans(others) + scratch)),
+            (launches[1:], Access(spans([*item.read, *others]), spans(sums) + scratch, len(launches) - 1)),
+        ]
 
     def bias_activation_forward(
         self, o: table.BiasActivationForward, dropout: table.Dropout | None = None, *, output: bool = True
@@ -68,26 +100,49 @@ class Launches(Launcher):
             ),
         ]  # fmt: skip
 
+    def matmul(self, o: table.Matmul) -> list[Launch]:
+        """Return the launch of a narrow product, see :func:`~gpubackprop.backends.cuda.fusion.is_narrow`."""
+        (n, d), inner, dtype = o.out.shape, o.a.shape[1], o.a.dtype
+        width = passes.width_of(dtype, address(o.out))
+        width = width if d % width == 0 else 1
+        grid, block = self._cut(n * d, d, width, dtype, 16)
+        return [
+            self._launch(
+                passes.narrow_product(dtype, width), grid, block,
+                a=address(o.a), w=address(o.b), out=address(o.out), inner=inner, size=n * d, line=d,
+            ),
+        ]  # fmt: skip
+
     def bias_activation_backward(
-        self, o: table.BiasActivationBackward, dropout: table.Dropout | None = None
+        self,
+        o: table.BiasActivationBackward,
+        dropout: table.Dropout | None = None,
+        product: table.Matmul | None = None,
     ) -> list[Launch]:
-        """With ``dropout``, dh is masked first."""
+        """With ``dropout``, dh is masked first; with ``product`` it is computed first."""
         dh, activation, out, db = o.dh if dropout is None else dropout.x, o.activation, o.out, o.db
         (n, d), dtype = dh.shape, dh.dtype
         s, real = o.at, real_of(dtype)
-        width = passes.width_of(dtype, address(dh), address(s), address(out))
+        inner, factor, w = (0, dh, 0) if product is None else (product.a.shape[1], product.a, address(product.b))
+        width = passes.width_of(dtype, *(() if inner else (address(dh),)), address(s), address(out))
+        small = self._whole_columns(n, d, width, dtype)
+        if small or inner:  # a line is one row
+            width = width if d % width == 0 else 1
         rows = passes.rows_of_line(width, d)
-        grid, block = self._cut(n * d, d * rows, width, dtype, 64 // dtype.itemsize, in_a_row=IN_A_ROW)
+        grid, block = small or self._cut(n * d, d * rows, width, dtype, 64 // dtype.itemsize, in_a_row=IN_A_ROW)
         whole = grid[1] * rows == 1
         finish = self.finish and rows == 1 and 1 < grid[1] <= block[1] * IN_A_ROW
-        source = passes.bias_activation_backward(activation, dtype, width, dropout is not None, finish)
+        source = passes.bias_activation_backward(
+            activation, dtype, width, dropout is not None, finish, product is not None
+        )
         partial = db if whole else self.scratch(grid[1] * d * rows, real)
         tickets = self.scratch(grid[0], np.dtype(np.int64)) if finish else None
         launches = [
             self._launch(
-                source, grid, block, dh=address(dh), s=address(s), delta=address(out), partial=address(partial), db=address(db),
-                tickets=_address_or_0(tickets), **self._mask(dtype, dropout), size=n * d, line=d * rows,
-                scratch=(partial, tickets),
+                source, grid, block, dh=address(factor), w=w, inner=inner, s=address(s), delta=address(out),
+                partial=address(partial), db=address(db), tickets=_address_or_0(tickets),
+                **self._mask(dtype, dropout), size=n * d, line=d * rows,
+                scratch=() if whole else (partial,) if tickets is None else (partial, tickets),
             ),
         ]  # fmt: skip
         if not (whole or finish):
@@ -125,7 +180,7 @@ class Launches(Launcher):
         partial, losses = address(scratch), address(scratch) + rows * d * real.itemsize
         if leaves_sums:
             arguments["partial"] = partial
-        first = [self._launch(source, grid, block, **arguments, losses=losses, scratch=scratch)]
+        first = [self._launch(source, grid, block, **arguments, losses=losses, scratch=(scratch,))]
         if leaves_sums:
             partial, rows, more_sums = self._shorten(partial, rows, d, real)
         else:
@@ -171,7 +226,8 @@ class Launches(Launcher):
         source = minibatch.normalize_weights(dtype)
         return [
             self._launch(
-                source, (1, 1), (THREADS, 1), weight=address(weight), out=address(out), total=address(total), n=n, scratch=total,
+                source, (1, 1), (THREADS, 1), weight=address(weight), out=address(out), total=address(total), n=n,
+                scratch=(total,),
             ),
         ]  # fmt: skip
 
@@ -195,20 +251,30 @@ class Launches(Launcher):
         arrays = {"total": address(a), "term": address(term), "out": address(out)}
         return [self._launch(source, grid, (THREADS, 1), **arrays, size=size)]
 
-    def gather(self, o: table.Gather) -> list[Launch]:
-        source, order, counters, out = o.source, o.order, o.counters, o.out
-        size, rows, n = len(order), len(source), len(out)
-        nbytes = out.nbytes // n
-        storage, width = _copy_unit(nbytes, address(source), address(out))
-        d = nbytes // np.dtype(STORAGE[storage]).itemsize
-        bx, by = passes.block_shape(-(-d // width))
-        across = -(-d // (bx * width))
+    def gather(self, *several: table.Gather) -> list[Launch]:
+        """Return one launch for gathers of the same rows from up to three arrays."""
+        first = several[0]
+        n, bx, by = len(first.out), 0, 0
+        kinds: list[tuple[str, int]] = []
+        arrays: dict[str, int] = {}
+        blocks: list[int] = []
+        for o, name in zip(several, ("x", "y", "w"), strict=False):
+            nbytes = o.out.nbytes // n
+            storage, width = _copy_unit(nbytes, address(o.source), address(o.out))
+            d = nbytes // np.dtype(STORAGE[storage]).itemsize
+            if not kinds:
+                bx, by = passes.block_shape(-(-d // width))
+            kinds.append((storage, width))
+            blocks.append(-(-d // (bx * width)))
+            arrays |= {name: address(o.source), f"{name}_out": address(o.out), f"{name}_d": d}
+        for name in ("y", "w")[len(several) - 1 :]:
+            arrays |= {name: 0, f"{name}_out": 0, f"{name}_d": 0}
+        across = sum(blocks)
         down = max(1, min(self.blocks // across, -(-n // (by * minibatch.ROWS_AT_ONCE))))
-        kernel = minibatch.gather(storage, width)
         return [
             self._launch(
-                kernel, (across, down), (bx, by), source=address(source), order=address(order), counters=address(counters),
-                out=address(out), size=size, rows=rows, n=n, d=d,
+                minibatch.gather(*kinds), (across, down), (bx, by), order=address(first.order), counters=address(first.counters),
+                size=len(first.order), rows=len(first.source), n=n, **arrays, x_blocks=blocks[0], y_blocks=sum(blocks[1:2]),
             ),
         ]  # fmt: skip
 
@@ -224,7 +290,7 @@ class Launches(Launcher):
         return [
             self._launch(
                 cuda_training.sum_of_squares(dtype), (blocks, 1), block,
-                g=address(gradients), partial=address(partial), size=size, scratch=partial,
+                g=address(gradients), partial=address(partial), size=size, scratch=(partial,),
             ),
             self._launch(
                 cuda_training.clip(dtype, loss_scaling), (1, 1), block,
