@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("cupy", reason="CuPy is not installed; make test-all installs it")
 
-from gpubackprop.backends.cuda.branches import Access, Place, schedule
+from gpubackprop.backends.cuda.branches import Place, schedule
+from gpubackprop.step.dataflow import Access
 
 
 def meet(a: tuple[tuple[int, int], ...], b: tuple[tuple[int, int], ...]) -> bool:

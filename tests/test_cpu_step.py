@@ -20,7 +20,7 @@ from gpubackprop.kernels.cpu import atomics
 from gpubackprop.kernels.cpu import program as cpu_program
 from gpubackprop.kernels.cpu import threads as cpu_threads
 from gpubackprop.network import Data
-from gpubackprop.step.dataflow import dependencies
+from gpubackprop.step.dataflow import Access, dependencies, spans
 from gpubackprop.step.state import CURSOR
 
 CASES = [
@@ -148,7 +148,7 @@ def test_a_step_waits_for_what_it_reads_and_overwrites():
         "matmul", "matmul", "bias_activation_backward", "matmul", "advance", "update",
     ]  # fmt: skip
     X, y, z, h, o, loss, dW_o, dh, delta, dW, advance, update = range(12)
-    assert [set(after) for after in dependencies([(o.read, o.written) for o in step.bound()])] == [
+    assert [set(after) for after in dependencies([Access(spans(o.read), spans(o.written)) for o in step.bound()])] == [
         {
             (advance, 0),
             (dW, 0),

@@ -18,7 +18,7 @@ from gpubackprop.definitions import Array, address
 from gpubackprop.philox import keep_threshold, split_seed
 from gpubackprop.step import Step
 from gpubackprop.step import operations as table
-from gpubackprop.step.dataflow import dependencies
+from gpubackprop.step.dataflow import Access, dependencies, spans
 
 if TYPE_CHECKING:
     from gpubackprop.kernels.cpu.compile import PerThread
@@ -84,7 +84,8 @@ class CpuBackend(HostBackend):
         threads = available_threads() if step.flops >= SHARED else 1
         with self._own_scratch(threads):
             parts = list(self._parts(step.bound(), threads))
-        after = dependencies([(part.read, part.written) for part in parts]) if threads > 1 else [()] * len(parts)
+        accesses = [Access(spans(part.read), spans(part.written)) for part in parts]
+        after = dependencies(accesses) if threads > 1 else [()] * len(parts)
         tasks = [Task(p.kernel, p.arguments, p.pieces, before) for p, before in zip(parts, after, strict=True)]
         return Program(tasks, threads)
 

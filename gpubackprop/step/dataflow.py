@@ -1,46 +1,68 @@
-"""What must be done before what: the operations of a step, by the memory that they read and write."""
+"""What must be done before what: the tasks of a step, by the memory that they read and write."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from gpubackprop.definitions import Array, address
 
-Arrays = tuple[Sequence[Array], Sequence[Array]]
+Span = tuple[int, int]
 
 
-def dependencies(operations: Sequence[Arrays]) -> list[tuple[tuple[int, int], ...]]:
-    """Return, for each operation of a step that is repeated, which others must be done before it begins.
+class Access(NamedTuple):
+    """The memory that a task reads and writes, each span from its first address to the one after its last.
 
-    An operation is given by the arrays that it reads and those that it writes. Each result is (number, 1) for an operation of the
-    same step, and (number, 0) for one of the step before: those that write what this one reads or writes, or read what it
-    writes, without those that must be done before one of them anyway.
+    ``nodes`` is the number of launches.
     """
-    n, clashes = len(operations), _clashes(operations)
-    before: list[int] = []  # for each operation of two steps, the bits of all that is done when it is
+
+    reads: tuple[Span, ...]
+    writes: tuple[Span, ...]
+    nodes: int = 1
+
+
+def spans(arrays: Iterable[Array]) -> tuple[Span, ...]:
+    """Return the memory of contiguous arrays."""
+    return tuple((address(a), address(a) + a.nbytes) for a in arrays)
+
+
+def conflicts(accesses: Sequence[Access]) -> list[set[int]]:
+    """Return for each task the earlier ones that it must run after; those that they must run after themselves may be left out."""
+    edges = sorted({edge for one in accesses for span in (*one.reads, *one.writes) for edge in span})
+    cell = {edge: number for number, edge in enumerate(edges)}  # memory between two edges
+    writer: dict[int, int] = {}
+    readers: dict[int, list[int]] = {}  # since it was last written
+
+    def cells(memory: tuple[Span, ...]) -> Iterable[int]:
+        return (c for begin, end in memory for c in range(cell[begin], cell[end]))
+
     result = []
-    for v in range(2 * n):
-        done, direct = 0, []
-        for u in range(v - 1, max(v - n, 0) - 1, -1):  # the latest first: it has waited for many others
-            if clashes[u % n, v % n] and not done >> u & 1:
-                direct.append((u % n, int(u >= n)))
-                done |= before[u] | 1 << u
+    for task, one in enumerate(accesses):
+        found = {writer[c] for c in (*cells(one.reads), *cells(one.writes)) if c in writer}
+        for c in cells(one.writes):
+            found.update(readers.get(c, ()))
+        for c in cells(one.reads):
+            readers.setdefault(c, []).append(task)
+        for c in cells(one.writes):
+            writer[c], readers[c] = task, []
+        result.append(found)
+    return result
+
+
+def dependencies(accesses: Sequence[Access]) -> list[tuple[tuple[int, int], ...]]:
+    """Return, for each task of a step that is repeated, which others must be done before it begins.
+
+    Each is (number, 1) for a task of the same step, and (number, 0) for one of the step before; those that must be done before one
+    of them anyway are left out.
+    """
+    n, before = len(accesses), list[int]()  # for each task of two steps, the bits of all that is done when it is
+    result = []
+    for after in conflicts([*accesses, *accesses]):
+        done, needed = 0, []
+        for other in sorted(after, reverse=True):  # the latest has waited for many others
+            if not done >> other & 1:
+                needed.append((other % n, int(other >= n)))
+                done |= before[other] | 1 << other
         before.append(done)
-        result.append(tuple(direct))
+        result.append(tuple(needed))
     return result[n:]
-
-
-def _clashes(operations: Sequence[Arrays]) -> np.ndarray:
-    """Return whether one operation writes to memory that another reads or writes, for each pair of them."""
-    read, written = (
-        np.array([(address(a), address(a) + a.nbytes, k) for k, of_one in enumerate(each) for a in of_one], np.int64)
-        for each in zip(*operations, strict=True)
-    )
-    touched = np.concatenate([read, written])
-    overlap = (written[:, None, 0] < touched[None, :, 1]) & (touched[None, :, 0] < written[:, None, 1])
-    first, second = np.nonzero(overlap)
-    found = np.zeros((len(operations), len(operations)), bool)
-    found[written[first, 2], touched[second, 2]] = True
-    return found | found.T

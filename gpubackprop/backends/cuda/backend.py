@@ -23,7 +23,7 @@ from cuda.core import Stream, launch
 from gpubackprop.backends.base import Backend, Call, Run
 from gpubackprop.backends.checks import check_arrays
 from gpubackprop.backends.cuda import nvtx as ranges
-from gpubackprop.backends.cuda.branches import Access, schedule, spans
+from gpubackprop.backends.cuda.branches import schedule
 from gpubackprop.backends.cuda.fusion import Fused, fuse_dropout, fuse_gathers, fuse_products, is_planned
 from gpubackprop.backends.cuda.launcher import Launch
 from gpubackprop.backends.cuda.launches import Launches
@@ -32,6 +32,7 @@ from gpubackprop.definitions import DTYPES, Array, check_precision
 from gpubackprop.interop import as_cupy, on_gpu
 from gpubackprop.machine.diagnosis import DeviceUnavailableError, installed, missing_dtypes
 from gpubackprop.step import Step
+from gpubackprop.step.dataflow import Access, spans
 from gpubackprop.step.operations import Matmul, Operation
 
 LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the same stream as handle 0, which cuda.core does not take for a stream

@@ -9,23 +9,10 @@ order of the step. The branches follow from the step alone, and no bit of a resu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from gpubackprop.definitions import Array, address
-
-Span = tuple[int, int]
-
-
-class Access(NamedTuple):
-    """The memory that a task reads and writes, each span from its first address to the one after its last.
-
-    ``nodes`` is the number of launches.
-    """
-
-    reads: tuple[Span, ...]
-    writes: tuple[Span, ...]
-    nodes: int = 1
+from gpubackprop.step.dataflow import Access, conflicts
 
 
 class Place(NamedTuple):
@@ -33,34 +20,6 @@ class Place(NamedTuple):
 
     side: bool
     wait: int | None
-
-
-def spans(arrays: Iterable[Array]) -> tuple[Span, ...]:
-    """Return the memory of contiguous arrays."""
-    return tuple((address(a), address(a) + a.nbytes) for a in arrays)
-
-
-def conflicts(accesses: Sequence[Access]) -> list[set[int]]:
-    """Return for each task the earlier ones that it must run after; those that they must run after themselves may be left out."""
-    edges = sorted({edge for one in accesses for span in (*one.reads, *one.writes) for edge in span})
-    cell = {edge: number for number, edge in enumerate(edges)}  # memory between two edges
-    writer: dict[int, int] = {}
-    readers: dict[int, list[int]] = {}  # since it was last written
-
-    def cells(memory: tuple[Span, ...]) -> Iterable[int]:
-        return (c for begin, end in memory for c in range(cell[begin], cell[end]))
-
-    result = []
-    for task, one in enumerate(accesses):
-        found = {writer[c] for c in (*cells(one.reads), *cells(one.writes)) if c in writer}
-        for c in cells(one.writes):
-            found.update(readers.get(c, ()))
-        for c in cells(one.reads):
-            readers.setdefault(c, []).append(task)
-        for c in cells(one.writes):
-            writer[c], readers[c] = task, []
-        result.append(found)
-    return result
 
 
 def schedule(accesses: Sequence[Access]) -> list[Place]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import cupy
 
-from gpubackprop.backends.cuda.branches import Access, Place, schedule
+from gpubackprop.backends.cuda.branches import Place, schedule
+from gpubackprop.step.dataflow import Access
 
 if TYPE_CHECKING:
     from gpubackprop.backends.cuda.nvtx import Ranged

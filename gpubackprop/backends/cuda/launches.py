@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.backends.cuda.branches import Access, spans
 from gpubackprop.backends.cuda.fusion import Fused, Gathers, WithDropout, WithProduct
 from gpubackprop.backends.cuda.launcher import IN_A_ROW, LARGE, Grid, Launch, Launcher, at_least
 from gpubackprop.definitions import Array, address, check_dtype, real_of
@@ -21,6 +20,7 @@ from gpubackprop.kernels.cuda.storage import STORAGE, VECTOR_BYTES
 from gpubackprop.kernels.cuda.unroll import numbered
 from gpubackprop.philox import keep_threshold, split_seed
 from gpubackprop.step import operations as table
+from gpubackprop.step.dataflow import Access, spans
 from gpubackprop.step.state import FACTOR
 
 if TYPE_CHECKING:
