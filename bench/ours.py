@@ -157,11 +157,11 @@ def entrants(
 
 
 def whole_peers(problem: Problem, settings: Settings, prepared: Prepared) -> Iterator[tuple[str, Peer]]:
-    """Yield the peers except those that differ from another only in their step; list those left out."""
-    for name, peer in make_peers(problem, settings.libraries, slow=not settings.quick):
+    """Yield the peers except those that differ from another only in K steps per call; list those left out."""
+    for name, peer in make_peers(problem, settings.libraries, slow=not settings.quick, only_steps=False):
         if isinstance(peer, str):
             prepared.left_out[name] = peer
-        elif peer.units == 1 and "graph" not in name:
+        else:
             yield name, peer
 
 
