@@ -57,6 +57,11 @@ class Settings:
     dry: bool = False
 
 
+def pause_of(threads: int, *, idle: bool) -> float:
+    """Return the seconds before each sample: OpenBLAS's threads spin that long for more work; none unless ``idle`` matters."""
+    return 0.2 if threads > 1 and idle else 0.0
+
+
 @dataclass
 class Prepared:
     """The candidates of a case, built and checked; the first is the baseline.

@@ -75,7 +75,6 @@ def bench(
         "rounds": rounds or (2 if dry else 9 if quick or robust else 25),
         "cold_rounds": 1 if dry else 2 if quick else 5,
         "seconds": 0.0 if dry else 0.003 if quick else 0.01,
-        "pause": 0.2 if threads > 1 and not (quick or dry) else 0.0,  # OpenBLAS's threads spin that long for more work
         "warm_seconds": 0.0 if dry else 0.5,
         "instances": 1 if not robust else 2 if dry else 3 if quick else 7,
         "busy": busy,
@@ -88,9 +87,10 @@ def bench(
 
     limits.limit(threads)  # before the libraries are loaded
 
-    from gpubackprop.bench.case import Settings
+    from gpubackprop.bench.case import Settings, pause_of
 
-    raise typer.Exit(_measure(suites, _devices(device), Settings(**settings_of), folder, resume))
+    settings = Settings(pause=pause_of(threads, idle=not (quick or dry)), **settings_of)
+    raise typer.Exit(_measure(suites, _devices(device), settings, folder, resume))
 
 
 def _measure(suites: list[str], names: list[str], settings: Settings, folder: Path, resume: bool) -> int:

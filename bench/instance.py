@@ -29,12 +29,12 @@ def in_instances(case: Case, settings: Settings) -> Row:
     from gpubackprop.bench.case import row_of
     from gpubackprop.bench.suites import in_new_process
 
-    count = settings.instances
-    given = json.dumps({
-        "key": case.key, "settings": asdict(settings), "threads": case.threads or settings.threads, "twin": count > 1,
-    })  # fmt: skip
-    padding = [random.randrange(MOST_PADDING) if count > 1 else 0 for _ in range(count)]
-    return row_of([in_new_process(__file__, given, GPUBACKPROP_BENCH_PADDING="." * n) for n in padding])
+    twin = settings.instances > 1
+    given = json.dumps(
+        {"key": case.key, "settings": asdict(settings), "threads": case.threads or settings.threads, "twin": twin}
+    )
+    padding = ["." * random.randrange(MOST_PADDING) if twin else "" for _ in range(settings.instances)]
+    return row_of([in_new_process(__file__, given, GPUBACKPROP_BENCH_PADDING=text) for text in padding])
 
 
 def main(text: str) -> None:
@@ -42,11 +42,12 @@ def main(text: str) -> None:
     given = json.loads(text)
     threads.limit(given["threads"])  # before the libraries are loaded
 
-    from gpubackprop.bench.case import Settings, sampled
+    from gpubackprop.bench.case import Settings, pause_of, sampled
 
-    options = given["settings"]
-    options.update(libraries=tuple(options["libraries"]), dtypes=tuple(options["dtypes"]), threads=given["threads"])
-    settings, key = Settings(**options), tuple(given["key"])
+    options, key = given["settings"], tuple(given["key"])
+    pause = pause_of(given["threads"], idle=not (options["quick"] or options["dry"]))
+    options.update(libraries=tuple(options["libraries"]), dtypes=tuple(options["dtypes"]))
+    settings = Settings(**{**options, "threads": given["threads"], "pause": pause})
     between = scattered() if given["twin"] else []
     twin = case_of(key, replace(settings, libraries=())) if given["twin"] else None
     with threads.pinned(given["threads"]) if key[1] == "cpu" else nullcontext():

@@ -37,7 +37,7 @@ def limit(threads: int) -> None:
 def chosen(threads: int) -> list[int] | None:
     """Return the processors for so many threads, or None where a process cannot be kept to some.
 
-    They are the last ones: interrupts are mostly served by the first, and the halves of one core are far apart.
+    They are the last ones: the first serve most interrupts, and the hardware threads of one core are numbered far apart.
     """
     if not hasattr(os, "sched_setaffinity"):
         return None

@@ -172,12 +172,16 @@ def test_sizes_come_from_a_file(tmp_path):
     path.write_text('step = ["3-4-2, batch 5"]\ngemm = ["3x4x5"]\n')
     assert sizes.read_sizes(path) == {"step": ["3-4-2, batch 5"], "gemm": ["3x4x5"]}
     assert sizes.parse_step("3-4-2, batch 5, samples 10") == sizes.StepSize((3, 4, 2), 5, 10)
+    assert sizes.parse_step("3-4-2, batch 5, samples 10, epochs 4") == sizes.StepSize((3, 4, 2), 5, 10, 4)
 
 
 @pytest.mark.parametrize(
     "content",
-    ['steps = ["3-4, batch 5"]', 'step = ["3-4"]', 'step = ["3-0, batch 5"]', 'epoch = ["3-4, batch 5, samples 7"]',
-     'gemm = ["3x4"]', 'bandwidth = ["1k"]', "step = 3", 'kernels = ["0x4"]'],
+    [
+        'steps = ["3-4, batch 5"]', 'step = ["3-4"]', 'step = ["3-0, batch 5"]', 'epoch = ["3-4, batch 5, samples 7"]',
+        'fit = ["3-4, batch 5, epochs 2"]', 'fit = ["3-4, batch 5, samples 5, epochs 0"]', 'gemm = ["3x4"]',
+        'bandwidth = ["1k"]', "step = 3", 'kernels = ["0x4"]',
+    ],
 )  # fmt: skip
 def test_sizes_that_cannot_be_read_are_refused(content, tmp_path):
     path = tmp_path / "sizes.toml"

@@ -22,12 +22,14 @@ LIBRARIES = ("jax",)  # the others take seconds for what takes JAX milliseconds
 
 
 def cases(device: Device, dtype: str, settings: Settings) -> Cases:
-    """Yield a short and a long fit of each size, with one thread and with all."""
+    """Yield a short and, unless quick, a long fit of each size, with one thread and with all."""
     cores = {ALL: usable()} if device.on_gpu else {ONE: 1, ALL: usable()} if usable() > 1 else {ONE: 1}
     for text in settings.sizes["fit"]:
         size = parse_step(text)
         for which, threads in cores.items():
             for length, times in LENGTHS.items():
+                if settings.quick and length != "short":
+                    continue
                 fit = replace(size, epochs=times * size.epochs)
                 found = {
                     "layers": list(fit.layers), "batch": fit.batch, "samples": fit.samples, "epochs": fit.epochs,
