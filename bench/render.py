@@ -76,9 +76,8 @@ def page(shown: Table) -> Iterator[str]:
         yield "<tr>" + "".join(f"<th>{_text(_label(column))}</th>" for column in shown.columns) + "</tr>"
     for cells in shown.cells:
         ours = " class='ours'" if cells[0].startswith("gpubackprop") else ""
-        yield (
-            f"<tr><td{ours}>{_text(cells[0])}</td>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells[1:]) + "</tr>"
-        )
+        name = _text(cells[0]).replace("_", "_<wbr>")  # a line may end there
+        yield (f"<tr><td{ours}>{name}</td>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells[1:]) + "</tr>")
     yield "</table></div>"
     yield from (f"<p class='wrong'>{_text(text)}</p>" for text in shown.wrong)
     yield from (f"<p class='small'>{_text(text)}</p>" for text in shown.notes)

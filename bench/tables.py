@@ -120,7 +120,7 @@ COLUMNS = (
     Column("wall", _middle("wall_seconds"), TIME),
     Column("IQR", _spread("wall_seconds"), TIME, only_page=KERNELS),
     Column("rate", _rate, "GB/s", KERNELS),
-    Column("share of", _share, "memory", KERNELS),
+    Column("share", _share, "memory", KERNELS),
     Column("plain", _ratio, "over ours", KERNELS, width=9),
     Column("ratio", _ratio, suites=OTHERS, width=8),
     Column("95 %", _interval, width=14, only_page=KERNELS),

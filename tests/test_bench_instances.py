@@ -300,7 +300,7 @@ def test_no_kernel_is_faster_than_memory() -> None:
     assert "share_of_memory" not in cached
     assert (slow["share_of_memory"], fast["share_of_memory"]) == (0.5, 1.0)
     (shown,) = tables.tables([cached, slow])
-    assert [cells[[c.name for c in shown.columns].index("share of")] for cells in shown.cells] == ["in L2", "50%"]
+    assert [cells[[c.name for c in shown.columns].index("share")] for cells in shown.cells] == ["in L2", "50%"]
     assert len(list(plots.figures({"rows": [cached, slow]}))) == 1
 
 
