@@ -285,7 +285,9 @@ def _of_fit(column: Column, kind: tuple[str, str] | None) -> Column:
         rows = item[1]
         busy = (row for row in rows.values() if any(name.endswith(BESIDE) for name in row["candidates"]))
         row = next(busy, None) if kind is None else rows.get(kind)
-        return "-" if row is None else column.text(row)
+        if row is None:
+            return "" if kind is None else "-"
+        return column.text(row)
 
     return replace(column, text=text)
 
