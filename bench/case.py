@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import gc
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from gpubackprop.bench import timing
+from gpubackprop.bench.busy import add_busy
 from gpubackprop.bench.peers import reason_of
 from gpubackprop.bench.sizes import Sizes
-from gpubackprop.bench.timing import Candidate, Sample, clock_of, measure, ratio, seconds_of, summary
+from gpubackprop.bench.timing import Candidate, Sample, measure, ratio, summary
 
 Row = dict[str, Any]
+
+AGAIN = ", again"  # the name of the base, made and timed once more, ends so: their ratio is noise
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,12 @@ class Settings:
         How long a sample lasts, if one run is shorter.
     pause : float
         Seconds before each sample.
+    warm_seconds : float
+        How long the candidates of a case run before the first sample on a GPU.
+    instances : int
+        Processes that measure a case, each all rounds, with arrays at other addresses; 1: this one.
+    busy : bool
+        Steps and epochs are timed beside a busy program, too.
     """
 
     sizes: Sizes
@@ -39,8 +50,16 @@ class Settings:
     cold_rounds: int = 5
     seconds: float = 0.01
     pause: float = 0.0
+    warm_seconds: float = 0.5
+    instances: int = 1
+    busy: bool = False
     quick: bool = False
     dry: bool = False
+
+
+def pause_of(threads: int, *, idle: bool) -> float:
+    """Return the seconds before each sample: OpenBLAS's threads spin that long for more work; none unless ``idle`` matters."""
+    return 0.2 if threads > 1 and idle else 0.0
 
 
 @dataclass
@@ -70,7 +89,15 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured, before anything is built."""
+    """What is measured, before anything is built.
+
+    Parameters
+    ----------
+    threads : int, optional
+        Threads of the CPU, if not those of the run: it is measured in a separate process.
+    busy : bool
+        Candidates that train are timed beside a busy program, too.
+    """
 
     suite: str
     name: str
@@ -78,6 +105,8 @@ class Case:
     dtype: str
     prepare: Callable[[], Prepared]
     size: Row = field(default_factory=dict)
+    threads: int | None = None
+    busy: bool = False
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -99,19 +128,39 @@ def is_ours(name: str, row: Row) -> bool:
 
 
 def run_case(case: Case, settings: Settings) -> Row:
-    """Build, check and time the candidates of a case; return its row."""
+    """Build, check and time the candidates of a case in this process; return its row."""
+    return row_of([sampled(case, settings)])
+
+
+def sampled(case: Case, settings: Settings, twin: Case | None = None) -> Row:
+    """Build, check and time the candidates of a case; return its row with all samples, before they are compared.
+
+    Parameters
+    ----------
+    twin : Case, optional
+        The same case without peers: its first candidate takes part, to show what is noise.
+    """
     prepared = case.prepare()
+    if twin is not None and prepared.candidates:
+        again = twin.prepare().candidates[0]
+        again.name = prepared.candidates[0].name + AGAIN
+        prepared.candidates.insert(1, again)
+    if case.busy:
+        add_busy(prepared.candidates)
     samples: dict[str, list[Sample]] = {}
     if prepared.candidates:
         if prepared.cold:
             samples = measure(prepared.candidates, settings.cold_rounds, 0.0, warm=False)
         else:
-            samples = measure(prepared.candidates, settings.rounds, settings.seconds, pause=settings.pause)
+            warm = 0.0 if case.device == "cpu" else settings.warm_seconds
+            samples = measure(
+                prepared.candidates, settings.rounds, settings.seconds, warm_seconds=warm, pause=settings.pause
+            )
     row: Row = {
         "suite": case.suite, "case": case.name, "device": case.device, "dtype": case.dtype, "size": case.size,
         "flops": prepared.flops, "bytes": prepared.bytes, **prepared.facts,
         "base": prepared.candidates[0].name if prepared.candidates else None,
-        "candidates": {c.name: _entry(c, samples, prepared.candidates[0].name) for c in prepared.candidates},
+        "candidates": {c.name: _raw(c, samples[c.name]) for c in prepared.candidates},
         "left_out": prepared.left_out, "wrong": prepared.wrong,
     }  # fmt: skip
     del prepared
@@ -119,16 +168,44 @@ def run_case(case: Case, settings: Settings) -> Row:
     return row
 
 
-def _entry(candidate: Candidate, samples: dict[str, list[Sample]], base: str) -> Row:
-    found = samples[candidate.name]
-    device = seconds_of(found, "device") if clock_of(found) == "device" else None
-    wall = seconds_of(found, "wall")
+def _raw(candidate: Candidate, samples: list[Sample]) -> Row:
+    return {
+        "samples": [[sample.device, sample.wall] for sample in samples],
+        "setup_seconds": candidate.setup_seconds, "units": candidate.units, "against": candidate.against,
+    }  # fmt: skip
+
+
+def row_of(raws: list[Row]) -> Row:
+    """Return the row of a case from what one or more processes have sampled; a candidate takes part if it did in each."""
+    row = dict(raws[0])
+    entries = [raw["candidates"] for raw in raws]
+    groups = {
+        name: [[Sample(*sample) for sample in each[name]["samples"]] for each in entries]
+        for name in entries[0]
+        if all(name in each for each in entries)
+    }
+    row["base"] = base = next(iter(groups), None)
+    row["instances"] = len(raws)
+    row["left_out"] = dict(ChainMap(*(raw["left_out"] for raw in raws)))
+    row["wrong"] = dict(ChainMap(*(raw["wrong"] for raw in raws)))
+    again = groups.get(f"{base}{AGAIN}")
+    row["noise_floor"] = timing.LEAST_FLOOR if again is None else timing.noise_floor(ratio(again, groups[str(base)]))
+    row["candidates"] = {name: _entry(name, entries[0][name], groups, row) for name in groups}
+    return row
+
+
+def _entry(name: str, raw: Row, groups: dict[str, list[list[Sample]]], row: Row) -> Row:
+    found = [sample for group in groups[name] for sample in group]
+    device = timing.seconds_of(found, "device") if timing.clock_of(found) == "device" else None
+    wall = timing.seconds_of(found, "wall")
+    base = raw["against"] or row["base"]
     return {
         "device_seconds": None if device is None else {**summary(device), "samples": device},
         "wall_seconds": {**summary(wall), "samples": wall},
-        "setup_seconds": candidate.setup_seconds,
-        "units": candidate.units,
-        "over_base": None if candidate.name == base else ratio(found, samples[base]),
+        "setup_seconds": raw["setup_seconds"],
+        "units": raw["units"],
+        "against": raw["against"],
+        "over_base": None if name == base else ratio(groups[name], groups[base], row["noise_floor"]),
     }
 
 

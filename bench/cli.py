@@ -29,13 +29,28 @@ def bench(
         str, typer.Option(help="Some of numpy, cupy, torch, jax, sklearn, thinc, keras, tinygrad.")
     ] = "all",
     dtype: Annotated[str, typer.Option(help=f"Some of {', '.join(DTYPES)}.")] = "float32",
-    threads: Annotated[int, typer.Option(help="Threads of the CPU, for all candidates.", min=1)] = 1,
-    optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
+    threads: Annotated[
+        int, typer.Option(help="Threads of the CPU, for all candidates, which are kept to as many processors.", min=1)
+    ] = 1,
+    optimizer: Annotated[str, typer.Option(help="sgd or adam; the suite fit takes adam.")] = "sgd",
+    busy: Annotated[
+        bool,
+        typer.Option("--busy", help="Time steps and epochs beside a busy program, too; needs --threads 2 or more."),
+    ] = False,
+    robust: Annotated[
+        bool,
+        typer.Option(
+            "--robust",
+            help="Measure each case in several processes, arrays at random addresses, and ours against ours: what is noise.",
+        ),
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Few sizes, few rounds: less than 60 seconds.")] = False,
     sizes: Annotated[
         Path | None, typer.Option(help="A TOML file: step = ['784-256-10, batch 128'] and the like.")
     ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Samples of each time: 25, with --quick 9.", min=1)] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Samples of each time in a process: 25, with --quick or --robust 9.", min=1)
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.json and report.html.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the report in --out.")] = False,
     dry: Annotated[bool, typer.Option("--dry", hidden=True, help="Tiny sizes, to check that it runs.")] = False,
@@ -49,16 +64,20 @@ def bench(
     from gpubackprop.bench.sizes import LIBRARIES
 
     suites = _listed("--suite", suite, SUITES)
+    if busy and threads == 1:
+        raise ValueError("--busy needs --threads 2 or more: with one, all share one processor with the busy program")
     settings_of: dict[str, Any] = {
         "sizes": _sizes(quick, dry, sizes),
         "libraries": LIBRARIES if peers == "all" else tuple(_listed("--peers", peers, LIBRARIES)) if peers else (),
         "dtypes": tuple(_listed("--dtype", dtype, DTYPES)),
         "optimizer": _listed("--optimizer", optimizer, ("sgd", "adam"))[0],
         "threads": threads,
-        "rounds": rounds or (2 if dry else 9 if quick else 25),
+        "rounds": rounds or (2 if dry else 9 if quick or robust else 25),
         "cold_rounds": 1 if dry else 2 if quick else 5,
         "seconds": 0.0 if dry else 0.003 if quick else 0.01,
-        "pause": 0.2 if threads > 1 and not (quick or dry) else 0.0,  # OpenBLAS's threads spin that long for more work
+        "warm_seconds": 0.0 if dry else 0.5,
+        "instances": 1 if not robust else 2 if dry else 3 if quick else 7,
+        "busy": busy,
         "quick": quick,
         "dry": dry,
     }
@@ -68,9 +87,10 @@ def bench(
 
     limits.limit(threads)  # before the libraries are loaded
 
-    from gpubackprop.bench.case import Settings
+    from gpubackprop.bench.case import Settings, pause_of
 
-    raise typer.Exit(_measure(suites, _devices(device), Settings(**settings_of), folder, resume))
+    settings = Settings(pause=pause_of(threads, idle=not (quick or dry)), **settings_of)
+    raise typer.Exit(_measure(suites, _devices(device), settings, folder, resume))
 
 
 def _measure(suites: list[str], names: list[str], settings: Settings, folder: Path, resume: bool) -> int:
@@ -79,7 +99,7 @@ def _measure(suites: list[str], names: list[str], settings: Settings, folder: Pa
     from gpubackprop.bench.environment import environment
     from gpubackprop.bench.render import Terminal
     from gpubackprop.bench.run import Run
-    from gpubackprop.bench.tables import heading, warnings
+    from gpubackprop.bench.tables import fits, groups, heading, result, warnings
 
     devices = [device_of(name, settings.threads) for name in names]
     here = environment(devices, settings.threads)
@@ -95,6 +115,9 @@ def _measure(suites: list[str], names: list[str], settings: Settings, folder: Pa
         name: [dict(vars(choice)) for choice in choices] for name, choices in chosen.items() if choices
     }
     reports.write_report(report, folder)
+    terminal.say(
+        "", *(fits(rows) for rows in groups(report["rows"]).values() if rows[0]["suite"] == "fit"), result(report)
+    )
     return _end(report, folder)
 
 

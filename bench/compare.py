@@ -16,8 +16,8 @@ import numpy as np
 from gpubackprop.bench.case import Row, is_ours, key_of
 from gpubackprop.bench.render import lines_of
 from gpubackprop.bench.report import Report, keys
-from gpubackprop.bench.tables import SAME, Column, interval_text, number, table, times, unit_of
-from gpubackprop.bench.timing import interval
+from gpubackprop.bench.tables import Column, interval_text, number, table, times, unit_of
+from gpubackprop.bench.timing import FASTER, RESAMPLES, SAME, SLOWER
 
 LEVEL = 0.05
 
@@ -64,7 +64,7 @@ COLUMNS = (
     Column("after", _time("after"), width=9),
     Column("ratio", lambda change: times(change.ratio), width=8),
     Column("95 %", lambda change: interval_text(change.low, change.high), width=14),
-    Column("", lambda change: "same" if change.verdict == SAME else change.verdict, width=6),
+    Column("", lambda change: change.verdict, width=6),
 )
 
 
@@ -74,15 +74,15 @@ def compare_reports(reports: list[Report], threshold: float) -> tuple[list[str],
     regressions = 0
     for report in reports[1:]:
         found = changes(reports[0], report, threshold)
-        slower = sum(change.verdict == "SLOWER" for change in found)
-        faster = sum(change.verdict == "faster" for change in found)
+        slower = sum(change.verdict == SLOWER for change in found)
+        faster = sum(change.verdict == FASTER for change in found)
         regressions += slower
         lines += _environments(reports[0], report)
         by_case: dict[Key, list[Change]] = {}
         for change in found:
             by_case.setdefault(change.key, []).append(change)
         lines += lines_of(*(table(COLUMNS, some, title=", ".join(key)) for key, some in by_case.items()))
-        lines.append(f"{slower} slower, {faster} faster, {len(found) - slower - faster} with {SAME}")
+        lines.append(f"{slower} slower, {faster} faster, {len(found) - slower - faster} with no significant difference")
         missing = len(keys(reports[0]) ^ keys(report))
         if missing:
             lines.append(f"{missing} cases are in only one of the reports")
@@ -105,15 +105,15 @@ def changes(before: Report, after: Report, threshold: float) -> list[Change]:
         if change.p > LEVEL / (len(by_p) - rank):
             break
         if min(change.ratio, *change.against) > 1 + threshold:
-            change.verdict = "SLOWER"
+            change.verdict = SLOWER
         elif max(change.ratio, *change.against) < 1 / (1 + threshold):
-            change.verdict = "faster"
+            change.verdict = FASTER
     return found
 
 
 def _change(key: Key, name: str, before: Row, after: Row) -> Change:
     a, b = _samples(before, after, name)
-    low, high = interval(b, a, statistic=_ratio_of_medians)
+    low, high = _interval(b, a)
     others = [_samples(before, after, other) for other in _others(before, after)]
     relative = [(a / x, b / y) for x, y in others]
     return Change(
@@ -136,6 +136,19 @@ def _chance(x: np.ndarray, y: np.ndarray) -> float:
     if min(len(x), len(y)) < 2 or np.ptp([*x, *y]) == 0:
         return 1.0
     return float(mannwhitneyu(x, y).pvalue)
+
+
+def _interval(b: np.ndarray, a: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the ratio of medians (percentile method, Efron (1979))."""
+    from scipy.stats import bootstrap
+
+    if min(len(b), len(a)) < 2:
+        only = float(_ratio_of_medians(b, a))
+        return only, only
+    rng = np.random.default_rng(0)
+    options: dict[str, Any] = {"n_resamples": RESAMPLES, "method": "percentile", "rng": rng, "vectorized": True}
+    found = bootstrap((b, a), _ratio_of_medians, **options).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def _ratio_of_medians(b: Any, a: Any, axis: int = -1) -> Any:

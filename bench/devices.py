@@ -20,6 +20,7 @@ from gpubackprop.machine.host import usable
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 NUMBERS_OF_PAGE = 4096 // 16
+MEMORY = "memory"
 DEFAULT_CACHE = 32 << 20  # bytes, if the system does not tell
 
 
@@ -47,10 +48,14 @@ class Host:
     def synchronize(self) -> None:
         """Do nothing: calls are synchronous."""
 
+    def caches(self) -> dict[str, int]:
+        """Return the bytes of each cache of data, by its level."""
+        sizes = {name.split()[0]: text.removesuffix("K") for name, text in cache_sizes().items() if "instr" not in name}
+        return {name: int(text) << 10 for name, text in sizes.items() if text.isdigit()}
+
     def cache_bytes(self) -> int:
         """Return the size of the largest cache."""
-        sizes = [size.removesuffix("K") for size in cache_sizes().values()]
-        return max([DEFAULT_CACHE, *(int(size) << 10 for size in sizes if size.isdigit())])
+        return max([DEFAULT_CACHE, *self.caches().values()])
 
     def copiers(self) -> dict[str, Callable[[Any, Any], object]]:
         """Return the ways of copying an array into another."""
@@ -107,6 +112,10 @@ class Gpu:
     def synchronize(self) -> None:
         """Wait for the stream."""
         self.stream.synchronize()
+
+    def caches(self) -> dict[str, int]:
+        """Return the bytes of the cache that all multiprocessors share."""
+        return {"L2": self.cache_bytes()}
 
     def cache_bytes(self) -> int:
         """Return the size of the L2 cache."""
@@ -200,6 +209,14 @@ def keeping(run: Run, keep: Any) -> Run:
 def copies_beyond_cache(device: Device, nbytes: int, most: int) -> int:
     """Return how many sets of arrays to rotate through, so that none is still in the cache at its next turn."""
     return max(2, min(most, -(-2 * device.cache_bytes() // max(nbytes, 1)) + 1))
+
+
+def level(device: Device, nbytes: int) -> str:
+    """Return where arrays of so many bytes are when they are used in turn: the cache that holds them, or memory."""
+    for name, size in sorted(device.caches().items(), key=lambda cache: cache[1]):
+        if nbytes <= size:
+            return name
+    return MEMORY if nbytes >= 2 * device.cache_bytes() else "cache and memory"
 
 
 def copy_pair(device: Device, nbytes: int) -> tuple[Any, Any]:

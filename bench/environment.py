@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpubackprop.bench.devices import Device, Gpu, cache_sizes, read
+from gpubackprop.bench.threads import chosen
 from gpubackprop.machine.diagnosis import cuda_version, cupy_wheels, installed
 from gpubackprop.machine.host import blas, processor, usable
 
@@ -28,7 +29,8 @@ def environment(devices: list[Device], threads: int) -> dict[str, Any]:
     return {
         "host": platform.node(),
         "cpu": {
-            "name": processor(), "processors": usable(), "threads": threads, "cache_bytes": cache_sizes(),
+            "name": processor(), "processors": usable(), "threads": threads, "pinned_to": chosen(threads),
+            "cache_bytes": cache_sizes(),
             "megahertz": _megahertz(), "governor": read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
             "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         },

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gpubackprop.bench.case import Row, best_seconds
-from gpubackprop.bench.devices import Device, Gpu
+from gpubackprop.bench.devices import MEMORY, Device, Gpu
 from gpubackprop.bench.ours import captures
-from gpubackprop.bench.suites.bandwidth import READ
 from gpubackprop.step import Step
 from gpubackprop.step.operations import Operation
 
@@ -136,7 +135,7 @@ def _fastest(row: Row) -> float:
 
 
 def annotate(row: Row, rows: list[Row]) -> None:
-    """Add to a row how close it comes to the limits in earlier rows: to the floor, or to a large copy."""
+    """Add to a row how close it comes to the limits in earlier rows: to the floor, or to the fastest traffic with memory."""
     limits = ceilings([*rows, row], row["device"], row["dtype"])
     if not row["candidates"]:
         return
@@ -145,10 +144,15 @@ def annotate(row: Row, rows: list[Row]) -> None:
         row["ceilings"] = limits
         row["floor_seconds"] = floor_seconds(limits, row["ledger"]["operations"])
         row["share_of_floor"] = row["floor_seconds"] / seconds
-    copies = [r for r in rows if r["suite"] == "bandwidth" and r["device"] == row["device"] and r["candidates"]]
-    if row["suite"] == "kernels" and copies:
-        largest = max(copies, key=lambda r: int(r["bytes"]))
-        copied = [best_seconds(entry)["median"] for name, entry in largest["candidates"].items() if name != READ]
-        bandwidth = largest["bytes"] / min(copied)
+    if row["suite"] == "kernels":
         row["bytes_per_second"] = row["bytes"] / seconds
-        row["share_of_copy_bandwidth"] = row["bytes_per_second"] / bandwidth
+        if row["level"] == MEMORY:
+            moved = [r for r in (*rows, row) if r["suite"] in ("bandwidth", "kernels") and r["device"] == row["device"]]
+            row["share_of_memory"] = row["bytes_per_second"] / max(map(_fastest_with_memory, moved))
+
+
+def _fastest_with_memory(row: Row) -> float:
+    """Return the bytes per second of the fastest candidate of a row, 0 if its arrays are in a cache."""
+    if row["level"] != MEMORY:
+        return 0.0
+    return max((row["bytes"] / best_seconds(entry)["median"] for entry in row["candidates"].values()), default=0.0)

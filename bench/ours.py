@@ -25,8 +25,9 @@ TOLERANCE = {"float64": 1e-6, "float32": 2e-3, "tf32": 1e-2, "float16": 2e-2, "b
 
 @dataclass
 class Trained(Candidate):
-    """A candidate that trains: ``run`` queues ``units`` steps, ``loss`` waits for the loss of the last one."""
+    """A candidate that takes steps: ``run`` queues ``units`` of them, ``loss`` waits for the loss of the last one."""
 
+    trains: bool = True
     loss: Callable[[], float] = field(kw_only=True)
 
 
@@ -105,7 +106,10 @@ def captures(device: Device) -> bool:
 
 
 def parts(device: Device, problem: Problem) -> list[Candidate]:
-    """Return the products alone, as one call, and forward, backward and update each, as one call per operation."""
+    """Return the products alone, and forward, backward and update: each is one call, as the whole step is.
+
+    On a GPU without captured steps it is one call per operation.
+    """
     step = step_of(problem, device.backend)
     calls = dict(zip(map(id, step.operations), calls_of(step), strict=True))
     in_turn([calls[id(operation)] for operation in step.operations])()  # so that the parts see the numbers of a step
@@ -116,10 +120,10 @@ def parts(device: Device, problem: Problem) -> list[Candidate]:
     result = []
     for name, operations in groups.items():
         chosen = [calls[id(operation)] for operation in operations]
-        if name == "products" and not device.on_gpu:
+        if not device.on_gpu:
             run = finish(replace(step, operations=tuple(operations)).compile())
             result.append(Candidate(name, run, device.timer()))
-        elif device.on_gpu and not captures(device):
+        elif not captures(device):
             result.append(Candidate(name, in_turn(chosen), device.timer()))
         else:
             result.append(device.queue(name, chosen))
@@ -153,11 +157,11 @@ def entrants(
 
 
 def whole_peers(problem: Problem, settings: Settings, prepared: Prepared) -> Iterator[tuple[str, Peer]]:
-    """Yield the peers except those that differ from another only in their step; list those left out."""
-    for name, peer in make_peers(problem, settings.libraries, slow=not settings.quick):
+    """Yield the peers except those that differ from another only in K steps per call; list those left out."""
+    for name, peer in make_peers(problem, settings.libraries, slow=not settings.quick, only_steps=False):
         if isinstance(peer, str):
             prepared.left_out[name] = peer
-        elif peer.units == 1 and "graph" not in name:
+        else:
             yield name, peer
 
 

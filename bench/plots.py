@@ -1,4 +1,7 @@
-"""The plots of the page, as SVG text: roofline, speed against batch and width, peers, kernels, crossover."""
+"""The plots of the page: roofline, speed against batch and width, peers, kernels, crossover.
+
+A figure has its legend below; the page writes the legend itself, in letters that a phone shows as large as others.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpubackprop.bench.case import Row, best_seconds
+from gpubackprop.bench.busy import BESIDE
+from gpubackprop.bench.case import AGAIN, Row, best_seconds
 from gpubackprop.bench.report import Report
 from gpubackprop.bench.tables import groups
 
@@ -19,7 +23,12 @@ COLORS = {
     "jax": "#3f7d20", "jax, K steps": "#72b01d", "sklearn": "#7768ae", "thinc": "#1b998b", "keras": "#b56576",
     "tinygrad": "#495057", "plain products": "#6c757d", "gpubackprop, sgd": "#d1495b", "gpubackprop, adam": "#8f2d56",
 }  # fmt: skip
-MARKERS = "osD^vPX*<>hp"
+GLYPHS = {
+    "o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "P": "✚", "X": "✖", "*": "★", "<": "◀", ">": "▶", "h": "⬢", "p": "⬟",
+}  # fmt: skip
+MARKERS = "".join(GLYPHS)
+LINES = {"-": "━", "--": "╌"}
+WIDTH = 7.5  # inches
 
 
 def figures(report: Report) -> Iterator[tuple[str, Any]]:
@@ -40,9 +49,9 @@ def figures(report: Report) -> Iterator[tuple[str, Any]]:
         where = f"{device}, {dtype}"
         if suite == "scaling":
             yield from along(rows, f"Time against the {{}}, {where}", "picoseconds per FLOP of a step", _picoseconds)
-        elif suite == "kernels" and any("share_of_copy_bandwidth" in row for row in rows):
-            chosen = [row for row in rows if "share_of_copy_bandwidth" in row]
-            yield f"Fused kernels against the bandwidth of a copy, {where}", shares(chosen)
+        elif suite == "kernels" and any("share_of_memory" in row for row in rows):
+            chosen = [row for row in rows if "share_of_memory" in row]
+            yield f"Fused kernels against the speed of memory, {where}", shares(chosen)
         elif suite == "crossover":
             yield (
                 f"Where {device} overtakes the CPU, {dtype}",
@@ -83,29 +92,61 @@ def _picoseconds(row: Row, name: str) -> float:
     return 1e12 * time_of(row, name) / float(row["flops"])
 
 
-def figure_of(width: float, height: float) -> tuple[Any, Any]:
+def figure_of(height: float) -> tuple[Any, Any]:
     """Return a figure with one pair of axes."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
+    axes.tick_params(labelsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     return figure, axes
 
 
+def legend(figure: Any) -> list[tuple[str, str, str]]:
+    """Return the color, the glyph and the label of each entry of a figure's legend."""
+    from matplotlib.colors import to_hex
+
+    found = []
+    for handle, label in zip(*figure.axes[0].get_legend_handles_labels(), strict=True):
+        line = handle[0] if isinstance(handle, tuple) else handle  # a line with bars of errors
+        glyph = GLYPHS.get(line.get_marker()) or LINES[line.get_linestyle()]
+        found.append((to_hex(line.get_color()), glyph, label))
+    return found
+
+
 def svg(figure: Any) -> str:
-    """Return a figure as an SVG element."""
+    """Return a figure without its legend as an SVG element."""
     import matplotlib as mpl
 
+    for one in list(figure.legends):
+        one.remove()
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gpubackprop", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def add_legend(figure: Any) -> None:
+    """Write the legend below the axes."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=3, fontsize=9)
+
+
+def plain_numbers(*axes: Any) -> None:
+    """Write the numbers along logarithmic axes as 0.5 and 20k, not as powers of ten."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    large = EngFormatter(sep="")
+    for one in axes:
+        one.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        one.set_major_formatter(lambda x, _: large(x) if x >= 1000 else f"{x:g}")
+        one.set_minor_formatter(NullFormatter())
 
 
 def write_pictures(report: Report, folder: Path) -> None:
@@ -125,15 +166,16 @@ def time_of(row: Row, name: str) -> float:
 def names_of(rows: list[Row]) -> list[str]:
     """Return the candidates that train, without the parts of our step."""
     names = dict.fromkeys(name for row in rows for name in row["candidates"])
+    others = ("gpubackprop, eager", "products, K steps")
     return [
-        name for name in names if not name.startswith(" ") and name not in ("gpubackprop, eager", "products, K steps")
+        name for name in names if name not in others and not name.startswith(" ") and not name.endswith((AGAIN, BESIDE))
     ]
 
 
 def peers(rows: list[Row]) -> Any:
     """How much longer than our step, one call each, the others take: a row per size, a mark per candidate."""
     names = [name for name in names_of(rows) if name != "gpubackprop"]
-    figure, axes = figure_of(9, 1.4 + 0.5 * len(rows))
+    figure, axes = figure_of(1.4 + 0.5 * len(rows))
     for name, marker in zip(names, itertools.cycle(MARKERS), strict=False):
         points = [(row["candidates"][name]["over_base"], y) for y, row in enumerate(rows) if name in row["candidates"]]
         middle = [found["median"] for found, _ in points]
@@ -144,11 +186,11 @@ def peers(rows: list[Row]) -> Any:
         style = {"color": COLORS.get(name), "fmt": marker, "markersize": 7, "elinewidth": 1.5, "alpha": 0.9}
         axes.errorbar(middle, [y for _, y in points], xerr=spread, label=name, **style)
     axes.axvline(1, color=COLORS["gpubackprop"], linewidth=2, label="gpubackprop")
-    axes.set(xscale="log", xlabel="time over that of gpubackprop, one call per step (left of the line: faster)")
+    axes.set(xscale="log", xlabel="time over that of gpubackprop (left of the line: faster)")
     axes.set_yticks(range(len(rows)), [row["case"] for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    add_legend(figure)
     return figure
 
 
@@ -156,57 +198,60 @@ def roofline(rows: list[Row]) -> Any:
     """FLOP per second against FLOP per byte, under the ceilings of products and copies on this machine."""
     import numpy as np
 
-    figure, axes = figure_of(9, 4.6)
+    figure, axes = figure_of(4.6)
     limits = rows[-1]["ceilings"]
     intensities = [row["flops"] / row["bytes"] for row in rows]
     x = np.geomspace(min(0.25, *intensities), max(64.0, 2 * max(intensities)), 200)
     peak = limits["flops_per_second"]
     for (nbytes, speed_), shade in zip(limits["copies"], np.linspace(0.75, 0.35, len(limits["copies"])), strict=True):
-        label = f"{_bytes(nbytes)} of memory: {speed_ / 1e9:.3g} GB/s"
+        label = f"copy of {_bytes(nbytes)}: {speed_ / 1e9:.3g} GB/s"
         axes.plot(x, np.minimum(peak, x * speed_) / 1e9, color=str(shade), linewidth=1.5, label=label)
     axes.axhline(peak / 1e9, color="0.2", linewidth=1, linestyle="--", label=f"products: {peak / 1e9:.3g} GFLOP/s")
     for row, intensity, marker in zip(rows, intensities, itertools.cycle(MARKERS), strict=False):
         y = row["flops"] / time_of(row, "gpubackprop") / 1e9
         axes.plot(intensity, y, marker, color=COLORS["gpubackprop"], markersize=8, label=row["case"], linestyle="none")
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of the step's operations", ylabel="GFLOP/s")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    plain_numbers(axes.xaxis, axes.yaxis)
+    add_legend(figure)
     return figure
 
 
 def curves(rows: list[Row], x: list[int], xlabel: str, ylabel: str, value: Callable[[Row, str], float]) -> Any:
     """A value of each candidate against a size."""
-    figure, axes = figure_of(9, 4.2)
+    figure, axes = figure_of(4.2)
     for name, marker in zip(names_of(rows), itertools.cycle(MARKERS), strict=False):
         points = [(at, value(row, name)) for at, row in zip(x, rows, strict=True) if name in row["candidates"]]
         wide = {"linewidth": 2.5, "zorder": 3} if name == "gpubackprop" else {"linewidth": 1.3}
         axes.plot(*zip(*points, strict=True), marker=marker, color=COLORS.get(name), label=name, **wide)
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    plain_numbers(axes.yaxis)
     ticks = sorted(set(x))
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.minorticks_off()
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    add_legend(figure)
     return figure
 
 
 def shares(rows: list[Row]) -> Any:
-    """The share of a large copy's bandwidth that each fused kernel reaches."""
-    figure, axes = figure_of(9, 1 + 0.26 * len(rows))
-    values = [row["share_of_copy_bandwidth"] * 100 for row in rows]
+    """The share of the fastest traffic with memory that each fused kernel reaches, if its arrays are not in a cache."""
+    figure, axes = figure_of(1 + 0.26 * len(rows))
+    values = [row["share_of_memory"] * 100 for row in rows]
     axes.barh(range(len(rows)), values, color=COLORS["gpubackprop"], height=0.7)
     axes.axvline(100, color="0.2", linewidth=1, linestyle="--")
     axes.set_yticks(range(len(rows)), [row["case"] for row in rows], fontsize=8)
-    axes.set(xlabel="% of the bandwidth of a copy larger than the cache", ylim=(len(rows) - 0.4, -0.6))
+    axes.set(xlabel="% of the fastest traffic with memory", ylim=(len(rows) - 0.4, -0.6))
     return figure
 
 
 def crossover(rows: list[Row], device: str) -> Any:
     """Seconds of a step on both devices against its FLOP."""
-    figure, axes = figure_of(9, 4.2)
+    figure, axes = figure_of(4.2)
     for name, color, marker in (("cpu", "#2e86ab", "o"), (device, COLORS["gpubackprop"], "s")):
         points = sorted((row["flops"], best_seconds(row["candidates"][name])["median"] * 1e6) for row in rows)
         axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=name)
     axes.set(xscale="log", yscale="log", xlabel="FLOP of a step", ylabel="microseconds per step")
-    axes.legend(frameon=False)
+    plain_numbers(axes.xaxis, axes.yaxis)
+    add_legend(figure)
     return figure
 
 

@@ -66,15 +66,19 @@ def page(shown: Table) -> Iterator[str]:
     yield "<div class='case'>"
     if shown.title:
         yield f"<h3>{_text(shown.title)} <span class='small'>{_text(shown.facts)}</span></h3>"
-    yield "<table class='words'>" if shown.words else "<table>"
+    yield "<div class='scroll'>"
+    if shown.words:
+        yield "<table class='words'>"
+    else:  # all columns but the first are equally wide
+        longest = max((len(word) for column in shown.columns[1:] for word in _label(column).split()), default=0)
+        yield f"<table class='numbers' style='min-width:{8.5 + max(4.6, 0.57 * longest) * (len(shown.columns) - 1):.1f}rem'>"
     if any(map(_label, shown.columns)):
         yield "<tr>" + "".join(f"<th>{_text(_label(column))}</th>" for column in shown.columns) + "</tr>"
     for cells in shown.cells:
         ours = " class='ours'" if cells[0].startswith("gpubackprop") else ""
-        yield (
-            f"<tr><td{ours}>{_text(cells[0])}</td>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells[1:]) + "</tr>"
-        )
-    yield "</table>"
+        name = _text(cells[0]).replace("_", "_<wbr>")  # a line may end there
+        yield (f"<tr><td{ours}>{name}</td>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells[1:]) + "</tr>")
+    yield "</table></div>"
     yield from (f"<p class='wrong'>{_text(text)}</p>" for text in shown.wrong)
     yield from (f"<p class='small'>{_text(text)}</p>" for text in shown.notes)
     yield "</div>"
@@ -87,9 +91,9 @@ class Terminal:
         self._last: tuple[str, str, str] | None = None
         self._named: set[tuple[str, ...]] = set()
 
-    def say(self, *texts: str) -> None:
-        """Print paragraphs."""
-        print("\n".join(lines_of(*texts)), flush=True)
+    def say(self, *parts: Table | str) -> None:
+        """Print paragraphs and tables."""
+        print("\n".join(lines_of(*parts)), flush=True)
 
     def show(self, row: Row) -> None:
         """Print a row."""

@@ -15,7 +15,7 @@ from gpubackprop.bench.ledger import annotate
 from gpubackprop.definitions import one_line, shown
 from gpubackprop.machine.files import write_whole
 
-SCHEMA = 3
+SCHEMA = 4
 NAME = "report.json"
 
 Report = dict[str, Any]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpubackprop.bench.case import Case, Row, Settings, run_case
 from gpubackprop.bench.devices import Device
+from gpubackprop.bench.instance import in_instances
 from gpubackprop.bench.peers import reason_of
 from gpubackprop.bench.report import Report, add_row, keys, write_report
 from gpubackprop.bench.sizes import SUITES
 from gpubackprop.bench.suites import NothingToMeasureError, cases_of
 from gpubackprop.bench.suites.crossover import overtaking
+from gpubackprop.bench.threads import pinned
 from gpubackprop.machine.crossover import remember
 
 QUICK_SECONDS = 45.0  # after which a quick run starts no case
+COLD = ("coldstart", "memory")  # suites in which each sample is a process
 COLD_SECONDS = 30.0  # extra seconds of a cold start: it starts new processes, and we compile
 
 
@@ -73,7 +77,7 @@ class Run:
             leave_out("no time left in a quick run", case.name)
             return
         try:
-            row = run_case(case, self.settings)
+            row = self._row(case, device)
         except Exception as error:  # one failing case, say too large for the memory, must not lose the others
             leave_out(reason_of(error), case.name, failed=not isinstance(error, MemoryError))
             return
@@ -83,6 +87,12 @@ class Run:
         add_row(self.report, row)
         write_report(self.report, self.folder)
         self.show(row)
+
+    def _row(self, case: Case, device: Device) -> Row:
+        if case.threads is not None or (self.settings.instances > 1 and case.suite not in COLD):
+            return in_instances(case, self.settings)
+        with nullcontext() if device.on_gpu else pinned(self.settings.threads):
+            return run_case(case, self.settings)
 
     def _remember(self, gpu: str) -> None:
         rows = [row for row in self.report["rows"] if row["suite"] == "crossover" and row["dtype"] == "float32"]

@@ -16,6 +16,13 @@ README = [
 SQUARE = "{0}-{0}-{0}-10, batch {1}".format
 WIDTHS = [SQUARE(width, 128) for width in (64, 256, 1024)]
 
+FITS = [  # some 50 ms on one core
+    "8-16-3, batch 16, samples 16384, epochs 8", "24-8-2, batch 200, samples 20000, epochs 8",
+    "64-64-32-10, batch 32, samples 8192, epochs 4", "784-256-128-10, batch 32, samples 2048, epochs 1",
+    "784-256-128-10, batch 128, samples 2048, epochs 1", "784-256-128-10, batch 1024, samples 2048, epochs 1",
+    "512-1024-1024-10, batch 512, samples 1024, epochs 1",
+]  # fmt: skip
+
 FULL: Sizes = {
     "transfer": ["4096", "1048576", "67108864"],
     "bandwidth": ["32768", "262144", "2097152", "16777216", "268435456"],
@@ -25,6 +32,7 @@ FULL: Sizes = {
     "products": README,
     "scaling": [SQUARE(256, 2**k) for k in range(14)] + [SQUARE(2**k, 128) for k in range(3, 13) if k != 8],
     "epoch": ["64-64-32-10, batch 32, samples 4096", "784-256-128-10, batch 128, samples 8192"],
+    "fit": FITS,
     "latency": ["64-64-32-10, batch 1", "784-256-128-10, batch 1", "784-256-128-10, batch 8"],
     "memory": ["784-256-128-10, batch 128, samples 8192"],
     "coldstart": ["64-64-32-10, batch 32"],
@@ -42,6 +50,7 @@ QUICK: Sizes = {
     "products": ["784-256-128-10, batch 128"],
     "scaling": ["256-256-256-10, batch 16", "256-256-256-10, batch 128"],
     "epoch": ["64-64-32-10, batch 32, samples 1024"],
+    "fit": ["64-64-32-10, batch 32, samples 1024, epochs 2"],
     "latency": ["784-256-128-10, batch 1"],
     "memory": ["784-256-128-10, batch 128, samples 8192"],
     "coldstart": ["64-64-32-10, batch 32"],
@@ -57,6 +66,7 @@ DRY: Sizes = {
     "products": ["12-16-8-3, batch 16"],
     "scaling": ["12-12-3, batch 16", "12-12-3, batch 32"],
     "epoch": ["12-16-8-3, batch 16, samples 64"],
+    "fit": ["12-16-8-3, batch 16, samples 64, epochs 2"],
     "latency": ["12-16-8-3, batch 1"],
     "memory": ["12-16-8-3, batch 16, samples 64"],
     "coldstart": ["12-16-3, batch 4"],
@@ -69,23 +79,27 @@ LIBRARIES = ("numpy", "cupy", "torch", "jax", "sklearn", "thinc", "keras", "tiny
 
 @dataclass(frozen=True)
 class StepSize:
-    """Layers, samples in a mini-batch, and in the data set."""
+    """Layers, samples in a mini-batch and in the data set, epochs of a short fit."""
 
     layers: tuple[int, ...]
     batch: int
     samples: int | None = None
+    epochs: int = 1
 
 
 def parse_step(text: str) -> StepSize:
-    """Return what ``784-256-128-10, batch 128, samples 8192`` says."""
-    found = re.fullmatch(r"(\d+(?:-\d+)+), batch (\d+)(?:, samples (\d+))?", text)
+    """Return what ``784-256-128-10, batch 128, samples 8192, epochs 2`` says."""
+    found = re.fullmatch(r"(\d+(?:-\d+)+), batch (\d+)(?:, samples (\d+)(?:, epochs (\d+))?)?", text)
     if found is None:
-        raise ValueError(f"size is {text!r}; write it as '784-256-128-10, batch 128' or with ', samples 8192'")
+        raise ValueError(
+            f"size is {text!r}; write it as '784-256-128-10, batch 128' or with ', samples 8192' or ', samples 8192, epochs 2'"
+        )
     layers = tuple(int(part) for part in found[1].split("-"))
     samples = int(found[3]) if found[3] else None
-    if min(*layers, int(found[2])) < 1 or (samples is not None and samples % int(found[2])):
+    epochs = int(found[4] or 1)
+    if min(*layers, int(found[2]), epochs) < 1 or (samples is not None and samples % int(found[2])):
         raise ValueError(f"size is {text!r}; sizes are at least 1, and samples a multiple of the batch")
-    return StepSize(layers, int(found[2]), samples)
+    return StepSize(layers, int(found[2]), samples, epochs)
 
 
 def parse_shape(text: str, dimensions: int) -> tuple[int, ...]:

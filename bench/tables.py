@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from gpubackprop.bench.case import Row, best_seconds
+from gpubackprop.bench.busy import BESIDE
+from gpubackprop.bench.case import AGAIN, Row, best_seconds, is_ours
 from gpubackprop.bench.report import Report
 from gpubackprop.bench.sizes import SUITES
+from gpubackprop.bench.timing import AMBIGUOUS, FASTER, SAME, SLOWER
 
-SAME = "no significant difference"
+MARKS = {SAME: " ~", AMBIGUOUS: " ?"}
+LEGEND = "~: SAME, no more than noise; ?: AMBIGUOUS, the interval holds both a difference and none"
 UNITS = ((1e-3, "us", 1e6), (1.0, "ms", 1e3), (float("inf"), "s", 1.0))
 TIME = "time"  # the unit of a column is the one that suits the case
 KERNELS = ("kernels",)  # suites with one line per case, not per candidate
@@ -94,9 +97,14 @@ def _rate(line: Line) -> str:
     return number(line.row["bytes"] / best_seconds(line.entry)["median"] / 1e9)
 
 
+def _verdict(line: Line) -> str:
+    found = line.compared["over_base"]
+    return found["verdict"] if found else ""
+
+
 def _share(line: Line) -> str:
-    share = line.row.get("share_of_copy_bandwidth")
-    return "-" if share is None else f"{share:.0%}"
+    share = line.row.get("share_of_memory")
+    return f"in {line.row['level']}" if share is None else f"{share:.0%}"
 
 
 def _setup(line: Line) -> str:
@@ -112,10 +120,11 @@ COLUMNS = (
     Column("wall", _middle("wall_seconds"), TIME),
     Column("IQR", _spread("wall_seconds"), TIME, only_page=KERNELS),
     Column("rate", _rate, "GB/s", KERNELS),
-    Column("share", _share, suites=KERNELS),
+    Column("share", _share, "memory", KERNELS),
     Column("plain", _ratio, "over ours", KERNELS, width=9),
     Column("ratio", _ratio, suites=OTHERS, width=8),
     Column("95 %", _interval, width=14, only_page=KERNELS),
+    Column("verdict", _verdict, suites=OTHERS, only_page=SUITES),
     Column("made", _setup, "s", only_page=KERNELS),
 )
 
@@ -156,7 +165,7 @@ def tables(rows: list[Row]) -> Iterator[Table]:
         unit, factor = unit_of(base["median"])
         facts = ", ".join([*_speed(row, base["median"]), f"n = {base['n']}"])
         lines = [Line(name, row, entry, factor, entry) for name, entry in entries.items()]
-        notes = [*_ledger(row, unit, factor), *_memory(row)]
+        notes = [*_noise(row), *_ledger(row, unit, factor), *_memory(row)]
         yield table(COLUMNS, lines, row["suite"], unit, title=row["case"], facts=facts, wrong=wrong, notes=notes)
         starts = {name: found for name, found in row.get("phases", {}).items() if name in entries}
         if starts:
@@ -181,9 +190,19 @@ def _wrong(row: Row) -> list[str]:
     return [f"WRONG: {name}: {reason}; it is not timed" for name, reason in row["wrong"].items()]
 
 
+def _noise(row: Row) -> Iterator[str]:
+    """Yield what ratios mean that are not over the base, and what is noise."""
+    if any(entry["against"] for entry in row["candidates"].values()):
+        yield "Beside a busy program on one core: times over those alone."
+    if row["base"] + AGAIN in row["candidates"]:
+        yield f"{row['instances']} processes; {row['base']} against itself differs by up to {row['noise_floor'] - 1:.1%}: noise."
+
+
 def _speed(row: Row, seconds: float) -> Iterator[str]:
     if row["suite"] in ("transfer", "bandwidth"):
         yield f"{row['bytes'] / seconds / 1e9:.3g} GB/s"
+        if "level" in row:
+            yield f"in {row['level']}"
     elif row["flops"]:
         yield f"{row['flops'] / seconds / 1e9:.3g} GFLOP/s"
 
@@ -220,20 +239,84 @@ def _memory(row: Row) -> Iterator[str]:
 def pivots(report: Report) -> Iterator[Table]:
     """Yield a table per suite, device and dtype with a line per case: times over those of the base."""
     for (suite, device, dtype), rows in groups(report["rows"]).items():
+        heading = f"{suite}, {device}, {dtype}"
+        if suite == "fit":
+            yield fits(rows)
         chosen = [row for row in rows if suite in PIVOTS and row["base"] == PIVOTS[suite]]
         names = dict.fromkeys(name for row in chosen for name in row["candidates"] if not name.startswith(" "))
         names.pop(PIVOTS.get(suite), None)
         if chosen:
-            columns = [Column(f"{suite}, {device}, {dtype}", lambda row: row["case"]), *map(_pivoted, names)]
+            columns = [Column(heading, lambda row: row["case"]), *(_pivoted(name, name) for name in names)]
             yield table(columns, chosen)
 
 
-def _pivoted(name: str) -> Column:
+def _pivoted(heading: str, name: str, unit: str = "") -> Column:
     def text(row: Row) -> str:
         entry = row["candidates"].get(name)
-        return "-" if entry is None else ratio(entry["over_base"])
+        return "-" if entry is None or entry["over_base"] is None else ratio(entry["over_base"])
 
-    return Column(name, text)
+    return Column(heading, text, unit)
+
+
+def fits(rows: list[Row]) -> Table:
+    """Return a table with a line per network: JAX's time over ours of each kind of fit, and times beside a busy program."""
+    by_size: dict[str, dict[tuple[str, str], Row]] = {}
+    for row in rows:
+        size = row["size"]
+        name = f"{'-'.join(map(str, size['layers']))}, batch {size['batch']}"
+        by_size.setdefault(name, {})[size["cores"], size["length"]] = row
+    kinds = dict.fromkeys(kind for of_size in by_size.values() for kind in of_size)
+    columns = [
+        Column(f"fit, {rows[0]['device']}, {rows[0]['dtype']}", lambda item: item[0]),
+        *(_of_fit(_pivoted(cores, "jax", length), (cores, length)) for cores, length in kinds),
+        *(_of_fit(_pivoted(name, of + BESIDE, "busy"), None) for name, of in (("ours", "gpubackprop"), ("jax", "jax"))),
+    ]
+    notes = [
+        "Time of JAX's best loop over that of fit (more than 1: fit is faster), short and long fits; busy: the time beside a busy "
+        "program on one core over that alone, all cores, short fits."
+    ]
+    return table(columns, by_size.items(), notes=notes)
+
+
+def _of_fit(column: Column, kind: tuple[str, str] | None) -> Column:
+    """Return a column of one kind of fit, or of the one beside a busy program."""
+
+    def text(item: tuple[str, dict[tuple[str, str], Row]]) -> str:
+        rows = item[1]
+        busy = (row for row in rows.values() if any(name.endswith(BESIDE) for name in row["candidates"]))
+        row = next(busy, None) if kind is None else rows.get(kind)
+        if row is None:
+            return "" if kind is None else "-"
+        return column.text(row)
+
+    return replace(column, text=text)
+
+
+def result(report: Report) -> str:
+    """Return in one sentence how we compare with the fastest other library of each case."""
+    found = [entry["over_base"] for row in report["rows"] if (entry := _fastest_other(row)) is not None]
+    if not found:
+        return "No other library took part: these are times of gpubackprop and of this machine."
+    counts = {name: sum(one["verdict"] == name for one in found) for name in (SLOWER, SAME, FASTER, AMBIGUOUS)}
+    words = ("faster than it", counts[SLOWER]), ("as fast", counts[SAME]), ("slower", counts[FASTER])
+    parts = [f"{word} in {count}" for word, count in (*words, ("undecided", counts[AMBIGUOUS])) if count]
+    medians = [one["median"] for one in found]
+    return (
+        f"The fastest other library takes {times(min(medians))[:-1]} to {times(max(medians))[:-1]} times as long as gpubackprop, "
+        f"which is {', '.join(parts)} of {len(found)} cases."
+    )
+
+
+def _fastest_other(row: Row) -> Row | None:
+    """Return the entry of the fastest other library in a row whose base is ours, if there is one."""
+    if row["base"] != "gpubackprop" or row["suite"] in (*KERNELS, "gemm", "transfer", "bandwidth"):
+        return None
+    others = [
+        entry
+        for name, entry in row["candidates"].items()
+        if not (is_ours(name, row) or name.startswith((" ", "products")) or entry["against"])
+    ]
+    return min(others, key=lambda entry: float(entry["over_base"]["median"]), default=None)
 
 
 def left_out(report: Report) -> Table:
@@ -272,7 +355,9 @@ def heading(report: Report) -> list[str]:
         f"{g['device']}: {g['name']}, driver for CUDA {g['cuda_driver']}, cuBLAS {g['cublas']}" for g in e["gpus"]
     ]
     lines.append(f"gpubackprop {e['packages']['gpubackprop']}, commit {(e['commit'] or '?')[:12]}, {report['date']}")
-    lines.append(f"~: {SAME}; IQR: interquartile range; n: samples of each time")
+    if e["cpu"].get("pinned_to") is not None:
+        lines[0] += f", pinned to number {', '.join(map(str, e['cpu']['pinned_to']))}"
+    lines += [LEGEND, "IQR: interquartile range; n: samples of each time"]
     return lines
 
 
@@ -298,8 +383,8 @@ def times(x: float) -> str:
 
 
 def ratio(found: Row) -> str:
-    """Return a measured ratio, with ``~`` where it may be 1."""
-    return times(found["median"]) + ("" if found["significant"] else " ~")
+    """Return a measured ratio, with a mark where it is no difference, or may be none."""
+    return times(found["median"]) + MARKS.get(found["verdict"], "")
 
 
 def interval_text(low: float, high: float) -> str:

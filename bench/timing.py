@@ -23,6 +23,9 @@ MOST_REPEATS = 10_000
 WARM_UP = 3  # some libraries compile in the first call and again in the second
 RESAMPLES = 2_000
 
+FASTER, SLOWER, SAME, AMBIGUOUS = "FASTER", "SLOWER", "SAME", "AMBIGUOUS"
+LEAST_FLOOR = 1.01  # a smaller difference is none, however often it is measured: the next build or process has another
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -95,6 +98,10 @@ class Candidate:
         How often one run does the work: times are per unit.
     setup_seconds : float, optional
         Time to compile or capture, which is in no other time.
+    against : str, optional
+        The candidate it is compared with, if not the first one.
+    trains : bool
+        It does whole steps of training, so it can be timed beside a busy program.
     """
 
     name: str
@@ -102,24 +109,37 @@ class Candidate:
     timer: Timer
     units: int = 1
     setup_seconds: float | None = None
+    against: str | None = None
+    trains: bool = False
 
 
 def measure(
-    candidates: Sequence[Candidate], rounds: int, seconds: float, *, warm: bool = True, pause: float = 0.0
+    candidates: Sequence[Candidate],
+    rounds: int,
+    seconds: float,
+    *,
+    warm: bool = True,
+    warm_seconds: float = 0.0,
+    pause: float = 0.0,
+    clock: Clock = seconds_now,
 ) -> dict[str, list[Sample]]:
     """Return the samples of each candidate, one per round and for one unit of work.
 
     Each round times all candidates one after the other, so that a slow moment affects all of them; every other round
     backwards, so that drift within a round cancels. Before the first
-    round each runs ``WARM_UP`` times, to compile and to find how many runs fill ``seconds``; before a sample of several runs
+    round each runs ``WARM_UP`` times, to compile and to find how many runs fill ``seconds``, and all again until they have
+    taken ``warm_seconds``, in which the clock of an idle card rises; before a sample of several runs
     it runs once, since another candidate has filled the caches; before that there is a pause, since another's threads may spin
     for some time after their last work. Unless ``warm``, it does neither: each sample is one run.
     """
     repeats = dict.fromkeys((one.name for one in candidates), 1)
-    for one in candidates if warm else ():
-        for _ in range(WARM_UP):
-            once = one.timer(one.run, 1).best
-        repeats[one.name] = repeats_for(once, seconds)
+    started = clock()
+    while warm:
+        for one in candidates:
+            for _ in range(WARM_UP):
+                once = one.timer(one.run, 1).best
+            repeats[one.name] = repeats_for(once, seconds)
+        warm = clock() - started < warm_seconds
     samples: dict[str, list[Sample]] = {one.name: [] for one in candidates}
     for i in range(rounds):
         for one in reversed(candidates) if i % 2 else candidates:
@@ -154,29 +174,51 @@ def seconds_of(samples: Sequence[Sample], clock: str) -> list[float]:
     return [float(getattr(sample, clock)) for sample in samples]
 
 
-def ratio(a: Sequence[Sample], b: Sequence[Sample]) -> dict[str, Any]:
-    """Return how many times longer a takes than b: the median over rounds, and the 95 % interval of resampled medians.
+Instances = Sequence[Sequence[Sample]]
+"""The samples of a candidate by process."""
 
-    Both are device times if both are known, else wall times. ``clock`` says which; ``significant`` is False if the interval
-    contains 1.
+
+def ratio(a: Instances, b: Instances, floor: float = LEAST_FLOOR) -> dict[str, Any]:
+    """Return how many times longer a takes than b, timed in the same rounds of the same processes.
+
+    It is the median over processes of the median over rounds, ``low`` and ``high`` its 95 % interval. Both are device times
+    if both are known, else wall times; ``clock`` says which.
     """
-    clock = clock_of(a, b)
-    ratios = np.array(seconds_of(a, clock)) / np.maximum(seconds_of(b, clock), 1e-12)
-    low, high = interval(ratios)
+    clock = clock_of(*a, *b)
+    ratios = np.array(
+        [np.array(seconds_of(x, clock)) / np.maximum(seconds_of(y, clock), 1e-12) for x, y in zip(a, b, strict=True)]
+    )
+    low, high = interval_of_medians(ratios)
     return {
-        "median": float(np.median(ratios)), "low": low, "high": high,
-        "significant": not low <= 1 <= high, "clock": clock,
+        "median": float(np.median(np.median(ratios, axis=1))), "low": low, "high": high,
+        "verdict": verdict(low, high, floor), "clock": clock,
     }  # fmt: skip
 
 
-def interval(*values: Any, statistic: Callable[..., Any] = np.median) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a statistic (percentile method, Efron (1979))."""
-    from scipy.stats import bootstrap
+def noise_floor(found: dict[str, Any]) -> float:
+    """Return the factor between times that differ by noise alone, from the ratio of a candidate to itself."""
+    return float(max(LEAST_FLOOR, found["high"], 1 / max(found["low"], 1e-12)))
 
-    if any(len(v) < 2 for v in values):
-        only = float(statistic(*values, axis=-1))
-        return only, only
-    found = bootstrap(
-        values, statistic, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0), vectorized=True
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+def verdict(low: float, high: float, floor: float) -> str:
+    """Return what the interval of a ratio of times says, if noise alone makes a factor of ``floor``.
+
+    FASTER and SLOWER if the whole interval lies beyond the floor, SAME if all of it lies within, else AMBIGUOUS.
+    """
+    if high < 1 / floor:
+        return FASTER
+    if low > floor:
+        return SLOWER
+    return SAME if 1 / floor <= low and high <= floor else AMBIGUOUS
+
+
+def interval_of_medians(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the median over processes, the rows, of medians over rounds, the columns.
+
+    Processes are resampled, and rounds within each of them (Davison, Hinkley (1997), section 3.8).
+    """
+    rng, (instances, rounds) = np.random.default_rng(0), values.shape
+    chosen = rng.integers(0, instances, (RESAMPLES, instances, 1))
+    medians = np.median(values[chosen, rng.integers(0, rounds, (RESAMPLES, instances, rounds))], axis=2)
+    low, high = np.quantile(np.median(medians, axis=1), (0.025, 0.975))
+    return float(low), float(high)

@@ -57,7 +57,7 @@ def test_times_are_per_unit_and_fill_the_seconds_asked_for():
         timing.Candidate("a", clock.job("a", 0.5), timer),
         timing.Candidate("b", clock.job("b", 3.0), timer, units=3),
     ]
-    samples = timing.measure(candidates, rounds=4, seconds=1.0)
+    samples = timing.measure(candidates, rounds=4, seconds=1.0, clock=clock)
     assert [s.wall for s in samples["a"]] == [0.5] * 4
     assert [s.wall for s in samples["b"]] == [1.0] * 4
     # warmed up, then in turn, there and back; a has one run more before each of its samples of two runs
@@ -97,13 +97,13 @@ def test_ratio_is_of_pairs_and_says_when_it_may_be_1():
     drift = 1 + np.arange(25)
     a = [timing.Sample(2.0 * d, 9.0) for d in drift]
     b = [timing.Sample(1.0 * d, 9.0) for d in drift]
-    assert timing.ratio(a, b) == {"median": 2.0, "low": 2.0, "high": 2.0, "significant": True, "clock": "device"}
+    assert timing.ratio([a], [b]) == {"median": 2.0, "low": 2.0, "high": 2.0, "verdict": "SLOWER", "clock": "device"}
     noisy = [[timing.Sample(None, w) for w in rng.uniform(0.9, 1.1, 25)] for _ in range(2)]
-    found = timing.ratio(*noisy)
+    found = timing.ratio(noisy[:1], noisy[1:])
     assert found["clock"] == "wall"
     assert found["low"] <= 1 <= found["high"]
-    assert not found["significant"]
-    assert timing.ratio(a, noisy[0])["clock"] == "wall"
+    assert found["verdict"] == "AMBIGUOUS"
+    assert timing.ratio([a], noisy[:1])["clock"] == "wall"
 
 
 def test_the_interval_holds_the_median_as_often_as_it_says():
@@ -111,9 +111,49 @@ def test_the_interval_holds_the_median_as_often_as_it_says():
     rng = np.random.default_rng(1)
     inside = 0
     for _ in range(200):
-        low, high = timing.interval(rng.lognormal(0, 0.2, 25))
+        low, high = timing.interval_of_medians(rng.lognormal(0, 0.2, (1, 25)))
         inside += low <= 1 <= high
     assert inside >= 170
+
+
+def test_processes_that_differ_make_the_interval_as_wide_as_they_differ():
+    """Rounds agree within a process; a bootstrap over all rounds alone would be ten times as sure as the processes are."""
+    rng = np.random.default_rng(2)
+    of_process = np.array([0.9, 0.95, 1.0, 1.05, 1.1, 1.02, 0.98])[:, None]
+    low, high = timing.interval_of_medians(of_process * rng.lognormal(0, 0.001, (7, 25)))
+    assert low < 0.96
+    assert high > 1.04
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "floor", "verdict"),
+    [
+        (0.90, 0.95, 1.03, "FASTER"), (1.05, 1.20, 1.03, "SLOWER"), (0.98, 1.02, 1.03, "SAME"),
+        (0.95, 0.98, 1.03, "AMBIGUOUS"),  # a part of it is noise
+        (1.02, 1.04, 1.03, "AMBIGUOUS"), (0.9, 1.1, 1.03, "AMBIGUOUS"),
+        (1.002, 1.004, 1.01, "SAME"),  # excludes 1, but is less than noise
+    ],
+)  # fmt: skip
+def test_the_verdict_follows_from_the_interval_and_the_noise(low, high, floor, verdict):
+    assert timing.verdict(low, high, floor) == verdict
+    mirrored = {"FASTER": "SLOWER", "SLOWER": "FASTER"}
+    assert timing.verdict(1 / high, 1 / low, floor) == mirrored.get(verdict, verdict)
+
+
+def test_noise_is_what_separates_a_candidate_from_itself():
+    assert timing.noise_floor({"low": 0.99, "high": 1.04}) == 1.04
+    assert timing.noise_floor({"low": 0.8, "high": 1.04}) == 1.25
+    assert timing.noise_floor({"low": 0.999, "high": 1.001}) == timing.LEAST_FLOOR
+
+
+def test_a_card_is_warmed_up_by_time():
+    clock = FakeClock()
+    timer = timing.WallTimer(lambda: None, clock)
+    candidates = [timing.Candidate(name, clock.job(name, 0.01), timer) for name in "ab"]
+    timing.measure(candidates, rounds=1, seconds=0.0, warm_seconds=0.5, clock=clock)
+    warm = 0.5 / 0.01
+    assert warm <= len(clock.log) - 2 < warm + 2 * timing.WARM_UP
+    assert clock.log[: 2 * timing.WARM_UP] == ["a"] * timing.WARM_UP + ["b"] * timing.WARM_UP
 
 
 # ---------------------------------------------------------------------- sizes
@@ -132,12 +172,16 @@ def test_sizes_come_from_a_file(tmp_path):
     path.write_text('step = ["3-4-2, batch 5"]\ngemm = ["3x4x5"]\n')
     assert sizes.read_sizes(path) == {"step": ["3-4-2, batch 5"], "gemm": ["3x4x5"]}
     assert sizes.parse_step("3-4-2, batch 5, samples 10") == sizes.StepSize((3, 4, 2), 5, 10)
+    assert sizes.parse_step("3-4-2, batch 5, samples 10, epochs 4") == sizes.StepSize((3, 4, 2), 5, 10, 4)
 
 
 @pytest.mark.parametrize(
     "content",
-    ['steps = ["3-4, batch 5"]', 'step = ["3-4"]', 'step = ["3-0, batch 5"]', 'epoch = ["3-4, batch 5, samples 7"]',
-     'gemm = ["3x4"]', 'bandwidth = ["1k"]', "step = 3", 'kernels = ["0x4"]'],
+    [
+        'steps = ["3-4, batch 5"]', 'step = ["3-4"]', 'step = ["3-0, batch 5"]', 'epoch = ["3-4, batch 5, samples 7"]',
+        'fit = ["3-4, batch 5, epochs 2"]', 'fit = ["3-4, batch 5, samples 5, epochs 0"]', 'gemm = ["3x4"]',
+        'bandwidth = ["1k"]', "step = 3", 'kernels = ["0x4"]',
+    ],
 )  # fmt: skip
 def test_sizes_that_cannot_be_read_are_refused(content, tmp_path):
     path = tmp_path / "sizes.toml"
@@ -210,8 +254,8 @@ def test_the_floor_is_the_slower_of_both_ceilings():
     assert ledger.floor_seconds(ceilings, operations) == pytest.approx(5000 / 1e9 + 20_000 / 1e9)
 
 
-def crossover_row(flops, faster, *, significant=True):
-    over = {"median": 0.5 if faster else 2.0, "significant": significant}
+def crossover_row(flops, faster, *, decided=True):
+    over = {"median": 0.5 if faster else 2.0, "verdict": ("FASTER" if faster else "SLOWER") if decided else "AMBIGUOUS"}
     entry = {"device_seconds": None, "wall_seconds": {"median": 1.0}, "over_base": over}
     return {
         "suite": "crossover", "device": "cuda:0", "dtype": "float32", "flops": flops,
@@ -226,7 +270,7 @@ def test_the_crossover_lies_between_the_last_slower_and_the_first_faster_size():
         == 1000.0
     )
     assert overtaking([crossover_row(10, True)], "cuda:0") == 0.0
-    assert overtaking([crossover_row(10, True, significant=False)], "cuda:0") == float("inf")
+    assert overtaking([crossover_row(10, True, decided=False)], "cuda:0") == float("inf")
 
 
 def test_auto_reads_the_crossover(monkeypatch, tmp_path):
@@ -486,11 +530,14 @@ def made_report(ours, others, seed=0, *, noise=0.01, rounds=25):
     def entry(seconds):
         samples = list(seconds * common * np.exp(rng.normal(0, noise, rounds)))
         found = {**timing.summary(samples), "samples": samples}
-        return {"device_seconds": None, "wall_seconds": found, "setup_seconds": None, "units": 1, "over_base": None}
+        return {
+            "device_seconds": None, "wall_seconds": found, "setup_seconds": None, "units": 1, "against": None,
+            "over_base": None,
+        }  # fmt: skip
 
     row = {
         "suite": "step", "case": "3-4-2, batch 5", "device": "cpu", "dtype": "float32", "size": {}, "flops": 1, "bytes": 1,
-        "base": "gpubackprop", "left_out": {}, "wrong": {},
+        "base": "gpubackprop", "left_out": {}, "wrong": {}, "instances": 1, "noise_floor": 1.01,
         "candidates": {"gpubackprop": entry(ours), "numpy": entry(others)},
     }  # fmt: skip
     cpu = {
@@ -525,7 +572,7 @@ def test_a_change_below_the_threshold_is_none():
 def test_what_became_faster_is_said():
     lines, slower = compare.compare_reports([made_report(1.2, 2.0), made_report(1.0, 2.0, 1)], 0.05)
     assert slower == 0
-    assert any("faster" in line for line in lines)
+    assert any("FASTER" in line for line in lines)
 
 
 def test_noise_is_rarely_called_a_regression():
@@ -564,7 +611,7 @@ def test_text_of_a_report_escapes_nothing_into_the_page(tmp_path):
     made["rows"][0]["left_out"]["<script>"] = "<b>"
     made["rows"][0]["size"] = {"layers": [3, 4, 2], "batch": 5}
     made["rows"][0]["candidates"]["numpy"]["over_base"] = {
-        "median": 2.0, "low": 1.9, "high": 2.1, "significant": True, "clock": "wall"
+        "median": 2.0, "low": 1.9, "high": 2.1, "verdict": "SLOWER", "clock": "wall"
     }  # fmt: skip
     page.write_page(made, tmp_path / "p.html")
     written = (tmp_path / "p.html").read_text(encoding="utf-8")

@@ -71,7 +71,7 @@ def test_every_kernel_is_timed_against_a_copy_and_plain_cupy(rows):
     assert len(found) == 17
     for row in found:
         assert {"gpubackprop", "gpubackprop, eager", "copy of as many bytes", "plain CuPy"} == set(row["candidates"])
-        assert row["share_of_copy_bandwidth"] > 0
+        assert row["level"] == "L2"  # two sets of the smallest arrays
         assert row["candidates"]["gpubackprop"]["device_seconds"]["median"] > 0
 
 

@@ -60,10 +60,39 @@ def test_an_epoch_of_a_peer_goes_through_all_rows_in_mini_batches(name):
     peer = made(name, problem)
     if type(peer).epoch is Peer.epoch:
         pytest.skip(f"{name} has no epoch")
+    trains_an_epoch(peer, problem)
+
+
+def trains_an_epoch(peer, problem):
     peer.epoch(shuffle=False)
     model, _ = ours(problem, epoch=True)
     np.testing.assert_allclose(peer.probabilities(), model.predict_proba(problem.of_batch()[0]), atol=TOLERANCE)
     peer.epoch(shuffle=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["GraphedTorchPeer", "CompiledGraphedTorchPeer", "CompiledGraphedTorchLoopPeer"])
+@pytest.mark.parametrize("longest", [128, 2])
+def test_what_a_graph_of_torch_holds_trains_as_we_do(kind, longest, monkeypatch):
+    """Without a GPU a capture is its warm-up, which trains, and a replay is the run itself."""
+    pytest.importorskip("torch")
+    from gpubackprop.bench.peers import pytorch
+
+    def capture(run):
+        for _ in range(pytorch.WARM_UP):
+            run()
+        return run
+
+    monkeypatch.setattr(pytorch, "capture", capture)
+    monkeypatch.setattr(pytorch, "LONGEST_GRAPH", longest)
+    problem = make_problem((20, 16, 12, 5), 8, optimizer="adam", samples=48)
+    peer = getattr(pytorch, kind)(problem)
+    for _ in range(STEPS // peer.units):
+        peer.step()
+    model, loss = ours(problem)
+    assert peer.loss() == pytest.approx(loss, rel=TOLERANCE)
+    np.testing.assert_allclose(peer.probabilities(), model.predict_proba(problem.of_batch()[0]), atol=TOLERANCE)
+    trains_an_epoch(getattr(pytorch, kind)(problem), problem)
 
 
 def test_what_keeps_a_peer_from_running_is_named(monkeypatch):

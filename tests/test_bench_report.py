@@ -29,8 +29,8 @@ def test_a_whole_report_is_read() -> None:
         (b'{"schema": NaN}', "ValueError NaN is not a finite number"),
         (b'{"schema": 1e999}', "ValueError 1e999 is not a finite number"),
         (b'{"schema": %b}' % (b"9" * 5000), "ValueError 9999999999999999999999999999999999999999... is too large"),
-        (b'{"schema": 2}', "has schema 2; this version reads schema 3"),
-        (b'{"schema": 3}', r"is damaged: [$]: 'date' is a required property"),
+        (b'{"schema": 3}', "has schema 3; this version reads schema 4"),
+        (b'{"schema": 4}', r"is damaged: [$]: 'date' is a required property"),
     ],
 )
 def test_what_is_no_report(content: bytes, message: str, tmp_path: Path) -> None:

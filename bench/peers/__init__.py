@@ -23,7 +23,7 @@ from gpubackprop.machine.crossover import step_flops
 
 LEARNING_RATE = 1e-3
 LONG_STEP = "a step is so long that a call of its own costs nothing"
-LONG_CALL = 20_000_000  # FLOP above which the call itself costs nothing
+LONG_CALL = {"cpu": 20_000_000, "cuda": 20_000_000_000}  # FLOP above which the call itself costs nothing
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of Adam; some libraries have other defaults
 
 
@@ -75,7 +75,7 @@ class Problem:
     @property
     def steps_per_call(self) -> int:
         """How many steps to take per call if there is a choice: fewer for longer steps, at most 16."""
-        return max(1, min(16, LONG_CALL // step_flops(self.sizes, self.batch)))
+        return max(1, min(16, LONG_CALL["cuda" if self.on_gpu else "cpu"] // step_flops(self.sizes, self.batch)))
 
     @property
     def storage(self) -> str:
@@ -167,16 +167,27 @@ def softmax(o: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Entry:
-    """A possible peer: its library, its import name, its class, and whether it takes minutes to compile."""
+    """A possible peer.
+
+    Parameters
+    ----------
+    library, module, target : str
+        Its library, the name to import, and its class.
+    slow : bool
+        It takes minutes to compile.
+    only_steps : bool
+        It differs from another only in that it takes K steps per call.
+    """
 
     library: str
     module: str
     target: str
     slow: bool = False
+    only_steps: bool = False
 
 
-def _entry(library: str, target: str, module: str | None = None, *, slow: bool = False) -> Entry:
-    return Entry(library, module or library, f"gpubackprop.bench.peers.{target}", slow)
+def _entry(library: str, target: str, module: str | None = None, **more: bool) -> Entry:
+    return Entry(library, module or library, f"gpubackprop.bench.peers.{target}", **more)
 
 
 PEERS = {
@@ -186,8 +197,9 @@ PEERS = {
     "torch compile": _entry("torch", "pytorch:CompiledTorchPeer", slow=True),
     "torch graph": _entry("torch", "pytorch:GraphedTorchPeer"),
     "torch compile+graph": _entry("torch", "pytorch:CompiledGraphedTorchPeer", slow=True),
+    "torch compile+graph, K steps": _entry("torch", "pytorch:CompiledGraphedTorchLoopPeer", slow=True, only_steps=True),
     "jax": _entry("jax", "xla:JaxPeer"),
-    "jax, K steps": _entry("jax", "xla:JaxLoopPeer"),
+    "jax, K steps": _entry("jax", "xla:JaxLoopPeer", only_steps=True),
     "sklearn": _entry("sklearn", "scikit:ScikitPeer"),
     "thinc": _entry("thinc", "thinc_ops:ThincPeer"),
     "keras": _entry("keras", "keras3:KerasPeer"),
@@ -196,7 +208,7 @@ PEERS = {
 
 
 def make_peers(
-    problem: Problem, libraries: Collection[str] = LIBRARIES, *, slow: bool = True
+    problem: Problem, libraries: Collection[str] = LIBRARIES, *, slow: bool = True, only_steps: bool = True
 ) -> Iterator[tuple[str, Peer | str]]:
     """Yield the name of each peer of these libraries, and the peer, ready to take steps, or why it is left out.
 
@@ -204,9 +216,11 @@ def make_peers(
     ----------
     slow : bool
         Whether to make those that compile for a minute.
+    only_steps : bool
+        Whether to make those that differ from others only in taking K steps per call.
     """
     for name, entry in PEERS.items():
-        if entry.library in libraries:
+        if entry.library in libraries and (only_steps or not entry.only_steps):
             yield name, make_peer(name, problem, slow=slow)
 
 

@@ -9,6 +9,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX take
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gpubackprop.bench.peers import BETA1, BETA2, EPSILON, LEARNING_RATE, LONG_STEP, CannotTakePartError, Peer, Problem
 from gpubackprop.bench.timing import WallTimer
@@ -31,11 +32,13 @@ class JaxPeer(Peer):
         self.all_X, self.all_y = jax.device_put((problem.X, problem.y), self.device)
         self.X, self.y = jax.device_put(problem.of_batch(), self.device)
         self.one = _step_of(problem.optimizer)
-        precision = "tensorfloat32" if problem.dtype == "tf32" else "highest"
-        with jax.default_matmul_precision(precision):
+        self.precision = "tensorfloat32" if problem.dtype == "tf32" else "highest"
+        with jax.default_matmul_precision(self.precision):
             self._step = jax.jit(self.steps, donate_argnums=0).lower(self.carry, self.X, self.y).compile()
             self._predict = jax.jit(outputs).lower(theta, self.X).compile()
         self._epoch: Any = None
+        self._key: Any = None
+        self._next_order: Any = None
         self.timer = WallTimer(lambda: jax.block_until_ready(self.carry))
 
     def steps(self, carry: Any, X: Any, y: Any) -> Any:
@@ -56,21 +59,33 @@ class JaxPeer(Peer):
 
     def epoch(self, *, shuffle: bool) -> None:
         """Train on all rows in one call."""
-        batches = len(self.problem.X) // self.problem.batch
+        if self._epoch is None:
+            self._epoch = self._compiled_epoch()
+        self.carry = self._epoch(self.carry, self.all_X, self.all_y, self._order(shuffle))
+
+    def _order(self, shuffle: bool) -> Any:
+        """Return an order of the rows: on the CPU from NumPy, where JAX's takes longer than the steps of a small network."""
+        n = len(self.problem.X)
+        if shuffle and self.problem.on_gpu:
+            self._key, order = self._next_order(self._key)
+            return order
+        return np.random.default_rng().permutation(n).astype(np.int32) if shuffle else np.arange(n, dtype=np.int32)
+
+    def _compiled_epoch(self) -> Any:
+        n, batch = self.all_X.shape[0], self.problem.batch
+
+        def next_order(key: Any) -> Any:
+            key, used = jax.random.split(key)
+            return key, jax.random.permutation(used, n)
 
         def scan(carry: Any, X: Any, y: Any, order: Any) -> Any:
-            def body(carry: Any, rows: Any) -> Any:
-                return self.one(carry, X[rows], y[rows]), None
+            batches = X[order].reshape(n // batch, batch, -1), y[order].reshape(n // batch, batch)
+            return jax.lax.scan(lambda carry, rows: (self.one(carry, *rows), None), carry, batches)[0]
 
-            return jax.lax.scan(body, carry, order.reshape(batches, -1))[0]
-
-        if self._epoch is None:
-            self._epoch, self._key = jax.jit(scan, donate_argnums=0), jax.random.key(0)
-        order = jnp.arange(len(self.problem.X))
-        if shuffle:
-            self._key, key = jax.random.split(self._key)
-            order = jax.random.permutation(key, order)
-        self.carry = self._epoch(self.carry, self.all_X, self.all_y, jax.device_put(order, self.device))
+        self._key, self._next_order = jax.device_put(jax.random.key(0), self.device), jax.jit(next_order)
+        order = jax.ShapeDtypeStruct((n,), np.int32)
+        with jax.default_matmul_precision(self.precision):
+            return jax.jit(scan, donate_argnums=0).lower(self.carry, self.all_X, self.all_y, order).compile()
 
 
 class JaxLoopPeer(JaxPeer):

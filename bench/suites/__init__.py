@@ -53,7 +53,7 @@ def step_cases(suite: str, device: Device, dtype: str, settings: Settings, prepa
         found: Row = {"layers": list(size.layers), "batch": size.batch, "optimizer": settings.optimizer}
         if size.samples is not None:
             found["samples"] = size.samples
-        yield Case(suite, prefix + text, device.name, dtype, partial(prepared, size), found)
+        yield Case(suite, prefix + text, device.name, dtype, partial(prepared, size), found, busy=settings.busy)
 
 
 def in_new_process(file: str, *arguments: object, **variables: str) -> Any:

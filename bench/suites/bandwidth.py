@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from gpubackprop.bench.case import Case, Cases, Prepared, Settings
-from gpubackprop.bench.devices import Device, copy_pair, in_turn
+from gpubackprop.bench.devices import Device, copy_pair, in_turn, level
 from gpubackprop.bench.suites import NothingToMeasureError
 from gpubackprop.bench.timing import Candidate
 
@@ -30,6 +30,7 @@ def _prepare(device: Device, nbytes: int) -> Prepared:
     with device.scope():
         target, source = copy_pair(device, nbytes)
         prepared = Prepared([], bytes=2 * source.nbytes)
+        prepared.facts["level"] = level(device, prepared.bytes)
         for name, copy in device.copiers().items():
             target.fill(0)
             copy(target, source)

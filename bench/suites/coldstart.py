@@ -19,8 +19,7 @@ from gpubackprop.bench.peers.arrays import ArrayPeer
 from gpubackprop.bench.suites import NothingToMeasureError, in_new_process, step_cases
 from gpubackprop.bench.timing import Candidate, ReportedTimer
 
-# with the usual environment, or empty
-NOT_STARTED = ("numpy", "cupy", "torch graph", "torch compile+graph", "jax, K steps")
+NOT_STARTED = ("numpy", "cupy", "torch graph", "torch compile+graph")  # too like others
 
 
 def cases(device: Device, dtype: str, settings: Settings) -> Cases:
@@ -37,7 +36,7 @@ def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
     phases: dict[str, list[Any]] = prepared.facts.setdefault("phases", {})
     who = ["gpubackprop", "gpubackprop, cold"]
     for name, entry in PEERS.items():
-        if entry.library not in settings.libraries or name in NOT_STARTED:
+        if entry.library not in settings.libraries or entry.only_steps or name in NOT_STARTED:
             continue
         if settings.quick:
             prepared.left_out[name] = "left out of a quick run"

@@ -11,6 +11,7 @@ from gpubackprop.bench.devices import Device, device_of
 from gpubackprop.bench.ours import Trained, compare, ours
 from gpubackprop.bench.peers import Problem
 from gpubackprop.bench.suites import NothingToMeasureError, step_cases
+from gpubackprop.bench.timing import FASTER
 from gpubackprop.machine.crossover import step_flops
 
 
@@ -50,7 +51,7 @@ def overtaking(rows: Iterable[Row], gpu: str) -> float:
     for row in rows:
         if row["suite"] == "crossover" and row["device"] == gpu and set(row["candidates"]) == {"cpu", gpu}:
             entry = row["candidates"][gpu]
-            faster = entry["over_base"]["median"] < 1 and entry["over_base"]["significant"]
+            faster = entry["over_base"]["verdict"] == FASTER
             found.append((row["flops"], faster, best_seconds(entry)))
     slower = [flops for flops, faster, _ in found if not faster]
     if not slower:

@@ -20,10 +20,10 @@ from gpubackprop.machine.crossover import step_flops
 
 def cases(device: Device, dtype: str, settings: Settings) -> Cases:
     """Yield an epoch over each data set."""
-    yield from step_cases("epoch", device, dtype, settings, _prepare)
+    yield from step_cases("epoch", device, dtype, settings, prepare)
 
 
-def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
+def prepare(device: Device, problem: Problem, settings: Settings, epochs: int = 1) -> Prepared:
     """Check all candidates' parameters after an epoch in the order of the rows, then time epochs in a random order."""
     prepared = Prepared([])
     exact = ArrayPeer(replace(problem, dtype="float64", device="cpu"), np)
@@ -31,24 +31,30 @@ def _prepare(device: Device, problem: Problem, settings: Settings) -> Prepared:
     expected, allowed = exact.probabilities(), TOLERANCE[problem.dtype]
     with device.scope():
         model = model_of(problem, device.backend)
-        real, optimizer = model.real, optimizer_of(problem)
+        real = model.real
         X: Any = device.backend.asarray(problem.X.astype(real))
         y: Any = device.backend.asarray(problem.y)
 
-        def fit(*, shuffle: bool) -> None:
-            model.fit(X, y, epochs=1, batch_size=problem.batch, optimizer=optimizer, shuffle=shuffle, progress=False)
+        def fit(*, epochs: int, shuffle: bool) -> None:
+            optimizer, batch = optimizer_of(problem), problem.batch
+            model.fit(X, y, epochs=epochs, batch_size=batch, optimizer=optimizer, shuffle=shuffle, progress=False)
 
         def found() -> np.ndarray:
-            fit(shuffle=False)
+            fit(epochs=1, shuffle=False)
             return np.asarray(model.predict_proba(problem.of_batch()[0].astype(real)), np.float64)
 
-        candidate = Candidate("gpubackprop", lambda: fit(shuffle=True), device.timer())
-        admit(prepared, candidate, found, expected, allowed)
+        run = partial(fit, epochs=epochs, shuffle=True)
+        admit(prepared, Candidate("gpubackprop", run, device.timer(), trains=True), found, expected, allowed)
         for name, peer in whole_peers(problem, settings, prepared):
-            candidate = Candidate(name, partial(peer.epoch, shuffle=True), peer.timer)
+            candidate = Candidate(name, partial(_epochs, peer, epochs), peer.timer, trains=True)
             admit(prepared, candidate, partial(_after_an_epoch, peer), expected, allowed)
-    prepared.flops = step_flops(problem.sizes, len(problem.X))
+    prepared.flops = epochs * step_flops(problem.sizes, len(problem.X))
     return prepared
+
+
+def _epochs(peer: Peer, epochs: int) -> None:
+    for _ in range(epochs):
+        peer.epoch(shuffle=True)
 
 
 def _after_an_epoch(peer: Peer) -> np.ndarray:

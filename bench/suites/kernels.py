@@ -1,6 +1,7 @@
 """Each fused kernel against a copy of as many bytes, and against the same mathematics in plain NumPy or CuPy.
 
-Several sets of arrays are used in turn, together larger than the cache, so arrays come from memory. On a
+Several sets of arrays are used in turn, together twice as large as the cache, so arrays come from memory; the smallest would need
+too many, and the report names the cache that they come from. On a
 GPU kernel, copy and CuPy's kernels are each captured in a graph, without the host's part; work that cannot be captured is timed as
 launched from the host, and says so. ``gpubackprop, eager`` is our kernel launched from the host.
 """
@@ -11,14 +12,14 @@ from functools import partial
 from typing import Any
 
 from gpubackprop.bench.case import Case, Cases, Prepared, Settings
-from gpubackprop.bench.devices import Device, copies_beyond_cache, copy_pair, in_turn
+from gpubackprop.bench.devices import Device, copies_beyond_cache, copy_pair, in_turn, level
 from gpubackprop.bench.kernels import Kernel, disagreement, kernels_of
 from gpubackprop.bench.peers import reason_of
 from gpubackprop.bench.sizes import parse_shape
 from gpubackprop.bench.suites import NothingToMeasureError
 from gpubackprop.bench.timing import Candidate
 
-MOST_COPIES = 128
+MOST_COPIES = 1024
 
 
 def cases(device: Device, dtype: str, settings: Settings) -> Cases:
@@ -44,7 +45,7 @@ def _prepare(device: Device, kernel: Kernel, settings: Settings) -> Prepared:
             prepared.wrong["gpubackprop"] = wrong
             return prepared
         copies = 2 if settings.dry else copies_beyond_cache(device, operation.nbytes, MOST_COPIES)
-        prepared.facts["sets_of_arrays"] = copies
+        prepared.facts.update(sets_of_arrays=copies, level=level(device, copies * operation.nbytes))
         sets = [kernel.again(a) for _ in range(copies)]
         for each in sets:
             if "b" in each:
