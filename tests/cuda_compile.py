@@ -90,9 +90,10 @@ def pass_sources(dtype: np.dtype[Any], vector: int, complete: bool) -> Iterator[
             if some:
                 yield passes.bias_activation_forward(activation, dtype, width, False), wanted
             yield passes.bias_activation_backward(activation, dtype, width), wanted
-        if some:  # dropout on the way, the sums of the bias gradient, and the product in the same launch
+        if some:  # dropout on the way, and the sums of the bias gradient in the same launch
             yield passes.bias_activation_forward(activation, dtype, vector, True, True, False), 16
             yield passes.bias_activation_backward(activation, dtype, vector, True, True), 16
+        if activation.name in ("relu", "gelu"):
             yield passes.bias_activation_backward(activation, dtype, vector, product=True), 16
         if activation.name == "relu":
             yield passes.bias_activation_backward(activation, dtype, vector, True, True, True), 16

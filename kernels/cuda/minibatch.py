@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from gpubackprop.kernels.cuda.access import MATH, access, device, read_once
-from gpubackprop.kernels.cuda.compile import THREADS, Source, label
+from gpubackprop.kernels.cuda.compile import OCCUPANCY, THREADS, Source, label
 from gpubackprop.kernels.cuda.numba import cuda
 from gpubackprop.kernels.cuda.parameters import F8, I, P, S, W, Y, declared
 from gpubackprop.kernels.cuda.reductions import block_reductions
@@ -126,4 +126,5 @@ def gather(*kinds: tuple[str, int], threads: int = THREADS) -> Source:
     (x, _), (y, _), (w, _) = (*kinds, *kinds[-1:] * 2)[:3]
     types = declared(kernel, np.dtype(STORAGE[x]), Y=y, W=w)
     name = label("gather", *(f"{storage}_v{width}" for storage, width in kinds))
-    return Source(name, kernel, types, threads)
+    # the rows of three arrays in flight would not fit in 64 registers on every device
+    return Source(name, kernel, types, threads, OCCUPANCY * (0.75 if three else 1))
