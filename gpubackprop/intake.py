@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -169,12 +170,17 @@ HINTS = {
 
 def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raise TypeError for an unknown option of a function, with the names of its options."""
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = _options_of(function)
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" ({HINTS[name]})" if name in HINTS else f" (did you mean {near[0]}?)" if near else ""
             raise TypeError(f"{function.__name__} takes no option {name!r}{hint}; it takes {', '.join(known)}")
+
+
+@cache
+def _options_of(function: Callable[..., Any]) -> list[str]:
+    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def check_features(

@@ -15,7 +15,14 @@ from gpubackprop.architecture import Architecture, Described
 from gpubackprop.backends import choose_device, get_backend, takes_precision
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.current import OnDevice, active
-from gpubackprop.backends.memory import check_fixed, check_memory, choose_micro_batch, nbytes_of, not_allocated
+from gpubackprop.backends.memory import (
+    check_fixed,
+    check_memory,
+    choose_micro_batch,
+    free_bytes,
+    nbytes_of,
+    not_allocated,
+)
 from gpubackprop.definitions import Array, check_count, check_flag, shown
 from gpubackprop.eager import EagerPasses
 from gpubackprop.features import Features
@@ -375,6 +382,8 @@ class Network(Described, SetOnce, OnDevice):
         """
         auto = isinstance(micro_batch_size, str) and micro_batch_size == "auto"
         m = n if micro_batch_size is None or auto else min(n, check_count("micro_batch_size", micro_batch_size))
+        if free_bytes(self.backend) is None:  # no limit is known
+            return m
         self.eager.free_for(sum(memory_plan(n, m).values()))
         if auto:
             multiple = self._architecture.micro_batch_multiple
