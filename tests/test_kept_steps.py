@@ -118,7 +118,7 @@ def test_nothing_large_is_kept(compiled: list[int], monkeypatch: pytest.MonkeyPa
 def test_a_network_with_a_kept_step_can_be_copied() -> None:
     model = gb.MLP([6, 5, 3], seed=0, device="cpu")
     fit(model, *data())
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.to("cpu")):
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert fit(other, *data(seed=1)) == fit(copy.deepcopy(model), *data(seed=1))
 
 
