@@ -136,6 +136,15 @@ def test_data_in_the_memory_of_the_network_are_read_before_they_change(monkeypat
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_networks_of_16_bits_are_fitted_again(dtype: str, compiled: list[int]) -> None:
+    model = gb.MLP([6, 5, 3], seed=0, device="cuda", dtype=dtype)
+    for _ in range(2):
+        fit(model, *data())
+    assert compiled == [16, 16]
+
+
+@pytest.mark.gpu
 def test_a_graph_is_used_again_for_data_at_the_same_place(compiled: list[int]) -> None:
     import cupy
 

@@ -344,6 +344,7 @@ def test_everything_runs_with_the_networks_device_current(
             "folded": lambda: model.folded(),
             "described again": lambda: model.describe_data(None, None),
             "summary": lambda: str(model.summary()),
+            "diagnose": lambda: str(model.diagnose(X, y, weight)),
             "warmup": lambda: model.warmup(8),
             "to": lambda: model.to("cuda"),
             "load_state_dict": lambda: model.load_state_dict(model.state_dict()),

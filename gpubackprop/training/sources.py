@@ -178,7 +178,7 @@ class Resident(Source):
     ) -> None:
         super().__init__(data, batch_size)
         self._network, self._backend = network, network.backend
-        formulas = [version_of(d, data.X.dtype) for d in (*network.activations, network.loss, optimizer)]
+        formulas = [version_of(d, network.real) for d in (*network.activations, network.loss, optimizer)]
         forms = [(a.shape, a.dtype) for a in _arrays(data).values()]
         state = address(network.state_of(optimizer).rate)  # of the same optimizer, as long as a step holds it
         self._kind = state, self.batch_size, micro_batch_size, forms, formulas
