@@ -95,9 +95,8 @@ class Backend(ABC):
     def count_not_finite(self, a: Array) -> int:
         """Return how many numbers are NaN or infinite."""
         with np.errstate(over="ignore", invalid="ignore"):
-            total = float(
-                a.sum(dtype=np.float64)
-            )  # finite only if every term is; or it overflows: then look at every element
+            # finite only if every term is; or it overflows: then look at every element
+            total = float(a.sum(dtype=np.float64))
         return 0 if np.isfinite(total) else int((~self.xp.isfinite(a)).sum())
 
     @abstractmethod

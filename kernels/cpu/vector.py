@@ -77,6 +77,20 @@ def _function(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any
     return builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
 
 
+def _spread(builder: Any, value: Any, kind: Any) -> Any:
+    """Return a vector of a kind, with a value in every lane."""
+    nothing = ir.Constant(kind, ir.Undefined)
+    return builder.shuffle_vector(
+        builder.insert_element(nothing, value, ir.Constant(I32, 0)), nothing, _mask([0] * kind.count)
+    )
+
+
+def _first_lanes(builder: Any, count: Any, lanes: int) -> Any:
+    """Return the mask of the first ``count`` of some lanes."""
+    counts = _spread(builder, builder.trunc(count, I32), ir.VectorType(I32, lanes))
+    return builder.icmp_signed("<", _mask(list(range(lanes))), counts)
+
+
 def _prefetch(builder: Any, address: Any, write: int, level: int) -> None:
     pointer = ir.IntType(8).as_pointer()
     function = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32, I32, I32])
@@ -102,12 +116,7 @@ def define_move_part(count: int, dtype: np.dtype[Any]) -> Any:
 
     def emit(builder: Any, args: Any) -> None:
         source, destination = (builder.inttoptr(a, pointer) for a in args[:2])
-        lanes = ir.VectorType(I32, count)
-        some = builder.insert_element(
-            ir.Constant(lanes, ir.Undefined), builder.trunc(args[2], I32), ir.Constant(I32, 0)
-        )
-        some = builder.shuffle_vector(some, ir.Constant(lanes, ir.Undefined), _mask([0] * count))
-        mask = builder.icmp_signed("<", _mask(list(range(count))), some)
+        mask = _first_lanes(builder, args[2], count)
         name = f"llvm.masked.load.v{count}f{8 * size}.p0"
         load = _function(builder, name, vector, [pointer, I32, bits, vector])
         zeros = ir.Constant(vector, [0.0] * count)
@@ -210,12 +219,10 @@ def define_micro_kernel(rows: int, dtype: np.dtype[Any], packs: str = "") -> Any
         b = [builder.load(p, align=size) for p in vectors_at(builder, pb)]
         if to:
             pack(builder, pa, pb, b, to[0])
-        nothing, result = ir.Constant(vector, ir.Undefined), []
+        result = []
         for offset, row in zip(offsets, sums, strict=True):
             one = builder.load(builder.inttoptr(builder.add(pa, offset), real.as_pointer()), align=size)
-            one = builder.insert_element(nothing, one, ir.Constant(I32, 0))
-            spread = builder.shuffle_vector(one, nothing, _mask([0] * shape.width))
-            result.append([multiply_add(builder, spread, b[v], row[v]) for v in parts])
+            result.append([multiply_add(builder, _spread(builder, one, vector), b[v], row[v]) for v in parts])
         return result
 
     def store(builder: Any, places: list[list[Any]], sums: list[list[Any]], add: bool) -> None:
@@ -269,15 +276,9 @@ def define_narrow_tile(rows: int, lanes: int, dtype: np.dtype[Any], exact: bool,
     stored. With ``side_by_side`` a_row is 1, so that the places of many rows need no registers.
     """
     size, real = dtype.itemsize, _real(dtype)
-    vector, words, bits = (ir.VectorType(kind, lanes) for kind in (real, I32, ir.IntType(1)))
+    vector, bits = (ir.VectorType(kind, lanes) for kind in (real, ir.IntType(1)))
     pointer, suffix = vector.as_pointer(), f"v{lanes}f{8 * size}"
     align, zeros = ir.Constant(I32, size), ir.Constant(vector, [0.0] * lanes)
-
-    def spread(builder: Any, value: Any, kind: Any) -> Any:
-        nothing = ir.Constant(kind, ir.Undefined)
-        return builder.shuffle_vector(
-            builder.insert_element(nothing, value, ir.Constant(I32, 0)), nothing, _mask([0] * lanes)
-        )
 
     def emit(builder: Any, args: Any) -> None:
         builder.function.attributes.add("noinline")  # so that the registers are allocated for it alone
@@ -286,7 +287,7 @@ def define_narrow_tile(rows: int, lanes: int, dtype: np.dtype[Any], exact: bool,
         store = _function(builder, f"llvm.masked.store.{suffix}.p0", ir.VoidType(), [vector, pointer, I32, bits])
         fma = _function(builder, f"llvm.fma.{suffix}", vector, [vector] * 3)
         a_row, a_step, b_step, out_row = (builder.mul(x, _constant(size)) for x in (a_row, a_step, b_step, n))
-        mask = builder.icmp_signed("<", _mask(list(range(lanes))), spread(builder, builder.trunc(n, I32), words))
+        mask = _first_lanes(builder, n, lanes)
         offsets = [_constant(r * size) if side_by_side else builder.mul(a_row, _constant(r)) for r in range(rows)]
         entry, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
         builder.branch(loop)
@@ -296,7 +297,7 @@ def define_narrow_tile(rows: int, lanes: int, dtype: np.dtype[Any], exact: bool,
         row_of_b, new = builder.call(load, [builder.inttoptr(pb, pointer), align, mask, zeros]), []
         for offset, total in zip(offsets, sums, strict=True):
             one = builder.load(builder.inttoptr(builder.add(pa, offset), real.as_pointer()), align=size)
-            new.append(builder.call(fma, [spread(builder, one, vector), row_of_b, total]))
+            new.append(builder.call(fma, [_spread(builder, one, vector), row_of_b, total]))
         for phi, start, step in ((left, k, _constant(-1)), (pa, a, a_step), (pb, b, b_step)):
             phi.add_incoming(start, entry)
             phi.add_incoming(builder.add(phi, step), loop)
@@ -305,7 +306,7 @@ def define_narrow_tile(rows: int, lanes: int, dtype: np.dtype[Any], exact: bool,
             phi.add_incoming(value, loop)
         builder.cbranch(builder.icmp_signed(">", left, _constant(1)), loop, done)
         builder.position_at_end(done)
-        adds = builder.and_(mask, spread(builder, builder.icmp_signed("!=", more, _constant(0)), bits))
+        adds = builder.and_(mask, _spread(builder, builder.icmp_signed("!=", more, _constant(0)), bits))
         for value in new:
             place = builder.inttoptr(out, pointer)
             if exact:
@@ -321,7 +322,7 @@ def define_narrow_tile(rows: int, lanes: int, dtype: np.dtype[Any], exact: bool,
 def define_column_sums(dtype: np.dtype[Any]) -> Any:
     """Return sums(b, b_step, out, n, k): out[j] = the sum of b[p, j] over p < k in order, from +0, for j < n; n <= NR, k >= 1."""
     size, lanes = dtype.itemsize, shape_for(dtype).columns
-    vector, words, bits = (ir.VectorType(kind, lanes) for kind in (_real(dtype), I32, ir.IntType(1)))
+    vector, bits = (ir.VectorType(kind, lanes) for kind in (_real(dtype), ir.IntType(1)))
     pointer, suffix = vector.as_pointer(), f"v{lanes}f{8 * size}"
     align, zeros = ir.Constant(I32, size), ir.Constant(vector, [0.0] * lanes)
 
@@ -329,10 +330,7 @@ def define_column_sums(dtype: np.dtype[Any]) -> Any:
         b, b_step, out, n, k = args
         load = _function(builder, f"llvm.masked.load.{suffix}.p0", vector, [pointer, I32, bits, vector])
         store = _function(builder, f"llvm.masked.store.{suffix}.p0", ir.VoidType(), [vector, pointer, I32, bits])
-        nothing, step = ir.Constant(words, ir.Undefined), builder.mul(b_step, _constant(size))
-        columns = builder.insert_element(nothing, builder.trunc(n, I32), ir.Constant(I32, 0))
-        columns = builder.shuffle_vector(columns, nothing, _mask([0] * lanes))
-        mask = builder.icmp_signed("<", _mask(list(range(lanes))), columns)
+        step, mask = builder.mul(b_step, _constant(size)), _first_lanes(builder, n, lanes)
         entry, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
         builder.branch(loop)
         builder.position_at_end(loop)
@@ -360,14 +358,8 @@ def define_sum(dtype: np.dtype[Any], squares: bool = False) -> Any:
     to the lower until one is left. So the order is the same on every machine, for vectors of any width.
     """
     size, wide = dtype.itemsize, ir.VectorType(ir.DoubleType(), LANES)
-    narrow, lanes = ir.VectorType(_real(dtype), LANES), ir.VectorType(I32, LANES)
+    narrow = ir.VectorType(_real(dtype), LANES)
     pointer, bits = narrow.as_pointer(), ir.VectorType(ir.IntType(1), LANES)
-
-    def spread(builder: Any, one: Any, kind: Any) -> Any:
-        nothing = ir.Constant(kind, ir.Undefined)
-        return builder.shuffle_vector(
-            builder.insert_element(nothing, one, ir.Constant(I32, 0)), nothing, _mask([0] * LANES)
-        )
 
     def add(builder: Any, total: Any, numbers: Any, scale: Any) -> Any:
         numbers = numbers if size == 8 else builder.fpext(numbers, wide)
@@ -378,7 +370,7 @@ def define_sum(dtype: np.dtype[Any], squares: bool = False) -> Any:
         return builder.call(fma, [numbers, numbers, total])
 
     def emit(builder: Any, at: Any, count: Any, scale: Any) -> Any:
-        scale, zeros = spread(builder, scale, wide), ir.Constant(wide, [0.0] * LANES)
+        scale, zeros = _spread(builder, scale, wide), ir.Constant(wide, [0.0] * LANES)
         entry = builder.block
         head, loop, done = (builder.append_basic_block() for _ in range(3))
         builder.branch(head)
@@ -396,7 +388,7 @@ def define_sum(dtype: np.dtype[Any], squares: bool = False) -> Any:
             phi.add_incoming(new, loop)
         builder.branch(head)
         builder.position_at_end(done)
-        mask = builder.icmp_signed("<", _mask(list(range(LANES))), spread(builder, builder.trunc(left, I32), lanes))
+        mask = _first_lanes(builder, left, LANES)
         load = _function(builder, f"llvm.masked.load.v{LANES}f{8 * size}.p0", narrow, [pointer, I32, bits, narrow])
         rest = [builder.inttoptr(here, pointer), ir.Constant(I32, size), mask, ir.Constant(narrow, [0.0] * LANES)]
         result = add(builder, total, builder.call(load, rest), scale)
