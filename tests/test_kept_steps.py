@@ -106,6 +106,21 @@ def test_the_data_are_released_after_a_fit() -> None:
     assert alive() is None
 
 
+@pytest.mark.parametrize("device", ["cpu", "reference", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_fitted_network_goes_with_its_last_reference(device: str) -> None:
+    model, (X, y) = gb.MLP([6, 5, 3], device=device), data()
+    fit(model, X, y)
+    model.predict(X)
+    gc.collect()
+    gc.disable()  # what is in a cycle stays
+    try:
+        alive = [weakref.ref(a) for a in (model.network, model.network.parameters)]
+        del model
+        assert [a() for a in alive] == [None, None]
+    finally:
+        gc.enable()
+
+
 def test_nothing_large_is_kept(compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "KEPT", 1000)
     model = gb.MLP([6, 5, 3], device="cpu")

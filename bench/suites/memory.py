@@ -2,8 +2,9 @@
 
     python -P memory.py LAYERS BATCH SAMPLES
 
-prints as JSON the bytes of data, order of samples, parameters, gradients, optimizer state and workspace, the growth of the
-resident set to its peak (VmHWM, reset after import and compiling; only on Linux), and the seconds of ``fit``.
+prints as JSON the bytes of data, order of samples, parameters, gradients, optimizer state, the two copies that ``fit`` goes
+back to when the loss diverges, and workspace, the growth of the resident set to its peak (VmHWM, reset after import and
+compiling; only on Linux), and the seconds of ``fit``.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ def measured(layers: str, batch: int, samples: int) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     grown, parameters = _resident("VmHWM") - before, model.parameters.flat.nbytes
     assert model.optimizer_state is not None
+    states = model.optimizer_state.states.nbytes
     needed = {
         "data": X.nbytes + y.nbytes, "order": 8 * samples, "parameters": parameters, "gradients": parameters,
-        "states": model.optimizer_state.states.nbytes,
+        "states": states, "copies": 2 * (parameters + states),
         "workspace": 4 * batch * (sizes[0] + 2 * sum(sizes[1:-1]) + sizes[-1]),
     }  # fmt: skip
     return {"needed_bytes": needed, "resident_bytes": grown, "seconds": seconds}

@@ -146,7 +146,7 @@ class Guard:
             self._give_up()
         good, last_good = self._copies
         before, last = steps
-        good.put_back()
+        good.put_back(self._network)
         row, skipped = self._row, self._skipped
         self._source.seek(row)
         while row < end:
@@ -185,13 +185,13 @@ class Guard:
         training, state, source = self._training, self._state, self._source
         rate, loss = float(state.scalars[RATE]), float(source.value[0])
         bad = [i for i, W in enumerate(self._network.parameters.W) if not all_finite(W, self._xp)]
-        before.put_back()
+        before.put_back(self._network)
         source.seek(row)
         step, cause = int(state.counters[STEPS]) + 1, self._cause(row, n, loss, bad)
         self._in_a_row += 1
         ends = self._policy != "skip" or self._in_a_row > MOST_SKIPPED
         if ends and not math.isfinite(loss):  # all that is known of the parameters is that they are finite
-            last_good.put_back()
+            last_good.put_back(self._network)
         found = Divergence(
             step, training.epoch + 1, row // source.batch_size + 1, rate, cause, kept=int(state.counters[STEPS]) + 1
         )
@@ -204,7 +204,7 @@ class Guard:
         """End without having found the step, for want of memory to repeat steps in: at the last good state, if there is one."""
         step = int(self._state.counters[STEPS])
         for good in self._copies[:1]:
-            good.put_back()
+            good.put_back(self._network)
         what = "the loss or a parameter is not finite; there was no memory to find the first such step"
         what += "" if self._copies else ", nor to keep good parameters"
         found = Divergence(

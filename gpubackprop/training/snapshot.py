@@ -35,7 +35,7 @@ class Snapshot:
     """
 
     def __init__(self, network: Network, value: Array) -> None:
-        self._network, self._arrays = network, self.arrays_of(network, value)
+        self._arrays = self.arrays_of(network, value)
         self._copies = [a.copy() for a in self._arrays]
         self._value = self._copies[-1]
 
@@ -51,11 +51,14 @@ class Snapshot:
         for copy, array in zip(self._copies, self._arrays, strict=True):
             copy[...] = array
 
-    def put_back(self) -> None:
-        """Restore the copied values."""
+    def put_back(self, network: Network) -> None:
+        """Restore the copied values in the network that they were copied from.
+
+        It is not kept here: the network keeps its copies, and a cycle would hold all of its memory until the collector runs.
+        """
         for copy, array in zip(self._copies, self._arrays, strict=True):
             array[...] = copy
-        self._network.refresh()
+        network.refresh()
 
     @property
     def nbytes(self) -> int:
