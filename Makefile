@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/gpubackprop train digits --epochs 40 --out demo --overwrite
 
 test: $(VENV)/.installed-dev
-	@echo "make test: at most 6 minutes on two cores, less once the kernels are compiled"
+	@echo "make test: about 10 minutes on two cores, less once the kernels are compiled"
 	@start=$$(date +%s); $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"; status=$$?; \
 	echo "make test: $$(($$(date +%s) - start)) s"; exit $$status
 
