@@ -555,8 +555,14 @@ class MLPClassifier(_Ours, neural_network.MLPClassifier):  # type: ignore[misc]
 
     Parameters
     ----------
-    hidden_layer_sizes, activation, ...
+    hidden_layer_sizes, alpha, ...
         As scikit-learn's, with its defaults.
+    activation : str, Activation or a sequence of them
+        Scikit-learn's or one of ours (``"gelu"``, an ``Activation``), or one for each hidden layer.
+    solver : str or Optimizer
+        Scikit-learn's or one of our optimizers: its name (``"adamw"``, ``"rmsprop"``, ``"adagrad"``, ``"lion"``) for its defaults
+        with ``learning_rate_init``, or an instance with all its numbers, as in ``gb.AdamW(1e-3, weight_decay=0.1)``. Of the other
+        parameters of training it reads none: ``weight_decay`` is its penalty, not ``alpha``.
     device : str, optional
         ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"reference"``. None, the default, is the CPU, but leaves short fits to scikit-learn
         until the kernels are loaded, so that none is slower; the two agree within rounding.
@@ -569,12 +575,6 @@ class MLPClassifier(_Ours, neural_network.MLPClassifier):  # type: ignore[misc]
         ``"log_loss"``, or one of ours, as in ``softmax_cross_entropy(label_smoothing=0.1)``: its mean over several outputs.
     class_weight : dict or "balanced", optional
         What the samples of a class weigh, times their ``sample_weight``. Needs scikit-learn 1.7.
-
-    ``activation`` may also be one of ours (``"gelu"``, an ``Activation``), or a sequence with one for each hidden layer.
-
-    ``solver`` may also be one of our optimizers: its name (``"adamw"``, ``"rmsprop"``, ``"adagrad"``, ``"lion"``) for its defaults
-    with ``learning_rate_init``, or an instance with all its numbers, as in ``gb.AdamW(1e-3, weight_decay=0.1)``. Of the other
-    parameters of training it reads none: ``weight_decay`` is its penalty, not ``alpha``.
     """
 
     _own: ClassVar[dict[str, Any]] = {"loss": "log_loss", "class_weight": None}

@@ -233,7 +233,7 @@ def test_commands_are_for_this_environment(fake: Fake, monkeypatch: pytest.Monke
 def test_the_driver_is_asked_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "answers.py"
     facts = {"status": 0, "version": 12090, "capabilities": [[8, 6]]}
-    script.write_text(f"print('a start-up message')\nprint({json.dumps(facts)!r})\nimport os; os.abort()\n")
+    script.write_text(f"print('a start-up message')\nprint({json.dumps(facts)!r}, flush=True)\nimport os; os.abort()\n")
     monkeypatch.setattr(diagnosis, "_driver", object)  # it has no cuInit: whoever calls it here fails
     monkeypatch.setattr(diagnosis.probe, "__file__", str(script))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "of this test")

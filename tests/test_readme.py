@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import html
 import importlib.util
 import io
 import json
@@ -160,12 +161,26 @@ def test_every_stored_result_is_named() -> None:
         assert name in PAGES["benchmarks.md"]
 
 
-def test_the_picture_of_the_peers_is_that_of_the_stored_run() -> None:
-    spec = importlib.util.spec_from_file_location("peers", DOCS / "peers.py")
+def script(name: str) -> Any:
+    """Return a program of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    peers = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(peers)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_of_a_terminal_is_that_of_the_readme() -> None:
+    def words(picture: str) -> list[str]:  # how a line is cut into pieces is a matter of rich's version
+        return html.unescape("".join(re.findall(r"<text[^>]*>([^<]*)</text>", picture)).replace("\xa0", " ")).split()
+
+    stored = (DOCS / "terminal.svg").read_text(encoding="utf-8")
+    assert words(script("terminal").picture(PAGES["README.md"])) == words(stored), "run: python docs/terminal.py"
+
+
+def test_the_picture_of_the_peers_is_that_of_the_stored_run() -> None:
+    peers = script("peers")
     report = json.loads(peers.REPORT.read_text(encoding="utf-8"))
     written = re.findall(r"<text[^>]*>([^<]*)</text>", (DOCS / "peers.svg").read_text(encoding="utf-8"))
     figure = peers.picture(report)
