@@ -9,7 +9,7 @@ mini-batches are scikit-learn's draws. Parameters agree within rounding, about 1
 magnifies rounding, only in the first iterations. So it is with a ReLU that rounding switches, which float32 makes likelier.
 
 ``left_alone`` says, in one place, which fits are left to scikit-learn; its checks of arrays, which for small ones take longer
-than all the rest, are left out where they would find nothing: ``_passes``.
+than all the rest, are left out where they would find nothing: ``_passes``. Large predictions take the products of the CPU backend.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import math
 import platform
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache as once
 from importlib.metadata import version
@@ -40,13 +40,15 @@ from sklearn.utils import compute_sample_weight
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from gpubackprop._version import __version__
-from gpubackprop.activations import ACTIVATIONS, Activation
+from gpubackprop.activations import ACTIVATIONS, Activation, identity
+from gpubackprop.backends import get_backend
 from gpubackprop.code_digest import fingerprint
 from gpubackprop.features import Features
 from gpubackprop.losses import LOSSES, Loss
 from gpubackprop.machine import cache
 from gpubackprop.mlp import MLP
 from gpubackprop.optimizers import LBFGS, OPTIMIZERS, Optimizer
+from gpubackprop.step.operations import BiasActivationForward, Matmul
 from gpubackprop.step.state import STEPS
 from gpubackprop.targets import MEANS
 from gpubackprop.training.sklearn_steps import ACTIVATION_OF, LOSS_OF, Kind, Momentum, Trainer, UncorrectedAdam
@@ -78,6 +80,7 @@ READ = {
 }  # fmt: skip
 """By scikit-learn's output activation: how our losses call it, and the targets that they then take."""
 DENSE_LIMIT = 2**30  # bytes that a sparse X may take as an array
+LARGE = 4e6  # FLOP of a prediction from which on it takes our kernels: calling them costs some 50 microseconds
 LOADING, COMPILING = 1.5, 16.0  # seconds until a step's kernels are there, in which scikit-learn trains small networks
 
 told: Counter[str] = Counter()
@@ -402,6 +405,32 @@ def _passes(estimator: Any, X: Any) -> bool:
     )
 
 
+def _predicts_with_kernels(estimator: Any, X: Any) -> bool:
+    """Return whether a prediction takes our products, which are faster from a size on: where a fit has loaded the kernels."""
+    device, W, activation = getattr(estimator, "device", None), estimator.coefs_, str(estimator.activation)
+    return (
+        2 * X.shape[0] * sum(w.size for w in W) >= LARGE
+        and (device == "cpu" or (device is None and any(k[0] == activation and k[2] == X.dtype.name for k in _warm)))
+        and type(X) is np.ndarray
+        and X.flags.c_contiguous
+        and all(w.dtype == X.dtype and w.flags.forc for w in W)
+    )
+
+
+def _outputs_by_kernels(h: Any, layers: Iterable[tuple[Any, Any, Any]]) -> Any:
+    backend = get_backend("cpu")
+    for activation, W, b in layers:
+        z, phi = np.empty((len(h), W.shape[1]), h.dtype), ACTIVATIONS.resolve(_activations(activation))
+        backend.execute(Matmul(h, W, z))
+        if phi is identity:  # of the output layer: no kernel to load
+            z += b
+            h = z
+        else:  # in place where training has it so
+            h = z if phi.needs == "h" else np.empty_like(z)
+            backend.execute(BiasActivationForward(z, b, phi, h))
+    return h
+
+
 def _finite(X: np.ndarray) -> bool:
     with np.errstate(all="ignore"):
         return bool(np.isfinite(X.sum()))
@@ -451,7 +480,10 @@ class _Ours:
         z = self._cast(X)
         given, n = self.activation, len(self.coefs_) - 1
         hidden = (given,) * n if isinstance(given, str | Activation) else given
-        for activation, W, b in zip((*hidden, "identity"), self.coefs_, self.intercepts_, strict=True):
+        layers = zip((*hidden, "identity"), self.coefs_, self.intercepts_, strict=True)
+        if _predicts_with_kernels(self, z):
+            return _outputs_by_kernels(z, layers)
+        for activation, W, b in layers:
             z = z @ W
             z += b
             if _one_of(OUTPUTS, activation):

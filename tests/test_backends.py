@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from operation_checks import check
+from operation_checks import check, filled
 from tolerances import assert_within, eps
 
 import gpubackprop as gb
 from gpubackprop.activations import ACTIVATIONS
 from gpubackprop.backends import BACKENDS, register_backend
-from gpubackprop.backends.cases import CASES, OpCase, cases
+from gpubackprop.backends.cases import CASES, OpCase, cases, copied
+from gpubackprop.backends.cpu import CpuBackend
 from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.losses import LOSSES
 from gpubackprop.step.operations import OPERATIONS, BiasLoss, Matmul
@@ -56,6 +58,41 @@ def on_the_cpu() -> list[Any]:
 def test_operations_are_those_of_the_reference(case: OpCase, dtype: str, rng: np.random.Generator) -> None:
     for shape in case.shapes:
         check(case, CPU, shape, dtype, rng)
+
+
+@pytest.mark.parametrize(("case", "dtype"), on_the_cpu())
+def test_an_operation_has_the_same_bits_when_threads_share_it(
+    case: OpCase, dtype: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, found = filled(case, rng, case.shapes[-1], dtype), []
+    for threads in (1, 3):
+        monkeypatch.setattr("gpubackprop.kernels.cpu.threads.available_threads", lambda threads=threads: threads)
+        for limit in ("SHARED", "GRAIN", "LEAST"):
+            monkeypatch.setattr(f"gpubackprop.backends.cpu.{limit}", 1)
+        backend = CpuBackend()
+        for prepared in (False, True):
+            arrays = copied(given, np.copy)
+            operation = case.operation(arrays)
+            for run in backend.prepare([operation]) if prepared else [partial(backend.execute, operation)]:
+                run()
+            found.append({name: a.tobytes() for name, a in arrays.items()})
+    assert found[1:] == 3 * found[:1]
+
+
+def test_large_eager_calls_are_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpubackprop.kernels.cpu.threads.available_threads", lambda: 2)
+    shared, backend = [], CpuBackend()
+    share = CpuBackend._shared
+
+    def count(self: Any, operation: Any, *rest: Any) -> Any:
+        shared.append(operation.out.shape)
+        return share(self, operation, *rest)
+
+    monkeypatch.setattr(CpuBackend, "_shared", count)
+    for n in (40, 400):
+        a = np.ones((n, n), np.float32)
+        backend.matmul(a, a)
+    assert shared == [(400, 400)]
 
 
 def test_every_operation_has_a_case() -> None:

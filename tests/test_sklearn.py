@@ -270,6 +270,39 @@ def test_predictions_of_many_classes_and_where_an_output_overflows() -> None:
             assert np.isfinite(fitted.predict_proba(X)).all() == (scale == 1)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity", "gelu"])
+@pytest.mark.parametrize("kind", ["MLPClassifier", "MLPRegressor"])
+def test_large_predictions_are_those_of_small_ones(
+    kind: str, activation: str, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_kernels, used = ours._outputs_by_kernels, []
+    monkeypatch.setattr(ours, "_outputs_by_kernels", lambda *given: used.append(1) or by_kernels(*given))
+    given = X.astype(dtype)
+    fitted = getattr(ours, kind)(device="cpu", **SHORT | {"activation": activation}).fit(given, Y)
+    small, call = fitted._forward_pass_fast(given), fitted.predict
+    labels = call(given)
+    assert not used
+    monkeypatch.setattr(ours, "LARGE", 0)
+    large = fitted._forward_pass_fast(given)
+    assert len(used) == 1
+    assert large.dtype == small.dtype
+    np.testing.assert_allclose(large, small, rtol=0, atol=100 * np.finfo(dtype).eps * np.abs(small).max())
+    np.testing.assert_array_equal(fitted._forward_pass_fast(given[:7]), large[:7])  # no row depends on the others
+    np.testing.assert_allclose(call(given), labels, rtol=1e-4 if dtype is np.float32 else 1e-12)
+    count = len(used)
+    for other in (csr_matrix(given), np.asfortranarray(given), np.repeat(given, 2, axis=0)[::2]):
+        np.testing.assert_allclose(call(other), labels, rtol=1e-4 if dtype is np.float32 else 1e-12)
+    assert count <= len(used) <= count + 2  # scikit-learn's checks may copy what has other strides
+
+
+def test_a_prediction_loads_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "_outputs_by_kernels", lambda *given: pytest.fail("they are not loaded"))
+    monkeypatch.setattr(ours, "LARGE", 0)
+    monkeypatch.setattr(ours, "_warm", set())
+    ours.MLPClassifier.from_sklearn(theirs.MLPClassifier(**SHORT).fit(X, Y)).predict(X)
+
+
 def test_a_subclass_with_outputs_of_its_own_predicts_by_them() -> None:
     class Own(ours.MLPClassifier):  # type: ignore[misc]
         def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:

@@ -20,7 +20,6 @@ from gpubackprop.step import Step
 from gpubackprop.step.operations import Matmul
 
 RATE = 1e-7  # learning rate: thousands of steps on one mini-batch do not reach subnormal numbers, which are slow
-TRIALS, LONG = 16, 4e8  # runs of this many FLOP after which a step on the CPU has found its number of threads
 
 
 def cases(device: Device, dtype: str, settings: Settings, suite: str = "products") -> Cases:
@@ -51,8 +50,6 @@ def _prepare(optimizers: dict[str, gb.Optimizer], device: Device, problem: Probl
 
             candidate = Candidate(f"gpubackprop, {name}", run, device.timer())
             admit(prepared, candidate, first_loss, expected, TOLERANCE[problem.dtype] * max(1.0, float(expected)))
-            for _ in range(TRIALS if settings.threads > 1 and not device.on_gpu else 0):
-                run(1 + int(LONG / step.flops))
     return prepared
 
 

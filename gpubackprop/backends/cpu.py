@@ -51,12 +51,29 @@ class CpuBackend(HostBackend):
 
     def execute(self, operation: table.Operation) -> None:
         kernel, arguments = self._call(operation)
-        kernel(*arguments)
+        if (
+            self._scratch.threads > 1 and work_of(operation) >= GRAIN
+        ):  # else calling the threads costs more than it saves
+            self._shared(operation, kernel, arguments)()
+        else:
+            kernel(*arguments)
 
     def prepare(self, operations: Sequence[table.Operation]) -> list[Callable[[], None]]:
-        with self._own_scratch(threads=1):
+        with self._own_scratch():
             calls: list[Any] = [self._call(operation) for operation in operations]
-        return [kernel.prepare(arguments) for kernel, arguments in calls]
+            return [
+                self._shared(o, kernel, arguments)
+                if self._scratch.threads > 1 and work_of(o) >= SHARED
+                else kernel.prepare(arguments)
+                for o, (kernel, arguments) in zip(operations, calls, strict=True)
+            ]
+
+    def _shared(self, operation: table.Operation, kernel: Any, arguments: tuple[Any, ...]) -> Run:
+        """Return a program of one operation that threads share."""
+        from gpubackprop.kernels.cpu.program import Program, Task
+
+        threads = self._scratch.threads
+        return Program([Task(kernel, arguments, pieces_of(operation, threads), ((0, 0),))], threads)
 
     def count_not_finite(self, a: Array) -> int:
         from gpubackprop.kernels.cpu.minibatch import compile_count_not_finite
@@ -101,11 +118,11 @@ class CpuBackend(HostBackend):
         return True
 
     @contextmanager
-    def _own_scratch(self, threads: int) -> Iterator[None]:
-        """Give operations bound here their own memory, for ``threads`` threads, since any Python thread may run them."""
+    def _own_scratch(self, threads: int | None = None) -> Iterator[None]:
+        """Give operations bound here their own memory, for ``threads`` threads or all, since any Python thread may run them."""
         self._scratch.begin(threads)
         yield
-        self._scratch.begin(1)
+        self._scratch.begin()
 
     def _call(self, operation: table.Operation) -> Call:
         call: Call = getattr(self, f"bind_{operation.name}")(operation)
@@ -261,7 +278,12 @@ def pieces_of(operation: table.Operation, threads: int) -> int:
     if isinstance(operation, table.Advance | table.Clip | table.NormalizeWeights):
         return 1
     most = max(operation.out.shape) / SIDE if isinstance(operation, table.Matmul) else math.inf
-    return pieces_for(max(operation.flops, FLOP_OF_A_BYTE * operation.nbytes), threads, most)
+    return pieces_for(work_of(operation), threads, most)
+
+
+def work_of(operation: table.Operation) -> float:
+    """Return the FLOP of an operation, or of what takes as long as its memory."""
+    return max(operation.flops, FLOP_OF_A_BYTE * operation.nbytes)
 
 
 def pieces_for(work: float, threads: int, most: float = math.inf) -> int:
@@ -275,7 +297,7 @@ class _Scratch(threading.local):
     """Memory in which products pack their operands, one per Python thread."""
 
     def __init__(self) -> None:
-        self.begin(1)
+        self.begin()
 
     def of(self, dtype: np.dtype[Any]) -> PerThread:
         """Return the memory for a dtype."""
@@ -285,7 +307,14 @@ class _Scratch(threading.local):
             self._arrays[dtype] = scratch_for(dtype, self.threads)
         return self._arrays[dtype]
 
-    def begin(self, threads: int) -> None:
-        """Drop our references; the next use allocates, for ``threads`` threads per product."""
-        self.threads = threads
+    def begin(self, threads: int | None = None) -> None:
+        """Drop our references; the next use allocates, for ``threads`` threads per product, or as many as there are."""
+        self._threads = threads
         self._arrays: dict[np.dtype[Any], PerThread] = {}
+
+    @property
+    def threads(self) -> int:
+        """How many threads may share a product."""
+        from gpubackprop.kernels.cpu.threads import available_threads
+
+        return available_threads() if self._threads is None else self._threads
