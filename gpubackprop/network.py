@@ -165,10 +165,14 @@ class Network(Described, SetOnce, OnDevice):
 
     @target_shape.setter
     def target_shape(self, shape: tuple[int, ...] | None) -> None:
-        self._architecture = replace(self._architecture, target_shape=shape)
+        if shape != self._architecture.target_shape:
+            self._architecture = replace(self._architecture, target_shape=shape)
 
     def describe_data(self, features: Features | None, classes: Sequence[Label] | None) -> None:
         """Set what the inputs are made of and what the classes are called."""
+        a = self._architecture
+        if a.features is features and a.classes is classes:
+            return
         self._architecture = replace(self._architecture, features=features, classes=classes)  # type: ignore[arg-type]
 
     def _advice(self, name: str) -> str:

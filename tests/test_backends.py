@@ -21,7 +21,7 @@ from gpubackprop.backends.cpu import CpuBackend
 from gpubackprop.backends.reference import ReferenceBackend
 from gpubackprop.losses import LOSSES
 from gpubackprop.step.operations import OPERATIONS, BiasLoss, Matmul
-from gpubackprop.step.state import FACTOR, NORM
+from gpubackprop.step.state import CURSOR, FACTOR, NORM
 
 # the devices under test are made once, and hypothesis may call a test body many times with one fixture
 PROPERTY = settings(
@@ -67,7 +67,7 @@ def test_an_operation_has_the_same_bits_when_threads_share_it(
     given, found = filled(case, rng, case.shapes[-1], dtype), []
     for threads in (1, 3):
         monkeypatch.setattr("gpubackprop.kernels.cpu.threads.available_threads", lambda threads=threads: threads)
-        for limit in ("SHARED", "GRAIN", "LEAST"):
+        for limit in ("SHARED_CALL", "GRAIN", "LEAST"):
             monkeypatch.setattr(f"gpubackprop.backends.cpu.{limit}", 1)
         backend = CpuBackend()
         for prepared in (False, True):
@@ -93,6 +93,36 @@ def test_large_eager_calls_are_shared_by_threads(monkeypatch: pytest.MonkeyPatch
         a = np.ones((n, n), np.float32)
         backend.matmul(a, a)
     assert shared == [(400, 400)]
+
+
+@settings(PROPERTY)
+@given(rows=st.integers(1, 9), width=st.integers(60, 300), samples=st.integers(1, 20), seed=SEEDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_long_rows_are_gathered(dtype: str, rows: int, width: int, samples: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    source, order = rng.standard_normal((samples, width)).astype(dtype), rng.integers(-2, samples + 2, 12)
+    counters, out = np.zeros(2, np.int64), np.zeros((rows, width), dtype)
+    counters[CURSOR] = cursor = rng.integers(0, 12)
+    CPU.gather(source, order, counters, out=out)
+    at = order[np.minimum(cursor + np.arange(rows), 11)].clip(0, samples - 1)
+    np.testing.assert_array_equal(out, source[at])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_arrays_are_copied_again_and_again(dtype: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpubackprop.kernels.cpu.threads.available_threads", lambda: threads)
+    arrays = [np.ones(size, dtype) for size in (3, 2**18 + 13, 5, 2**18 + 1)]
+    memory = [CPU.zeros((a.size + 8,), dtype) for a in arrays]
+    copies = [m[:-8] for m in memory]
+    copy = CPU.copying(arrays, copies)
+    for k in range(3):
+        for a in arrays:
+            a[...] = k + np.arange(a.size)
+        copy()
+        for a, b in zip(arrays, copies, strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert not any(m[-8:].any() for m in memory)  # nothing is written beyond the end
 
 
 def test_every_operation_has_a_case() -> None:

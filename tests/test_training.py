@@ -125,6 +125,15 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone() -> None:
     assert not np.array_equal(first, Orders(4, 100).after(0))
 
 
+def test_an_order_drawn_ahead_is_that_of_its_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = Orders(3, 100)
+    orders.draw(7)
+    assert np.array_equal(orders.after(4), Orders(3, 100).after(4))  # the epoch had other steps: one was skipped
+    orders.draw(7)
+    monkeypatch.setattr(orders, "draw", lambda steps: pytest.fail("it has been drawn"))
+    assert np.array_equal(orders.after(7), Orders(3, 100).after(7))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 8, 100])
 def test_the_orders_of_two_epochs_are_independent(steps: int) -> None:
     n = 1000

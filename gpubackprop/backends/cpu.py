@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 SHARED = 2e6  # FLOP of a step from which on threads share it: below, they wait for each other longer than they compute
+SHARED_CALL = 5e7  # the same for one operation, some 0.2 ms, since threads must be woken for it alone
 LEAST = 2e4  # FLOP of a piece, about 0.2 microseconds: below, taking it takes longer
 GRAIN = 3e7  # FLOP of a piece of something large, about 0.3 ms: who loses its core holds up one
 SIDE = 96  # rows or columns of a piece of a product, which packs the operands for itself
@@ -63,7 +65,7 @@ class CpuBackend(HostBackend):
             calls: list[Any] = [self._call(operation) for operation in operations]
             return [
                 self._shared(o, kernel, arguments)
-                if self._scratch.threads > 1 and work_of(o) >= SHARED
+                if self._scratch.threads > 1 and work_of(o) >= SHARED_CALL
                 else kernel.prepare(arguments)
                 for o, (kernel, arguments) in zip(operations, calls, strict=True)
             ]
@@ -87,6 +89,30 @@ class CpuBackend(HostBackend):
         kernel = compile_count_not_finite(a.dtype)
         Program([Task(kernel, (a.reshape(-1), counts), len(counts), ((0, 0),))], threads)()
         return int(counts.sum())
+
+    def copying(self, arrays: Sequence[Array], copies: Sequence[Array]) -> Callable[[], None]:
+        from gpubackprop.kernels.cpu.program import Program, Task
+        from gpubackprop.kernels.cpu.threads import available_threads
+        from gpubackprop.kernels.cpu.training import compile_copy
+
+        large = [a.nbytes >= LARGE for a in arrays]
+        if not any(large):
+            return super().copying(arrays, copies)
+        threads, tasks = available_threads(), list[Task]()
+        for array, to in zip(compress(arrays, large), compress(copies, large), strict=True):
+            flat = array.reshape(-1), to.reshape(-1)
+            tasks.append(Task(compile_copy(array.dtype), flat, 4 * threads, ((len(tasks), 0),)))
+        small = [not is_large for is_large in large]
+        program, rest = (
+            Program(tasks, threads),
+            super().copying(list(compress(arrays, small)), list(compress(copies, small))),
+        )
+
+        def copy() -> None:
+            program()
+            rest()
+
+        return copy
 
     @cached_property
     def decides_bits(self) -> dict[str, str]:

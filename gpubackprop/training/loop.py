@@ -145,6 +145,8 @@ def descend(
                 guard.look(closely=due)
                 if run is not None and due:
                     run.write(training)
+            if orders is not None and training.epoch + 1 < training.epochs:
+                orders.draw(at.steps + math.ceil(source.rows / source.batch_size))  # while a GPU takes the last steps
             guard.look(closely=True)
             counted = terms - training.position.skipped
             if not end_epoch(float(source.value[1]) / counted if counted > 0 else math.nan):
@@ -182,10 +184,17 @@ class Orders:
         key = np.array([seed, 0x6F72646572], np.uint64)  # a separate stream from the initial weights
         self._bits, self._n = np.random.Philox(key=key), n
         self._generator, self._state = np.random.Generator(self._bits), self._bits.state
+        self._drawn = -1, np.empty(0, np.int64)
 
     def after(self, steps: int) -> np.ndarray:
         """Return the order of the epoch that begins after this many steps."""
+        if self._drawn[0] != steps:
+            self.draw(steps)
+        return self._drawn[1]
+
+    def draw(self, steps: int) -> None:
+        """Draw the order of the epoch that will begin after this many steps, unless one is skipped."""
         # the low word of the counter runs within an epoch: with steps there, the numbers of two epochs would overlap
         self._state["state"]["counter"][:] = 0, steps, 0, 0
         self._bits.state = self._state
-        return self._generator.permutation(self._n)
+        self._drawn = steps, self._generator.permutation(self._n)

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.kernels.cpu.compile import LINE, Kernel, compiled, inlined, share, where
+from gpubackprop.kernels.cpu.vector import define_move, define_prefetch
 from gpubackprop.philox import define_philox
 from gpubackprop.step.state import CURSOR, STEPS
 
+LONG, AHEAD = 4, 2  # rows of so many cache lines are fetched before they are copied, so many rows ahead
 BLOCKS = 64  # blocks of four random numbers generated at a time
 
 
@@ -80,13 +82,22 @@ def compile_count_not_finite(dtype: np.dtype[Any]) -> Kernel:
 @cache
 def compile_gather(dtype: np.dtype[Any], ndim: int) -> Kernel:
     """Return kernel(source, order, counters, out): the rows of the next mini-batch; positions are clamped."""
+    size, line = dtype.itemsize, 64 // dtype.itemsize
+    move, prefetch = define_move(line, dtype), define_prefetch()
 
     def gather_rows(source, order, counters, out, piece, pieces):  # type: ignore[no-untyped-def]
-        last, last_row = order.size - 1, source.shape[0] - 1
+        last, last_row, width = order.size - 1, source.shape[0] - 1, out.shape[1]
         first, (begin, end) = min(max(counters[CURSOR], 0), last), share(out.shape[0], 1, piece, pieces)
+        lines = width // line * line if width >= LONG * line else 0
         for i in range(begin, end):
             k = min(max(order[min(first + i, last)], 0), last_row)
-            for j in range(out.shape[1]):
+            if lines > 0:  # rows lie anywhere: each is on its way while those before it are copied
+                then = source[min(max(order[min(first + i + AHEAD, last)], 0), last_row)].ctypes.data
+                row, to = source[k].ctypes.data, out[i].ctypes.data
+                for j in range(0, lines, line):
+                    prefetch(then + j * size)
+                    move(row + j * size, to + j * size)
+            for j in range(lines, width):
                 out[i, j] = source[k, j]
 
     def gather_values(source, order, counters, out, piece, pieces):  # type: ignore[no-untyped-def]

@@ -16,6 +16,8 @@ from numba import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+from gpubackprop.definitions import ALIGNMENT
+
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
@@ -107,6 +109,30 @@ def define_move(count: int, dtype: np.dtype[Any]) -> Any:
         builder.store(builder.load(source, align=size), destination, align=size)
 
     return _emitter(2, emit)
+
+
+def define_stream(dtype: np.dtype[Any]) -> Any:
+    """Return stream(source, destination): copy a vector to memory past the caches, where an address of ``ALIGNMENT`` is."""
+    pointer = ir.VectorType(_real(dtype), shape_for(dtype).width).as_pointer()
+
+    def emit(builder: Any, args: Any) -> None:
+        source, destination = (builder.inttoptr(a, pointer) for a in args)
+        stored = builder.store(builder.load(source, align=dtype.itemsize), destination, align=ALIGNMENT)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
+
+    return _emitter(2, emit)
+
+
+def define_prefetch() -> Any:
+    """Return prefetch(address): begin to load a line, which need not exist."""
+
+    def emit(builder: Any, args: Any) -> None:
+        byte = ir.IntType(8).as_pointer()
+        load = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, I32, I32, I32])
+        read, near, data = (ir.Constant(I32, k) for k in (0, 3, 1))
+        builder.call(load, [builder.inttoptr(args[0], byte), read, near, data])
+
+    return _emitter(1, emit)
 
 
 def define_move_part(count: int, dtype: np.dtype[Any]) -> Any:
