@@ -98,7 +98,7 @@ def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_
         (["explain", "--seed", "-1"], "seed is -1"),
         (["explain", "--batch-size", "0"], "batch_size is 0"),
         (["explain", "--layers", "4"], "give at least two whole numbers"),
-        (["explain", "--layers", "4-1"], "needs at least 2 outputs"),
+        (["explain", "--layers", "4-1", "--loss", "softmax_cross_entropy"], "needs at least 2 outputs"),
     ],
 )
 def test_a_mistake_is_named_without_a_traceback_and_exits_2(run, arguments, message):
@@ -332,6 +332,16 @@ def test_explain_writes_a_page_and_shows_values_and_the_fused_step(run, tmp_path
     assert out.index("Phew!") < out.index("THE STEP AS IT RUNS") < out.index("dW_1 agrees with finite differences")
     assert "         X " in out
     assert max(map(len, out.splitlines())) <= max(100, len(f"wrote {document}"))
+
+
+def test_one_output_is_a_regression_by_default(run, tmp_path):
+    status, out, _ = run("explain", "--layers", "2-2-1", "--values")
+    assert status == 0
+    assert "ℓ(o,y) = mean of (o − y)²" in out
+    assert "-0.0000 " not in out
+    assert run("check", "--layers", "3-4-1", "--device", "cpu")[0] == 0
+    assert run("golden", "--layers", "3-4-1", "--out", str(tmp_path / "t.npz"))[0] == 0
+    assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["problem"]["loss"] == "mean_squared_error"
 
 
 def test_golden_writes_a_file_and_grade_names_the_first_wrong_array_and_the_cause(run, tmp_path):

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from gpubackprop.cli.options import Activation, LossName, Seed, parse_layers
+from gpubackprop.cli.options import Activation, LossName, Seed, loss_for, parse_layers
 
 
 def explain(
     layers: Annotated[str, typer.Option(help="Layer sizes, inputs first: 4-8-8-3.")] = "4-8-8-3",
     activation: Activation = "relu",
-    loss: LossName = "softmax_cross_entropy",
+    loss: LossName = None,
     batch_size: Annotated[int, typer.Option(help="Samples in the mini-batch.")] = 5,
     seed: Seed = 0,
     values: Annotated[bool, typer.Option("--values", help="Show the numbers in the arrays.")] = False,
@@ -26,8 +26,9 @@ def explain(
     from gpubackprop.machine.files import write_whole
 
     per_layer: Any = activation.split(",") if "," in activation else activation
+    sizes = parse_layers(layers)
     explanation = explain_network(
-        parse_layers(layers), activation=per_layer, loss=loss, batch_size=batch_size, seed=seed
+        sizes, activation=per_layer, loss=loss_for(loss, sizes), batch_size=batch_size, seed=seed
     )
     print(explanation.text(values=values))
     if fused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +24,9 @@ def named(registry: Registry[Any], more: str = ".") -> Any:
 
 Layers = Annotated[str | None, typer.Option(help="Layer sizes, inputs first: 64-64-32-10.")]
 Activation = Annotated[str, named(ACTIVATIONS, "; or one per hidden layer: relu,tanh.")]
-LossName = Annotated[str, named(LOSSES)]
+LossName = Annotated[
+    str | None, named(LOSSES, "; by default softmax_cross_entropy, for one output mean_squared_error.")
+]
 OptimizerName = Annotated[str, named(OPTIMIZERS)]
 ScheduleName = Annotated[str, named(SCHEDULES)]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, auto or reference.")]
@@ -36,6 +39,11 @@ def parse_layers(text: str) -> list[int]:
         return [int(part) for part in text.replace(",", "-").split("-")]
     except ValueError:
         raise ValueError(f"--layers is {text!r}; give whole numbers, inputs first, as in 64-64-32-10") from None
+
+
+def loss_for(loss: str | None, layer_sizes: Sequence[int]) -> str:
+    """Return the loss that was asked for, or the default for so many outputs."""
+    return loss or ("mean_squared_error" if layer_sizes[-1] == 1 else "softmax_cross_entropy")
 
 
 def make_optimizer(

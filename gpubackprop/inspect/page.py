@@ -109,6 +109,7 @@ class Page:
 def number(value: float, digits: int = 6) -> str:
     """Return a number with ``digits`` digits after the point, or in scientific notation if it is too large or small."""
     fixed = value == 0 or 10.0**-digits <= abs(value) < 1e6
+    value += 0.0  # of -0.0 and 0.0 both are 0.0
     return f"{value:.{digits}f}" if fixed else f"{value:.{max(digits - 3, 1)}e}"
 
 
