@@ -130,13 +130,13 @@ class CpuBackend(HostBackend):
         accesses = [Access(spans(part.read), spans(part.written)) for part in parts]
         after = dependencies(accesses) if threads > 1 else [()] * len(parts)
         tasks = [Task(p.kernel, p.arguments, p.pieces, before) for p, before in zip(parts, after, strict=True)]
-        return Program(tasks, threads)
+        return Program(tasks, threads, [span for access in accesses for span in access.writes])
 
     def rebind(self, run: Run, sources: Mapping[int, Array]) -> bool:
         from gpubackprop.kernels.cpu.program import Program
 
         assert isinstance(run, Program)
-        if run.threads > 1 and any(run.shares_memory(source) for source in sources.values()):
+        if run.threads > 1 and any(run.writes(*span) for span in spans(sources.values())):
             return False  # the threads would not wait for what overwrites it
         for number, source in sources.items():
             _, *others = run.tasks[number].arguments

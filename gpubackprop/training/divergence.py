@@ -135,7 +135,7 @@ class Guard:
 
     def _is_finite(self, *, closely: bool) -> bool:
         return not math.isnan(float(self._source.value[1])) and (
-            not closely or self._network.backend.count_not_finite(self._network.parameters.flat) == 0
+            not closely or all_finite(self._network.parameters.flat, self._xp)
         )
 
     def _go_again(self) -> None:

@@ -166,9 +166,12 @@ class Program:
     tasks : sequence of Task
     threads : int
         How many threads share them.
+    written : sequence of (int, int)
+        The memory that they write, each part from its first address to the one after its last.
     """
 
-    def __init__(self, tasks: Sequence[Task], threads: int = 1) -> None:
+    def __init__(self, tasks: Sequence[Task], threads: int = 1, written: Sequence[tuple[int, int]] = ()) -> None:
+        self._written = np.array(written, np.int64).reshape(-1, 2).T
         self.tasks, self.threads = tuple(tasks), threads  # the arrays must live as long as their addresses
         bound = [[task.kernel.bind(task.arguments, thread) for thread in range(threads)] for task in tasks]
         entries = [[(address, block.ctypes.data) for _, address, block in of_task] for of_task in bound]
@@ -208,10 +211,10 @@ class Program:
         self._bound[number] = [task.kernel.bind(arguments, thread) for thread in range(self.threads)]
         self._entries[number] = [(address, block.ctypes.data) for _, address, block in self._bound[number]]
 
-    def shares_memory(self, a: Array) -> bool:
-        """Return whether a task may read or write an array's memory."""
-        arrays = (b for task in self.tasks for b in task.arguments if isinstance(b, np.ndarray))
-        return any(np.may_share_memory(a, b) for b in arrays)
+    def writes(self, begin: int, end: int) -> bool:
+        """Return whether a task writes to memory between two addresses."""
+        first, after_last = self._written
+        return bool(((first < end) & (begin < after_last)).any())
 
     def alone(self, times: int = 1) -> None:
         """Run all tasks ``times`` times in this thread."""
