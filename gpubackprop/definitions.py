@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
+from types import CellType, FunctionType
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
@@ -321,6 +322,21 @@ class Definition:
         return fingerprint(self.made_of(np.dtype(np.float64), NUMPY))
 
 
+def _check_compilable(item: Any) -> None:
+    """Raise ValueError where a scalar function reads ``m`` itself, which compiled code cannot."""
+    for one in item if isinstance(item, tuple) else ():
+        _check_compilable(one)
+    if not isinstance(item, FunctionType) or item.__closure__ is None:
+        return
+    for name, cell in zip(item.__code__.co_freevars, item.__closure__, strict=True):
+        if cell != CellType() and isinstance(cell.cell_contents, Math):
+            used = [attribute for attribute in item.__code__.co_names if attribute in Math._fields] or ["exp"]
+            raise ValueError(
+                f"{item.__name__} reads {name}.{used[0]}, but it is compiled with functions alone: write, before def "
+                f"{item.__name__}, " + ", ".join(f"{one} = {name}.{one}" for one in used)
+            )
+
+
 Made = TypeVar("Made")
 
 
@@ -341,6 +357,7 @@ def per_definition(math: Callable[[np.dtype[Any]], Math]) -> Callable[[Callable[
             parts = definition.made_of(dtype, m)
             watch = watches.get((definition, dtype))
             if watch is None or not watch.holds_for(parts):
+                _check_compilable(parts)
                 known = {id(function): name for name, function in m._asdict().items()}
                 watch = watches[definition, dtype] = Watch(parts, known)
             return watch.digest

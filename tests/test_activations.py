@@ -278,3 +278,15 @@ def test_a_number_of_a_formula_that_float32_has_not_is_named(item, wrong):
 def test_squareplus_takes_no_b_above_which_it_would_be_wrong():
     with pytest.raises(ValueError, match=r"b is 1e\+31; it must be in \(0, 1e14\]"):
         ACTIVATIONS["squareplus"](b=1e31)
+
+
+def test_a_definition_that_reads_m_inside_its_functions_is_told_what_to_write() -> None:
+    def wave(real: Any, m: Any) -> Any:
+        def phi(z: Any) -> Any:
+            return z + m.sin(z) * m.exp(z)
+
+        return phi, lambda z, h: h
+
+    model = gb.MLP([2, 3, 2], Activation("wave", wave), device="cpu")
+    with pytest.raises(ValueError, match=r"write, before def phi, sin = m\.sin, exp = m\.exp"):
+        model.forward(np.ones((1, 2), np.float32))
