@@ -139,8 +139,7 @@ class CpuBackend(HostBackend):
         if run.threads > 1 and any(run.writes(*span) for span in spans(sources.values())):
             return False  # the threads would not wait for what overwrites it
         for number, source in sources.items():
-            _, *others = run.tasks[number].arguments
-            run.replace(number, (source, *others))
+            run.replace(number, source)
         return True
 
     @contextmanager

@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpubackprop.definitions import Array, aligned_zeros
+from gpubackprop.definitions import Array, address, aligned_zeros
 from gpubackprop.kernels.cpu import atomics
 from gpubackprop.kernels.cpu.compile import Kernel, compiled, helper
 from gpubackprop.kernels.cpu.threads import Crew, crew
@@ -174,7 +174,7 @@ class Program:
         self._written = np.array(written, np.int64).reshape(-1, 2).T
         self.tasks, self.threads = tuple(tasks), threads  # the arrays must live as long as their addresses
         bound = [[task.kernel.bind(task.arguments, thread) for thread in range(threads)] for task in tasks]
-        entries = [[(address, block.ctypes.data) for _, address, block in of_task] for of_task in bound]
+        entries = [[(code, block.ctypes.data) for _, code, block in of_task] for of_task in bound]
         self._entries = np.array(entries, np.int64).reshape(len(tasks), threads, 2)
         alone, self._together = _runners()
         self._run_alone, _, self._block_alone = alone.bind((self._entries,))
@@ -204,12 +204,13 @@ class Program:
             others.end()
             others.lock.release()
 
-    def replace(self, number: int, arguments: tuple[Any, ...]) -> None:
-        """Give a task other arguments of the same types, while no run is under way."""
-        task = self.tasks[number]._replace(arguments=arguments)
+    def replace(self, number: int, source: Array) -> None:
+        """Give a task another array of the same dtype and dimensions as its first argument, while no run is under way."""
+        task, words = self.tasks[number], (address(source), *source.shape)
+        task = task._replace(arguments=(source, *task.arguments[1:]))
         self.tasks = (*self.tasks[:number], task, *self.tasks[number + 1 :])
-        self._bound[number] = [task.kernel.bind(arguments, thread) for thread in range(self.threads)]
-        self._entries[number] = [(address, block.ctypes.data) for _, address, block in self._bound[number]]
+        for _, _, block in self._bound[number]:
+            block[: len(words)] = words
 
     def writes(self, begin: int, end: int) -> bool:
         """Return whether a task writes to memory between two addresses."""
