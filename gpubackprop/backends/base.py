@@ -99,15 +99,6 @@ class Backend(ABC):
             total = float(a.sum(dtype=np.float64))
         return 0 if np.isfinite(total) else int((~self.xp.isfinite(a)).sum())
 
-    def copying(self, arrays: Sequence[Array], copies: Sequence[Array]) -> Callable[[], None]:
-        """Return a function that copies arrays into others, again and again."""
-
-        def copy() -> None:
-            for array, to in zip(arrays, copies, strict=True):
-                to[...] = array
-
-        return copy
-
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Return a new, uninitialized array on this device."""

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -89,30 +88,6 @@ class CpuBackend(HostBackend):
         kernel = compile_count_not_finite(a.dtype)
         Program([Task(kernel, (a.reshape(-1), counts), len(counts), ((0, 0),))], threads)()
         return int(counts.sum())
-
-    def copying(self, arrays: Sequence[Array], copies: Sequence[Array]) -> Callable[[], None]:
-        from gpubackprop.kernels.cpu.program import Program, Task
-        from gpubackprop.kernels.cpu.threads import available_threads
-        from gpubackprop.kernels.cpu.training import compile_copy
-
-        large = [a.nbytes >= LARGE for a in arrays]
-        if not any(large):
-            return super().copying(arrays, copies)
-        threads, tasks = available_threads(), list[Task]()
-        for array, to in zip(compress(arrays, large), compress(copies, large), strict=True):
-            flat = array.reshape(-1), to.reshape(-1)
-            tasks.append(Task(compile_copy(array.dtype), flat, 4 * threads, ((len(tasks), 0),)))
-        small = [not is_large for is_large in large]
-        program, rest = (
-            Program(tasks, threads),
-            super().copying(list(compress(arrays, small)), list(compress(copies, small))),
-        )
-
-        def copy() -> None:
-            program()
-            rest()
-
-        return copy
 
     @cached_property
     def decides_bits(self) -> dict[str, str]:

@@ -36,10 +36,8 @@ class Snapshot:
 
     def __init__(self, network: Network, value: Array) -> None:
         self._arrays = self.arrays_of(network, value)
-        self._copies = [network.backend.zeros(a.shape, a.dtype) for a in self._arrays]
+        self._copies = [a.copy() for a in self._arrays]
         self._value = self._copies[-1]
-        self._copy = network.backend.copying(self._arrays, self._copies)
-        self._copy()
 
     @staticmethod
     def arrays_of(network: Network, value: Array) -> list[Array]:
@@ -50,7 +48,8 @@ class Snapshot:
 
     def take(self) -> None:
         """Update the copy."""
-        self._copy()
+        for copy, array in zip(self._copies, self._arrays, strict=True):
+            copy[...] = array
 
     def put_back(self, network: Network) -> None:
         """Restore the copied values in the network that they were copied from.

@@ -88,16 +88,21 @@ def compile_gather(dtype: np.dtype[Any], ndim: int) -> Kernel:
     def gather_rows(source, order, counters, out, piece, pieces):  # type: ignore[no-untyped-def]
         last, last_row, width = order.size - 1, source.shape[0] - 1, out.shape[1]
         first, (begin, end) = min(max(counters[CURSOR], 0), last), share(out.shape[0], 1, piece, pieces)
-        lines = width // line * line if width >= LONG * line else 0
-        for i in range(begin, end):
+        if width < LONG * line:
+            for i in range(begin, end):
+                k = min(max(order[min(first + i, last)], 0), last_row)
+                for j in range(width):
+                    out[i, j] = source[k, j]
+            return
+        whole = width // line * line
+        for i in range(begin, end):  # rows lie anywhere: each is on its way while those before it are copied
             k = min(max(order[min(first + i, last)], 0), last_row)
-            if lines > 0:  # rows lie anywhere: each is on its way while those before it are copied
-                then = source[min(max(order[min(first + i + AHEAD, last)], 0), last_row)].ctypes.data
-                row, to = source[k].ctypes.data, out[i].ctypes.data
-                for j in range(0, lines, line):
-                    prefetch(then + j * size)
-                    move(row + j * size, to + j * size)
-            for j in range(lines, width):
+            then = source[min(max(order[min(first + i + AHEAD, last)], 0), last_row)].ctypes.data
+            row, to = source[k].ctypes.data, out[i].ctypes.data
+            for j in range(0, whole, line):
+                prefetch(then + j * size)
+                move(row + j * size, to + j * size)
+            for j in range(whole, width):
                 out[i, j] = source[k, j]
 
     def gather_values(source, order, counters, out, piece, pieces):  # type: ignore[no-untyped-def]

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.definitions import ALIGNMENT, per_definition
+from gpubackprop.definitions import per_definition
 from gpubackprop.kernels.cpu.compile import LINE, Kernel, compiled, inlined, share, where
 from gpubackprop.kernels.cpu.math import vector_math
-from gpubackprop.kernels.cpu.vector import define_stream, define_sum, shape_for
+from gpubackprop.kernels.cpu.vector import define_sum
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.step.state import C1, C2, CURSOR, FACTOR, NORM, RATE, STEPS
 
@@ -32,26 +32,6 @@ def compile_accumulate(dtype: np.dtype[Any], first: bool) -> Kernel:
             out[i] = total[i] + term[i]
 
     return compiled(copy if first else accumulate)
-
-
-@cache
-def compile_copy(dtype: np.dtype[Any]) -> Kernel:
-    """Return kernel(source, out), past the caches: to copy what is seldom read does not drive out of them what is.
-
-    ``out`` begins at an address that ``ALIGNMENT`` divides.
-    """
-    stream, size, width = define_stream(dtype), dtype.itemsize, shape_for(dtype).width
-
-    def copy(source, out, piece, pieces):  # type: ignore[no-untyped-def]
-        first, last = share(out.size, ALIGNMENT, piece, pieces)
-        whole = first + (last - first) // width * width
-        a, b = source.ctypes.data, out.ctypes.data
-        for j in range(first * size, whole * size, width * size):
-            stream(a + j, b + j)
-        for j in range(whole, last):
-            out[j] = source[j]
-
-    return compiled(copy)
 
 
 @cache

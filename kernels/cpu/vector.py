@@ -16,8 +16,6 @@ from numba import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from gpubackprop.definitions import ALIGNMENT
-
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
@@ -107,18 +105,6 @@ def define_move(count: int, dtype: np.dtype[Any]) -> Any:
     def emit(builder: Any, args: Any) -> None:
         source, destination = (builder.inttoptr(a, pointer) for a in args)
         builder.store(builder.load(source, align=size), destination, align=size)
-
-    return _emitter(2, emit)
-
-
-def define_stream(dtype: np.dtype[Any]) -> Any:
-    """Return stream(source, destination): copy a vector to memory past the caches, where an address of ``ALIGNMENT`` is."""
-    pointer = ir.VectorType(_real(dtype), shape_for(dtype).width).as_pointer()
-
-    def emit(builder: Any, args: Any) -> None:
-        source, destination = (builder.inttoptr(a, pointer) for a in args)
-        stored = builder.store(builder.load(source, align=dtype.itemsize), destination, align=ALIGNMENT)
-        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
 
     return _emitter(2, emit)
 
