@@ -18,6 +18,9 @@ from gpubackprop.bench.timing import Candidate, Sample, measure, ratio, summary
 
 Row = dict[str, Any]
 
+AGAIN_SECONDS = (
+    0.1  # of threads that share the work, before a sample: the system takes some 20 ms to spread them over the cores
+)
 AGAIN = ", again"  # the name of the base, made and timed once more, ends so: their ratio is noise
 
 
@@ -153,9 +156,11 @@ def sampled(case: Case, settings: Settings, twin: Case | None = None) -> Row:
             samples = measure(prepared.candidates, settings.cold_rounds, 0.0, warm=False)
         else:
             warm = 0.0 if case.device == "cpu" else settings.warm_seconds
+            shared = case.device == "cpu" and (case.threads or settings.threads) > 1
             samples = measure(
-                prepared.candidates, settings.rounds, settings.seconds, warm_seconds=warm, pause=settings.pause
-            )
+                prepared.candidates, settings.rounds, settings.seconds,
+                warm_seconds=warm, pause=settings.pause, again=AGAIN_SECONDS if shared else 0.0,
+            )  # fmt: skip
     row: Row = {
         "suite": case.suite, "case": case.name, "device": case.device, "dtype": case.dtype, "size": case.size,
         "flops": prepared.flops, "bytes": prepared.bytes, **prepared.facts,

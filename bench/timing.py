@@ -121,6 +121,7 @@ def measure(
     warm: bool = True,
     warm_seconds: float = 0.0,
     pause: float = 0.0,
+    again: float = 0.0,
     clock: Clock = seconds_now,
 ) -> dict[str, list[Sample]]:
     """Return the samples of each candidate, one per round and for one unit of work.
@@ -128,25 +129,28 @@ def measure(
     Each round times all candidates one after the other, so that a slow moment affects all of them; every other round
     backwards, so that drift within a round cancels. Before the first
     round each runs ``WARM_UP`` times, to compile and to find how many runs fill ``seconds``, and all again until they have
-    taken ``warm_seconds``, in which the clock of an idle card rises; before a sample of several runs
-    it runs once, since another candidate has filled the caches; before that there is a pause, since another's threads may spin
-    for some time after their last work. Unless ``warm``, it does neither: each sample is one run.
+    taken ``warm_seconds``, in which the clock of an idle card rises. Before a sample there is a pause, since another's threads may
+    spin for some time after their last work; after it a candidate runs for ``again`` seconds, until threads that have slept are on
+    their cores, else once before a sample of several runs, since others have filled the caches. Unless ``warm``, each sample is
+    one run after a pause.
     """
     repeats = dict.fromkeys((one.name for one in candidates), 1)
+    before = dict.fromkeys(repeats, 0)
     started = clock()
     while warm:
         for one in candidates:
             for _ in range(WARM_UP):
                 once = one.timer(one.run, 1).best
-            repeats[one.name] = repeats_for(once, seconds)
+            n = repeats[one.name] = repeats_for(once, seconds)
+            before[one.name] = repeats_for(once, again) if again else int(n > 1)
         warm = clock() - started < warm_seconds
     samples: dict[str, list[Sample]] = {one.name: [] for one in candidates}
     for i in range(rounds):
         for one in reversed(candidates) if i % 2 else candidates:
             n = repeats[one.name]
             time.sleep(pause)
-            if n > 1:
-                one.timer(one.run, 1)
+            if before[one.name]:
+                one.timer(one.run, before[one.name])
             samples[one.name].append(one.timer(one.run, n).per(n * one.units))
     return samples
 

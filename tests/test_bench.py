@@ -64,6 +64,13 @@ def test_times_are_per_unit_and_fill_the_seconds_asked_for():
     assert clock.log == ["a"] * timing.WARM_UP + ["b"] * timing.WARM_UP + ["a", "a", "a", "b", "b", "a", "a", "a"] * 2
 
 
+def test_threads_that_share_the_work_run_for_some_time_before_each_sample():
+    clock = FakeClock()
+    candidates = [timing.Candidate("a", clock.job("a", 0.5), timing.WallTimer(lambda: None, clock))]
+    timing.measure(candidates, rounds=2, seconds=0.1, again=1.0, clock=clock)
+    assert clock.log == ["a"] * timing.WARM_UP + 2 * ["a", "a", "a"]
+
+
 def test_without_a_warm_up_every_run_is_a_sample():
     clock = FakeClock()
     candidates = [timing.Candidate("a", clock.job("a", 0.5), timing.WallTimer(lambda: None, clock))]
