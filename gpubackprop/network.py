@@ -165,8 +165,7 @@ class Network(Described, SetOnce, OnDevice):
 
     @target_shape.setter
     def target_shape(self, shape: tuple[int, ...] | None) -> None:
-        if shape != self._architecture.target_shape:
-            self._architecture = replace(self._architecture, target_shape=shape)
+        self._architecture = replace(self._architecture, target_shape=shape)
 
     def describe_data(self, features: Features | None, classes: Sequence[Label] | None) -> None:
         """Set what the inputs are made of and what the classes are called."""

@@ -239,7 +239,9 @@ def _fit(
     if run is not None:
         digests = [s.digest(home) for s, home in zip((samples, *validation), homes, strict=True)]
         run.begin_fit(training, _settings(plan, micro_batch_size, digests, model.device))
-    model.target_shape = tuple(int(size) for size in sets[0].y.shape[1:])
+    shape = tuple(int(size) for size in sets[0].y.shape[1:])
+    if shape != model.target_shape:
+        model.target_shape = shape
     optimizer = model.state_of(plan.optimizer).optimizer
     method: Method
     if isinstance(optimizer, LBFGS):
