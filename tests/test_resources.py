@@ -52,8 +52,8 @@ def test_many_fits_neither_leak_nor_slow_down(device: str, count: int, bound: in
     assert (resident() - before) / count < bound
     assert threading.active_count() == threads
     assert len(list(Path("/proc/self/fd").iterdir())) <= files
-    quarter = count // 4
-    assert np.median(seconds[-quarter:]) < 2 * np.median(seconds[:quarter])
+    quarter = count // 4  # the least of each: what slows down does so at every call, other programs only at some
+    assert min(seconds[-quarter:]) < 2 * min(seconds[:quarter])
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_thousands_of_fits_with_checkpoints_neither_leak_nor_slow_down(tmp_path:
     gc.collect()
     assert (resident() - before) / 4000 < 2_000
     assert len(list(Path("/proc/self/fd").iterdir())) <= files
-    assert np.median(seconds[-1000:]) < 1.5 * np.median(seconds[:1000])
+    assert min(seconds[-1000:]) < 1.5 * min(seconds[:1000])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
