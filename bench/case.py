@@ -18,9 +18,8 @@ from gpubackprop.bench.timing import Candidate, Sample, measure, ratio, summary
 
 Row = dict[str, Any]
 
-AGAIN_SECONDS = (
-    0.1  # of threads that share the work, before a sample: the system takes some 20 ms to spread them over the cores
-)
+# how long threads that share the work run before a sample: the system takes some 20 ms to spread them over the cores
+AGAIN_SECONDS = 0.1
 AGAIN = ", again"  # the name of the base, made and timed once more, ends so: their ratio is noise
 
 

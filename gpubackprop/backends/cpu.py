@@ -52,9 +52,7 @@ class CpuBackend(HostBackend):
 
     def execute(self, operation: table.Operation) -> None:
         kernel, arguments = self._call(operation)
-        if (
-            self._scratch.threads > 1 and work_of(operation) >= GRAIN
-        ):  # else calling the threads costs more than it saves
+        if self._scratch.threads > 1 and work_of(operation) >= SHARED_CALL:
             self._shared(operation, kernel, arguments)()
         else:
             kernel(*arguments)
