@@ -66,7 +66,7 @@ def test_thousands_of_fits_with_checkpoints_neither_leak_nor_slow_down(tmp_path:
     gc.collect()
     assert (resident() - before) / 4000 < 2_000
     assert len(list(Path("/proc/self/fd").iterdir())) <= files
-    assert min(seconds[-1000:]) < 1.5 * min(seconds[:1000])
+    assert np.median(seconds[-1000:]) < 1.5 * np.median(seconds[:1000])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")

@@ -51,21 +51,19 @@ class CpuBackend(HostBackend):
         return self._call(operation)
 
     def execute(self, operation: table.Operation) -> None:
-        kernel, arguments = self._call(operation)
-        if self._scratch.threads > 1 and work_of(operation) >= SHARED_CALL:
-            self._shared(operation, kernel, arguments)()
-        else:
-            kernel(*arguments)
+        self._ready(operation)()
 
     def prepare(self, operations: Sequence[table.Operation]) -> list[Callable[[], None]]:
         with self._own_scratch():
-            calls: list[Any] = [self._call(operation) for operation in operations]
-            return [
-                self._shared(o, kernel, arguments)
-                if self._scratch.threads > 1 and work_of(o) >= SHARED_CALL
-                else kernel.prepare(arguments)
-                for o, (kernel, arguments) in zip(operations, calls, strict=True)
-            ]
+            return [self._ready(operation) for operation in operations]
+
+    def _ready(self, operation: table.Operation) -> Callable[[], None]:
+        """Return a function that runs an operation: in the caller's thread, or shared by all where that pays."""
+        kernel, arguments = self._call(operation)
+        if self._scratch.threads > 1 and work_of(operation) >= SHARED_CALL:
+            return self._shared(operation, kernel, arguments)
+        run: Callable[[], None] = kernel.prepare(arguments)
+        return run
 
     def _shared(self, operation: table.Operation, kernel: Any, arguments: tuple[Any, ...]) -> Run:
         """Return a program of one operation that threads share."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.definitions import ALIGNMENT
 from gpubackprop.kernels.cpu.compile import LINE, Kernel, compiled, inlined, share, where
 from gpubackprop.kernels.cpu.vector import define_move, define_prefetch
 from gpubackprop.philox import define_philox
@@ -82,7 +83,7 @@ def compile_count_not_finite(dtype: np.dtype[Any]) -> Kernel:
 @cache
 def compile_gather(dtype: np.dtype[Any], ndim: int) -> Kernel:
     """Return kernel(source, order, counters, out): the rows of the next mini-batch; positions are clamped."""
-    size, line = dtype.itemsize, 64 // dtype.itemsize
+    size, line = dtype.itemsize, ALIGNMENT // dtype.itemsize
     move, prefetch = define_move(line, dtype), define_prefetch()
 
     def gather_rows(source, order, counters, out, piece, pieces):  # type: ignore[no-untyped-def]
