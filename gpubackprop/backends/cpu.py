@@ -59,7 +59,8 @@ class CpuBackend(HostBackend):
 
     def _ready(self, operation: table.Operation) -> Callable[[], None]:
         """Return a function that runs an operation: in the caller's thread, or shared by all where that pays."""
-        kernel, arguments = self._call(operation)
+        call: Any = self._call(operation)
+        kernel, arguments = call
         if self._scratch.threads > 1 and work_of(operation) >= SHARED_CALL:
             return self._shared(operation, kernel, arguments)
         run: Callable[[], None] = kernel.prepare(arguments)
