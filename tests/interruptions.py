@@ -27,6 +27,7 @@ from gpubackprop.training.run import CHECKPOINT, HISTORY, MODEL
 
 FILES = (MODEL, HISTORY, CHECKPOINT)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+ENDED = 2  # status of a process that had nothing to resume: all was written when the signal came
 FORK = multiprocessing.get_context("fork")
 
 # by the command line: options; in Python: a dictionary
@@ -63,7 +64,11 @@ def go_on(name: str, folder: Path) -> None:
     else:
         X, y, given, _ = parts(name)
         data = {key: given[key] for key in ("validation_data", "sample_weight") if key in given}
-        leave(gb.resume(folder, checkpoint_every="0.02s").fit(X, y, progress=False, **data))
+        try:
+            leave(gb.resume(folder, checkpoint_every="0.02s").fit(X, y, progress=False, **data))
+        except gb.RunError as error:
+            print(error)
+            sys.exit(ENDED)  # as the command line does
 
 
 def leave(history: gb.History) -> None:
@@ -89,15 +94,22 @@ def parts(name: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any], float]:
 
 
 def process(work: Any, name: str, folder: Path) -> Any:
+    """Start one of the two above; what it prints, a traceback for one, goes to a file beside its folder."""
+
     def quietly() -> None:
-        sink = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(sink, 1)
-        os.dup2(sink, 2)
+        said = os.open(said_by(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this is a background job
         work(name, folder)
 
     child = FORK.Process(target=quietly)
     child.start()
     return child
+
+
+def said_by(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name} said.txt")
 
 
 def interrupted(name: str, folder: Path, seconds: float, numbers: random.Random) -> list[str]:
@@ -112,15 +124,17 @@ def interrupted(name: str, folder: Path, seconds: float, numbers: random.Random)
         if child.is_alive():
             os.kill(child.pid, number)
         child.join()
-        if child.exitcode == 0 or (
-            attempt and child.exitcode == 2
-        ):  # it was done before, or there was nothing to resume
+        early = number == signal.SIGINT  # while it was being resumed, say
+        assert child.exitcode != 1 or early, f"{name}, {', '.join(ended)}:\n{said_by(folder).read_text()}"
+        if child.exitcode == 0 or (attempt and child.exitcode == ENDED):
             break
         ended.append(f"{number.name} {child.exitcode}")
     else:
         child = process(go_on, name, folder)
         child.join()
-        assert child.exitcode in (0, 2), f"resumed: status {child.exitcode}"  # 2: all was done when the signal came
+        assert child.exitcode in (0, ENDED), (
+            f"{name}, {', '.join(ended)}; resumed, status {child.exitcode}:\n{said_by(folder).read_text()}"
+        )
     return ended
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
+from gpubackprop.cli.saved import open_saved
 from gpubackprop.training import run as runs
 from gpubackprop.training.run import CHECKPOINT, HISTORY, MODEL, PREVIOUS, Every, Run
 
@@ -207,6 +208,39 @@ def test_more_epochs_are_those_of_a_longer_training(tmp_path: Path) -> None:
     trained.begin(tmp_path / "short", epochs=3)
     history = trained.resume(tmp_path / "short", epochs=6)
     assert len(history["loss"]) == len(history["seconds"]) > 3
+    assert contents(tmp_path / "short") == contents(tmp_path / "long")
+
+
+@pytest.mark.parametrize("lost", [(MODEL, HISTORY), (HISTORY,)])
+def test_a_training_killed_while_it_writes_its_end_writes_it_when_resumed(
+    lost: tuple[str, ...], tmp_path: Path
+) -> None:
+    trained = Trained("patience", "cpu")
+    trained.begin(tmp_path)
+    whole = contents(tmp_path)
+    for name in lost:
+        (tmp_path / name).unlink()
+    trained.resume(tmp_path)
+    assert contents(tmp_path) == whole
+
+
+def test_more_epochs_replace_the_end_of_the_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = Trained("patience", "cpu")
+    trained.begin(tmp_path / "long", epochs=6)
+    trained.begin(tmp_path / "short", epochs=3)
+
+    def killed(*_: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as context:
+        context.setattr(Run, "finish", killed)
+        with pytest.raises(SystemExit):
+            trained.resume(tmp_path / "short", epochs=6)
+    saved = open_saved(tmp_path / "short", "cpu")  # not the network of 3 epochs with the history of 6
+    assert not saved.finished
+    assert saved.history is not None
+    assert len(saved.history["loss"]) > 3
+    trained.resume(tmp_path / "short", epochs=6)
     assert contents(tmp_path / "short") == contents(tmp_path / "long")
 
 

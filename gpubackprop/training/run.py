@@ -6,8 +6,8 @@ file                      what it holds
 checkpoint.safetensors    between two steps: the network, the optimizer's state, the place in the data set, the state of the
                           callbacks, the history, the settings, digests of the data; and a digest of all this
 previous.safetensors      the checkpoint before that one
-model.safetensors         the network at the end, for :func:`gpubackprop.load`
-history.json              the history, without times: strict JSON, where NaN and infinity are null
+model.safetensors         the network at the end, for :func:`gpubackprop.load`; not there while a training runs
+history.json              the history, without times: strict JSON, where NaN and infinity are null; written last
 timing.json               seconds of each epoch
 run.lock                  locked while a process writes to the folder
 ========================  ========================================================================================================
@@ -111,7 +111,7 @@ class Run:
         self._interrupts = Interrupts()
         self._arrays: dict[str, Array] = {}
         self._written, self._steps = 0.0, 0.0
-        self.ends_only = False  # no epoch is left, but the network is not written yet
+        self.ends_only = False  # no epoch is left, but the end is not written yet
         self.interrupted = False  # between two steps, after a checkpoint
 
     # ------------------------------------------------------------------ an existing run
@@ -205,9 +205,9 @@ class Run:
             raise RunError(f"the run in {where!r} has {self.position.epoch} epochs already; ask for more")
 
     def _lacks_its_end(self) -> bool:
-        """Return whether all its epochs are done, and the process ended before it wrote the network."""
+        """Return whether all its epochs are done, and the process ended before it had written the network and the history."""
         done = self.history.stopped not in ("", "interrupted")
-        return self.is_resumed and done and not (self.folder / MODEL).exists()
+        return self.is_resumed and done and not (self.folder / HISTORY).exists()  # the last file
 
     # ------------------------------------------------------------------ while it is trained
 
@@ -257,10 +257,11 @@ class Run:
     def begin(self, training: Training, arrays: Mapping[str, Array]) -> None:
         """Begin or resume: arrays that a checkpoint holds besides the network's are filled from it, or written first."""
         self._arrays = dict(arrays)
-        if self._found is None:  # data and options are right, so that a run which is to be replaced may go
-            for name in (CHECKPOINT, PREVIOUS, MODEL, HISTORY, TIMING):
-                (self.folder / name).unlink(missing_ok=True)
-        else:
+        # data and options are right, so that what is to be replaced may go: another run, or the end of this one before more epochs
+        replaced = (HISTORY, MODEL) if self.is_resumed else (CHECKPOINT, PREVIOUS, HISTORY, MODEL, TIMING)
+        for name in replaced:
+            (self.folder / name).unlink(missing_ok=True)
+        if self._found is not None:
             with active(training.model.backend):
                 for name, array in arrays.items():
                     array[...] = training.model.backend.asarray(self._found.arrays[name])
