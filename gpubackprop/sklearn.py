@@ -20,7 +20,7 @@ import math
 import platform
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache as once
 from importlib.metadata import version
@@ -394,6 +394,10 @@ def _passes(estimator: Any, X: Any) -> bool:
 
     Whatever is in doubt is left to them, so that results, messages and errors are theirs.
     """
+    return _passes_if_finite(estimator, X) and _finite(X)
+
+
+def _passes_if_finite(estimator: Any, X: Any) -> bool:
     return (
         type(X) is np.ndarray
         and X.dtype in FLOATS
@@ -401,7 +405,6 @@ def _passes(estimator: Any, X: Any) -> bool:
         and len(X) > 0
         and X.shape[1] == getattr(estimator, "n_features_in_", 0)
         and not hasattr(estimator, "feature_names_in_")
-        and _finite(X)
     )
 
 
@@ -417,18 +420,53 @@ def _predicts_with_kernels(estimator: Any, X: Any) -> bool:
     )
 
 
-def _outputs_by_kernels(h: Any, layers: Iterable[tuple[Any, Any, Any]]) -> Any:
-    backend = get_backend("cpu")
-    for activation, W, b in layers:
-        z, phi = np.empty((len(h), W.shape[1]), h.dtype), ACTIVATIONS.resolve(_activations(activation))
-        backend.execute(Matmul(h, W, z))
+class _ByNumPy:
+    """The two operations of a layer, as scikit-learn computes them."""
+
+    @staticmethod
+    def product(h: Any, W: Any) -> Any:
+        return h @ W
+
+    @staticmethod
+    def bias_activation(z: Any, b: Any, activation: Any) -> Any:
+        z += b
+        if _one_of(OUTPUTS, activation):
+            OUTPUTS[activation](z)
+            return z
+        return ACTIVATIONS.resolve(activation).phi(z)
+
+
+class _ByKernels:
+    """The same on the CPU backend."""
+
+    @staticmethod
+    def product(h: Any, W: Any) -> Any:
+        z = np.empty((len(h), W.shape[1]), h.dtype)
+        get_backend("cpu").execute(Matmul(h, W, z))
+        return z
+
+    @staticmethod
+    def bias_activation(z: Any, b: Any, activation: Any) -> Any:
+        phi = ACTIVATIONS.resolve(_activations(activation))
         if phi is identity:  # of the output layer: no kernel to load
             z += b
-            h = z
-        else:  # in place where training has it so
-            h = z if phi.needs == "h" else np.empty_like(z)
-            backend.execute(BiasActivationForward(z, b, phi, h))
-    return h
+            return z
+        h = z if phi.needs == "h" else np.empty_like(z)  # in place where training has it so
+        get_backend("cpu").execute(BiasActivationForward(z, b, phi, h))
+        return h
+
+
+def _checked_product(estimator: Any, X: Any, h: Any, W: Any, by: type[_ByNumPy | _ByKernels]) -> Any:
+    """Return the first product, or scikit-learn's error if X, which is h as it was given, has NaN or infinity.
+
+    Either is in each column of its row of the product, so that one column tells; to read all of X would take longer.
+    """
+    with np.errstate(all="ignore"):
+        z = by.product(h, W)
+    if _finite(z[:, 0]):
+        return z
+    validate_data(estimator, X, reset=False)
+    return by.product(h, W)  # the weights or the sums are not finite: with NumPy's warnings
 
 
 def _finite(X: np.ndarray) -> bool:
@@ -475,22 +513,17 @@ class _Ours:
 
     def _outputs(self: Any, X: Any, check_input: bool) -> Any:
         """Return the outputs before the output activation."""
-        if check_input and not _passes(self, X):
+        unchecked = check_input and _passes_if_finite(self, X)
+        if check_input and not unchecked:
             X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
-        z = self._cast(X)
+        h = self._cast(X)
         given, n = self.activation, len(self.coefs_) - 1
         hidden = (given,) * n if isinstance(given, str | Activation) else given
-        layers = zip((*hidden, "identity"), self.coefs_, self.intercepts_, strict=True)
-        if _predicts_with_kernels(self, z):
-            return _outputs_by_kernels(z, layers)
-        for activation, W, b in layers:
-            z = z @ W
-            z += b
-            if _one_of(OUTPUTS, activation):
-                OUTPUTS[activation](z)
-            else:
-                z = ACTIVATIONS.resolve(activation).phi(z)
-        return z
+        by = _ByKernels if _predicts_with_kernels(self, h) else _ByNumPy
+        for activation, W, b in zip((*hidden, "identity"), self.coefs_, self.intercepts_, strict=True):
+            z = _checked_product(self, X, h, W, by) if unchecked else by.product(h, W)
+            unchecked, h = False, by.bias_activation(z, b, activation)
+        return h
 
     @classmethod
     def _theirs(cls) -> Any:

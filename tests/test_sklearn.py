@@ -276,8 +276,8 @@ def test_predictions_of_many_classes_and_where_an_output_overflows() -> None:
 def test_large_predictions_are_those_of_small_ones(
     kind: str, activation: str, dtype: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_kernels, used = ours._outputs_by_kernels, []
-    monkeypatch.setattr(ours, "_outputs_by_kernels", lambda *given: used.append(1) or by_kernels(*given))
+    product, used = ours._ByKernels.product, []
+    monkeypatch.setattr(ours._ByKernels, "product", lambda h, W: used.append(1) or product(h, W))
     given = X.astype(dtype)
     fitted = getattr(ours, kind)(device="cpu", **SHORT | {"activation": activation}).fit(given, Y)
     small, call = fitted._forward_pass_fast(given), fitted.predict
@@ -285,7 +285,7 @@ def test_large_predictions_are_those_of_small_ones(
     assert not used
     monkeypatch.setattr(ours, "LARGE", 0)
     large = fitted._forward_pass_fast(given)
-    assert len(used) == 1
+    assert len(used) == len(fitted.coefs_)
     assert large.dtype == small.dtype
     np.testing.assert_allclose(large, small, rtol=0, atol=100 * np.finfo(dtype).eps * np.abs(small).max())
     np.testing.assert_array_equal(fitted._forward_pass_fast(given[:7]), large[:7])  # no row depends on the others
@@ -293,11 +293,41 @@ def test_large_predictions_are_those_of_small_ones(
     count = len(used)
     for other in (csr_matrix(given), np.asfortranarray(given), np.repeat(given, 2, axis=0)[::2]):
         np.testing.assert_allclose(call(other), labels, rtol=1e-4 if dtype is np.float32 else 1e-12)
-    assert count <= len(used) <= count + 2  # scikit-learn's checks may copy what has other strides
+    assert count <= len(used) <= count + 2 * len(fitted.coefs_)  # scikit-learn's checks may copy what has other strides
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("n", [1, 40])
+def test_inputs_that_are_not_finite_are_an_error_as_there(
+    n: int, large: bool, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "_predicts_with_kernels", lambda *_: large)
+    given, said = X[:n].copy(), []
+    given[-1, -1] = value
+    for fitted in both("MLPClassifier", **SHORT):
+        fitted.fit(X, Y)
+        for W in (fitted.coefs_[0], np.zeros_like(fitted.coefs_[0])):  # 0 times infinity is NaN
+            fitted.coefs_[0] = W
+            with pytest.raises(ValueError, match="Input X contains") as error:
+                fitted.predict(given)
+            said.append(str(error.value))
+    assert said[:2] == [text.replace("gpubackprop", "sklearn") for text in said[2:]]
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_weights_that_are_not_finite_are_no_fault_of_the_inputs(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "_predicts_with_kernels", lambda *_: large)
+    for fitted in both("MLPRegressor", **SHORT):
+        fitted.fit(X, Y)
+        fitted.coefs_[0][0, 0] = np.nan
+        with np.errstate(all="ignore"), pytest.raises(ValueError, match="contains NaN"):
+            fitted.score(X, Y)
 
 
 def test_a_prediction_loads_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ours, "_outputs_by_kernels", lambda *given: pytest.fail("they are not loaded"))
+    monkeypatch.setattr(ours._ByKernels, "product", lambda h, W: pytest.fail("they are not loaded"))
     monkeypatch.setattr(ours, "LARGE", 0)
     monkeypatch.setattr(ours, "_warm", set())
     ours.MLPClassifier.from_sklearn(theirs.MLPClassifier(**SHORT).fit(X, Y)).predict(X)
