@@ -222,7 +222,8 @@ def train(estimator: Any, method: str, arguments: tuple[Any, ...]) -> None:
         THEIRS[method](driver, *arguments)
     finally:
         fit.end()
-        same = {"_backprop", "batch_size", "shuffle"}
+        del driver._backprop  # a cycle, in which the steps and the data would wait for the garbage collector
+        same = {"batch_size", "shuffle"}
         vars(estimator).update({name: value for name, value in vars(driver).items() if name not in same})
         if not incremental:
             _trainers.pop(estimator, None)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import os
 import pickle
 import subprocess
 import sys
 import warnings
+import weakref
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -205,6 +207,26 @@ def test_a_mini_batch_without_weight_is_an_error_as_there() -> None:
     for estimator in both("MLPClassifier", **SHORT | {"shuffle": False}):
         with pytest.raises(ZeroDivisionError):
             estimator.fit(X, Y, sample_weight=np.arange(len(X)) >= 40)
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_a_fit_leaves_nothing_to_the_garbage_collector(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Noted(ours.Trainer):  # type: ignore[misc, name-defined]
+        def __init__(self, kind: Any) -> None:
+            super().__init__(kind)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(ours, "Trainer", Noted)
+    monkeypatch.setattr(ours, "IDLE_LIMIT", 0)  # none is kept for another fit
+    gc.collect()
+    gc.disable()
+    try:
+        ours.MLPClassifier(device="cpu", **SHORT | {"solver": solver}).fit(X, Y)
+        assert [trainer() for trainer in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_ctrl_c_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:

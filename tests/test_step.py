@@ -152,21 +152,25 @@ def test_a_warm_step_allocates_no_array(activation: str, dropout: float, rng: np
     feed(model, step, rng, 128)
     run = step.compile()
     run(2)
+    peaks, left = [], []
     tracemalloc.start()  # NumPy reports its arrays there
     try:
-        run()
-        tracemalloc.reset_peak()
-        before, _ = tracemalloc.get_traced_memory()
-        run(3)
-        after, peak = tracemalloc.get_traced_memory()
+        for _ in range(5):  # other threads of this process allocate at times
+            run()
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            run(3)
+            after, peak = tracemalloc.get_traced_memory()
+            peaks.append(peak - before)
+            left.append(after - before)
         assert len(np.ones(4096)) == 4096  # the meter sees an array of 32 KB
         _, with_array = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     # the smallest array with a row for each sample has 5 KB; calls leave only numbers and tuples
-    assert peak - before < 4096
-    assert after - before < 1024
-    assert with_array - before > 32_000
+    assert min(peaks) < 4096
+    assert min(left) < 1024
+    assert with_array - after > 32_000
 
 
 def test_a_step_shares_memory_where_the_mathematics_allows() -> None:
