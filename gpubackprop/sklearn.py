@@ -424,12 +424,10 @@ def _predicts_with_kernels(estimator: Any, X: Any) -> bool:
 class _ByNumPy:
     """The two operations of a layer, as scikit-learn computes them."""
 
-    @staticmethod
-    def product(h: Any, W: Any) -> Any:
+    def product(self, h: Any, W: Any) -> Any:
         return h @ W
 
-    @staticmethod
-    def bias_activation(z: Any, b: Any, activation: Any) -> Any:
+    def bias_activation(self, z: Any, b: Any, activation: Any) -> Any:
         z += b
         if _one_of(OUTPUTS, activation):
             OUTPUTS[activation](z)
@@ -440,24 +438,25 @@ class _ByNumPy:
 class _ByKernels:
     """The same on the CPU backend."""
 
-    @staticmethod
-    def product(h: Any, W: Any) -> Any:
+    def __init__(self) -> None:
+        self.execute = get_backend("cpu").execute
+
+    def product(self, h: Any, W: Any) -> Any:
         z = np.empty((len(h), W.shape[1]), h.dtype)
-        get_backend("cpu").execute(Matmul(h, W, z))
+        self.execute(Matmul(h, W, z))
         return z
 
-    @staticmethod
-    def bias_activation(z: Any, b: Any, activation: Any) -> Any:
+    def bias_activation(self, z: Any, b: Any, activation: Any) -> Any:
         phi = ACTIVATIONS.resolve(_activations(activation))
         if phi is identity:  # of the output layer: no kernel to load
             z += b
             return z
         h = z if phi.needs == "h" else np.empty_like(z)  # in place where training has it so
-        get_backend("cpu").execute(BiasActivationForward(z, b, phi, h))
+        self.execute(BiasActivationForward(z, b, phi, h))
         return h
 
 
-def _checked_product(estimator: Any, X: Any, h: Any, W: Any, by: type[_ByNumPy | _ByKernels]) -> Any:
+def _checked_product(estimator: Any, X: Any, h: Any, W: Any, by: _ByNumPy | _ByKernels) -> Any:
     """Return the first product, or scikit-learn's error if X, which is h as it was given, has NaN or infinity.
 
     Either is in each column of its row of the product, so that one column tells; to read all of X would take longer.
@@ -472,7 +471,7 @@ def _checked_product(estimator: Any, X: Any, h: Any, W: Any, by: type[_ByNumPy |
 
 def _finite(X: np.ndarray) -> bool:
     with np.errstate(all="ignore"):
-        return bool(np.isfinite(X.sum()))
+        return math.isfinite(X.sum())
 
 
 class _Ours:
@@ -520,7 +519,7 @@ class _Ours:
         h = self._cast(X)
         given, n = self.activation, len(self.coefs_) - 1
         hidden = (given,) * n if isinstance(given, str | Activation) else given
-        by = _ByKernels if _predicts_with_kernels(self, h) else _ByNumPy
+        by = _ByKernels() if _predicts_with_kernels(self, h) else _ByNumPy()
         for activation, W, b in zip((*hidden, "identity"), self.coefs_, self.intercepts_, strict=True):
             z = _checked_product(self, X, h, W, by) if unchecked else by.product(h, W)
             unchecked, h = False, by.bias_activation(z, b, activation)

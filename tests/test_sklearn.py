@@ -299,7 +299,7 @@ def test_large_predictions_are_those_of_small_ones(
     kind: str, activation: str, dtype: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     product, used = ours._ByKernels.product, []
-    monkeypatch.setattr(ours._ByKernels, "product", lambda h, W: used.append(1) or product(h, W))
+    monkeypatch.setattr(ours._ByKernels, "product", lambda by, h, W: used.append(1) or product(by, h, W))
     given = X.astype(dtype)
     fitted = getattr(ours, kind)(device="cpu", **SHORT | {"activation": activation}).fit(given, Y)
     small, call = fitted._forward_pass_fast(given), fitted.predict
@@ -349,7 +349,7 @@ def test_weights_that_are_not_finite_are_no_fault_of_the_inputs(large: bool, mon
 
 
 def test_a_prediction_loads_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ours._ByKernels, "product", lambda h, W: pytest.fail("they are not loaded"))
+    monkeypatch.setattr(ours._ByKernels, "product", lambda *_: pytest.fail("they are not loaded"))
     monkeypatch.setattr(ours, "LARGE", 0)
     monkeypatch.setattr(ours, "_warm", set())
     ours.MLPClassifier.from_sklearn(theirs.MLPClassifier(**SHORT).fit(X, Y)).predict(X)
