@@ -19,7 +19,7 @@ UNITS = ((1e-3, "us", 1e6), (1.0, "ms", 1e3), (float("inf"), "s", 1.0))
 TIME = "time"  # the unit of a column is the one that suits the case
 KERNELS = ("kernels",)  # suites with one line per case, not per candidate
 OTHERS = tuple(suite for suite in SUITES if suite not in KERNELS)
-PIVOTS = {"step": "gpubackprop", "products": "plain products", "sklearn": "gpubackprop"}
+PIVOTS = {"step": "gpubackprop", "products": "plain products"}
 """Suites shown in Markdown, one line per case, and the baseline of each."""
 
 
@@ -242,6 +242,8 @@ def pivots(report: Report) -> Iterator[Table]:
         heading = f"{suite}, {device}, {dtype}"
         if suite == "fit":
             yield fits(rows)
+        if suite == "sklearn":
+            yield estimators(rows)
         chosen = [row for row in rows if suite in PIVOTS and row["base"] == PIVOTS[suite]]
         names = dict.fromkeys(name for row in chosen for name in row["candidates"] if not name.startswith(" "))
         names.pop(PIVOTS.get(suite), None)
@@ -258,12 +260,33 @@ def _pivoted(heading: str, name: str, unit: str = "") -> Column:
     return Column(heading, text, unit)
 
 
+def estimators(rows: list[Row]) -> Table:
+    """Return a table with a line per network: scikit-learn's time over ours of each call."""
+    by_size: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        call, _, rest = row["case"].partition(f" {_layers(row)},")
+        by_size.setdefault(f"{_layers(row)},{rest}".partition(", samples")[0], {})[call] = row
+
+    def of_call(call: str) -> Column:
+        ratios = _pivoted(call, "sklearn")
+        return replace(ratios, text=lambda item: ratios.text(item[1][call]) if call in item[1] else "-")
+
+    calls = dict.fromkeys(call for of_size in by_size.values() for call in of_size)
+    columns = [Column(f"sklearn, {rows[0]['device']}, {rows[0]['dtype']}", lambda item: item[0]), *map(of_call, calls)]
+    notes = ["Time of scikit-learn's estimator over that of ours (more than 1: ours is faster), one core."]
+    return table(columns, by_size.items(), notes=notes)
+
+
+def _layers(row: Row) -> str:
+    return "-".join(map(str, row["size"]["layers"]))
+
+
 def fits(rows: list[Row]) -> Table:
     """Return a table with a line per network: JAX's time over ours of each kind of fit, and times beside a busy program."""
     by_size: dict[str, dict[tuple[str, str], Row]] = {}
     for row in rows:
         size = row["size"]
-        name = f"{'-'.join(map(str, size['layers']))}, batch {size['batch']}"
+        name = f"{_layers(row)}, batch {size['batch']}"
         by_size.setdefault(name, {})[size["cores"], size["length"]] = row
     kinds = dict.fromkeys(kind for of_size in by_size.values() for kind in of_size)
     columns = [

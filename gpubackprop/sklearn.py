@@ -501,6 +501,12 @@ class _Ours:
     def _cast(self: Any, X: Any) -> Any:
         return X if self.dtype is None else X.astype(self.dtype, copy=False)
 
+    def predict(self: Any, X: Any) -> Any:
+        """Return the labels, or the values, of samples, as scikit-learn's estimator does."""
+        if hasattr(self, "coefs_"):  # check_is_fitted takes as long as the prediction of a small network
+            return self._predict(X)
+        return super().predict(X)  # type: ignore[misc]
+
     def _forward_pass_fast(self: Any, X: Any, check_input: bool = True) -> Any:
         return self._read(self._outputs(X, check_input))
 

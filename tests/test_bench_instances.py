@@ -265,6 +265,23 @@ def test_fits_are_a_table_of_one_line_per_network() -> None:
     assert max(map(len, render.lines_of(tables.fits(ROWS)))) <= 80
 
 
+def test_estimators_are_a_table_of_one_line_per_network() -> None:
+    def row(case: str, batch: int, ratio: float) -> dict[str, Any]:
+        return fit_row(batch, "", "", sklearn=ratio) | {"suite": "sklearn", "dtype": "float64", "case": case}
+
+    rows = [
+        row("fit 8-16-3, batch 32, samples 1600", 32, 9.0),
+        row("predict all 8-16-3, batch 32, samples 1600", 32, 2.0),
+        row("fit 8-16-3, batch 200, samples 1600", 200, 1.0),
+    ]
+    assert render.markdown({"rows": rows}).splitlines() == [
+        "| sklearn, cpu, float64 | fit | predict all |",
+        "|---|---|---|",
+        "| 8-16-3, batch 32 | 9.00x | 2.00x |",
+        "| 8-16-3, batch 200 | 1.00x ~ | - |",
+    ]
+
+
 def test_the_result_is_one_sentence() -> None:
     said = tables.result({"rows": ROWS})
     assert said == (

@@ -150,7 +150,7 @@ def test_the_names_in_the_table_of_the_mathematics_exist() -> None:
         assert hasattr(owners[owner], name)
 
 
-@pytest.mark.parametrize("name", ["cpu", "fit", "limits"])
+@pytest.mark.parametrize("name", ["cpu", "fit", "sklearn", "limits"])
 def test_a_table_of_times_is_that_of_the_stored_run(name: str) -> None:
     assert markdown(read_report(ROOT / "bench" / "results" / name)) in PAGES["benchmarks.md"]
 

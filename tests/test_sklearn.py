@@ -219,7 +219,8 @@ def test_a_fit_leaves_nothing_to_the_garbage_collector(solver: str, monkeypatch:
             made.append(weakref.ref(self))
 
     monkeypatch.setattr(ours, "Trainer", Noted)
-    monkeypatch.setattr(ours, "IDLE_LIMIT", 0)  # none is kept for another fit
+    monkeypatch.setattr(ours, "_idle", [])  # of earlier fits
+    monkeypatch.setattr(ours, "IDLE_LIMIT", 0)  # and none is kept for another
     gc.collect()
     gc.disable()
     try:
