@@ -81,6 +81,7 @@ READ = {
 """By scikit-learn's output activation: how our losses call it, and the targets that they then take."""
 DENSE_LIMIT = 2**30  # bytes that a sparse X may take as an array
 LARGE = 4e6  # FLOP of a prediction from which on it takes our kernels: calling them costs some 50 microseconds
+FUSED = 2**14  # numbers from which on its bias and activation do: 10 microseconds a call, in which NumPy takes so many
 LOADING, COMPILING = 1.5, 16.0  # seconds until a step's kernels are there, in which scikit-learn trains small networks
 
 told: Counter[str] = Counter()
@@ -435,7 +436,7 @@ class _ByNumPy:
         return ACTIVATIONS.resolve(activation).phi(z)
 
 
-class _ByKernels:
+class _ByKernels(_ByNumPy):
     """The same on the CPU backend."""
 
     def __init__(self) -> None:
@@ -448,9 +449,8 @@ class _ByKernels:
 
     def bias_activation(self, z: Any, b: Any, activation: Any) -> Any:
         phi = ACTIVATIONS.resolve(_activations(activation))
-        if phi is identity:  # of the output layer: no kernel to load
-            z += b
-            return z
+        if phi is identity or z.size < FUSED:  # the first, of the output layer, has no kernel to load
+            return super().bias_activation(z, b, activation)
         h = z if phi.needs == "h" else np.empty_like(z)  # in place where training has it so
         self.execute(BiasActivationForward(z, b, phi, h))
         return h

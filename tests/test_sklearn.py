@@ -296,8 +296,9 @@ def test_predictions_of_many_classes_and_where_an_output_overflows() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity", "gelu"])
 @pytest.mark.parametrize("kind", ["MLPClassifier", "MLPRegressor"])
+@pytest.mark.parametrize("fused", [0, ours.FUSED])
 def test_large_predictions_are_those_of_small_ones(
-    kind: str, activation: str, dtype: type, monkeypatch: pytest.MonkeyPatch
+    fused: int, kind: str, activation: str, dtype: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     product, used = ours._ByKernels.product, []
     monkeypatch.setattr(ours._ByKernels, "product", lambda by, h, W: used.append(1) or product(by, h, W))
@@ -307,6 +308,7 @@ def test_large_predictions_are_those_of_small_ones(
     labels = call(given)
     assert not used
     monkeypatch.setattr(ours, "LARGE", 0)
+    monkeypatch.setattr(ours, "FUSED", fused)
     large = fitted._forward_pass_fast(given)
     assert len(used) == len(fitted.coefs_)
     assert large.dtype == small.dtype
