@@ -264,8 +264,8 @@ def estimators(rows: list[Row]) -> Table:
     """Return a table with a line per network: scikit-learn's time over ours of each call."""
     by_size: dict[str, dict[str, Row]] = {}
     for row in rows:
-        call, _, rest = row["case"].partition(f" {_layers(row)},")
-        by_size.setdefault(f"{_layers(row)},{rest}".partition(", samples")[0], {})[call] = row
+        network = _network(row)
+        by_size.setdefault(network, {})[row["case"].partition(f" {network}")[0]] = row
 
     def of_call(call: str) -> Column:
         ratios = _pivoted(call, "sklearn")
@@ -273,21 +273,19 @@ def estimators(rows: list[Row]) -> Table:
 
     calls = dict.fromkeys(call for of_size in by_size.values() for call in of_size)
     columns = [Column(f"sklearn, {rows[0]['device']}, {rows[0]['dtype']}", lambda item: item[0]), *map(of_call, calls)]
-    notes = ["Time of scikit-learn's estimator over that of ours (more than 1: ours is faster), one core."]
+    notes = ["Time of scikit-learn's estimator over that of ours (more than 1: ours is faster)."]
     return table(columns, by_size.items(), notes=notes)
 
 
-def _layers(row: Row) -> str:
-    return "-".join(map(str, row["size"]["layers"]))
+def _network(row: Row) -> str:
+    return f"{'-'.join(map(str, row['size']['layers']))}, batch {row['size']['batch']}"
 
 
 def fits(rows: list[Row]) -> Table:
     """Return a table with a line per network: JAX's time over ours of each kind of fit, and times beside a busy program."""
     by_size: dict[str, dict[tuple[str, str], Row]] = {}
     for row in rows:
-        size = row["size"]
-        name = f"{_layers(row)}, batch {size['batch']}"
-        by_size.setdefault(name, {})[size["cores"], size["length"]] = row
+        by_size.setdefault(_network(row), {})[row["size"]["cores"], row["size"]["length"]] = row
     kinds = dict.fromkeys(kind for of_size in by_size.values() for kind in of_size)
     columns = [
         Column(f"fit, {rows[0]['device']}, {rows[0]['dtype']}", lambda item: item[0]),
