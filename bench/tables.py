@@ -273,8 +273,7 @@ def estimators(rows: list[Row]) -> Table:
 
     calls = dict.fromkeys(call for of_size in by_size.values() for call in of_size)
     columns = [Column(f"sklearn, {rows[0]['device']}, {rows[0]['dtype']}", lambda item: item[0]), *map(of_call, calls)]
-    notes = ["Time of scikit-learn's estimator over that of ours (more than 1: ours is faster)."]
-    return table(columns, by_size.items(), notes=notes)
+    return table(columns, by_size.items())
 
 
 def _network(row: Row) -> str:
